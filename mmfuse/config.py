@@ -1,0 +1,282 @@
+"""Recipes and the strict YAML that recipes and dataset cards are read with."""
+
+import dataclasses
+import difflib
+import math
+import re
+import types
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+import yaml
+
+from mmfuse.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ModelRecipe:
+    """The detector; see `mmfuse.create_detector` for what each name means."""
+
+    size: str = "d0"
+    pyramid: str = "bifpn"
+    modality_inputs: Literal["first", "every"] = "first"
+    fusion: str | None = None
+    flavour: Literal["tf", "symmetric"] = "tf"
+    backbone: str | None = None
+    share_backbone: bool = False
+    pretrained: bool = False
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """What the detector is shown. `root` overrides the card's; `input_size` is height and width, None the size's own.
+
+    `scale_jitter` is the range of the random scale, `color_jitter` the strength on RGB, 0 for none; `workers` is the
+    number of loader processes, None for as many as there are cores to spare.
+    """
+
+    root: str | None = None
+    input_size: tuple[int, int] | None = None
+    hflip: float = 0.5
+    scale_jitter: tuple[float, float] = (0.5, 1.5)
+    color_jitter: float = 0.2
+    workers: int | None = None
+
+
+@dataclass(frozen=True)
+class TrainRecipe:
+    """How the detector is trained.
+
+    `lr` is for a batch of 64 and scales linearly with `batch_size`, which is the batch over all processes.
+    `evaluate_every` counts epochs; the last epoch is always evaluated.
+    """
+
+    epochs: int = 30
+    batch_size: int = 16
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    lr: float = 0.002
+    weight_decay: float = 0.05
+    warmup_epochs: float = 1.0
+    ema_decay: float = 0.9998
+    clip_norm: float = 10.0
+    evaluate_every: int = 1
+    seed: int = 0
+    device: str | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One experiment: a dataset card, the modalities to use of it, the detector, the data path and the training."""
+
+    name: str
+    card: str
+    modalities: tuple[str, ...]
+    model: ModelRecipe = field(default_factory=ModelRecipe)
+    data: DataRecipe = field(default_factory=DataRecipe)
+    train: TrainRecipe = field(default_factory=TrainRecipe)
+
+    def __post_init__(self) -> None:
+        for holds, name, value, fix in (
+            (self.modalities, "modalities", list(self.modalities), "name at least one"),
+            (len(set(self.modalities)) == len(self.modalities), "modalities", list(self.modalities), "name each once"),
+            (re.fullmatch(r"[\w.+-]+", self.name), "name", self.name, "use letters, digits and . _ + -"),
+            (self.train.epochs >= 1, "train.epochs", self.train.epochs, "use at least 1"),
+            (self.train.batch_size >= 1, "train.batch_size", self.train.batch_size, "use at least 1"),
+            (self.train.evaluate_every >= 1, "train.evaluate_every", self.train.evaluate_every, "use at least 1"),
+            (self.train.lr > 0, "train.lr", self.train.lr, "use a positive number"),
+            (self.train.clip_norm > 0, "train.clip_norm", self.train.clip_norm, "use a positive number"),
+            (0 <= self.train.ema_decay < 1, "train.ema_decay", self.train.ema_decay, "use 0 (off) up to below 1"),
+            (0 <= self.data.hflip <= 1, "data.hflip", self.data.hflip, "use a probability"),
+            (0 <= self.data.color_jitter < 1, "data.color_jitter", self.data.color_jitter, "use 0 up to below 1"),
+            (
+                0 < self.data.scale_jitter[0] <= self.data.scale_jitter[1],
+                "data.scale_jitter",
+                list(self.data.scale_jitter),
+                "use [smallest, largest], both positive",
+            ),
+        ):
+            if not holds:
+                raise UserError(f"{name}: {value!r} is not allowed; {fix}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values for JSON or YAML; `build(Recipe, values, where)` reads them back."""
+        return plain(dataclasses.asdict(self))
+
+
+def plain(value: Any) -> Any:
+    """Returns a nested value with tuples as lists, as YAML and JSON write them."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Safe YAML without what surprises: duplicate keys and aliases are errors, `1e-4` is a number."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.constructor.ConstructorError(None, None, "aliases (*name) are not allowed; write it out", mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                message = f"the key {key.value!r} stands twice; remove one"
+                raise yaml.constructor.ConstructorError(None, None, message, key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Parses strict YAML; `where` names its place in errors.
+
+    Raises:
+        UserError: a syntax error, a duplicate key, an alias or a tag.
+    """
+    try:
+        return yaml.load(text, _StrictLoader)  # noqa: S506 - a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{where}{line}: {error.problem or error.context}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{where}: {' '.join(str(error).split())}") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Reads a mapping from a strict YAML file.
+
+    Raises:
+        UserError: the file is missing, isn't text, or holds something else than a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; check the path") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not a text file; give a YAML file") from None
+    values = parse_yaml(text, str(path))
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: holds no mapping; write 'key: value' lines")
+    return values
+
+
+def unknown_name(name: object, known: Iterable[str], what: str) -> str:
+    """Returns the message for a name that isn't one of `known`, with the nearest one where there is one."""
+    known = list(known)
+    near = difflib.get_close_matches(str(name), known, n=1)
+    fix = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(known)}"
+    return f"{name!r} is not a known {what}; {fix}"
+
+
+def build(kind: type[T], values: object, where: str) -> T:
+    """Builds a dataclass from plain values, strictly; nested dataclasses, tuples and literals included.
+
+    Raises:
+        UserError: an unknown key (with the nearest known one), a missing key, a wrong type.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: {values!r} is not a mapping; write 'key: value' lines")
+    hints = typing.get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in fields:
+            raise UserError(f"{where}: {unknown_name(key, fields, 'key')}")
+    for name, f in fields.items():
+        if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise UserError(f"{where}: the key {name!r} is missing; add it")
+    built = {key: _convert(hints[key], value, f"{where}: {key}") for key, value in values.items()}
+    try:
+        return kind(**built)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in args:
+            return None
+        rest = [a for a in args if a is not type(None)]
+        return _convert(rest[0], value, where)
+    if dataclasses.is_dataclass(hint):
+        return build(hint, value, where)
+    if origin is Literal:
+        if value in args:
+            return value
+        raise UserError(f"{where}: {unknown_name(value, args, 'value')}")
+    if origin is dict and isinstance(value, dict):
+        return {str(k): _convert(args[1], v, f"{where}.{k}") for k, v in value.items()}
+    if origin is tuple and isinstance(value, list | tuple):
+        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        if len(kinds) == len(value):
+            return tuple(_convert(k, v, where) for k, v in zip(kinds, value, strict=True))
+        raise UserError(f"{where}: {value!r} has {len(value)} entries; give {len(kinds)}")
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is float and isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{where}: {value!r} is not a number; give a finite one")
+    if isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    wanted = {float: "a number", int: "a whole number", str: "text", bool: "true or false"}.get(hint, "a list")
+    raise UserError(f"{where}: {value!r} is not {wanted}")
+
+
+def override(values: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    """Returns `values` with `key.inner=value` assignments made, each value read as YAML.
+
+    Raises:
+        UserError: an assignment has no `=`, or goes through something that isn't a mapping.
+    """
+    result = {k: dict(v) if isinstance(v, dict) else v for k, v in values.items()}
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals or not path:
+            raise UserError(f"{assignment!r} is not an assignment; write key=value, such as train.epochs=20")
+        *outer, last = path.split(".")
+        place = result
+        for key in outer:
+            place = place.setdefault(key, {})
+            if not isinstance(place, dict):
+                raise UserError(f"{assignment!r}: {key!r} holds a value, not keys; set {key}=value")
+        place[last] = parse_yaml(text, assignment)
+    return result
+
+
+def load_recipe(path: str | Path, assignments: Iterable[str] = ()) -> Recipe:
+    """Reads a recipe file and makes `key=value` changes to it.
+
+    `name` defaults to the file's name, and a relative `card` is looked up from the recipe's folder.
+
+    Raises:
+        UserError: the file or a value isn't right.
+    """
+    path = Path(path)
+    values = override({"name": path.stem, **read_yaml(path)}, assignments)
+    if isinstance(values.get("card"), str):
+        values["card"] = str((path.parent / values["card"]).resolve())
+    return build(Recipe, values, str(path))
+
+
+def save_yaml(path: Path, values: dict[str, Any]) -> None:
+    """Writes plain values as YAML, whole or not at all."""
+    write_whole(path, yaml.safe_dump(values, sort_keys=False).encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file by way of a neighbour that is renamed, so that a good file is never replaced by half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content)
+    partial.replace(path)

@@ -1,0 +1,107 @@
+"""The values that flow through the library: samples, batches, targets and detections.
+
+Letters in shapes: B images, C channels, H W height and width, A anchors, K classes, N boxes, M modalities.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Objects of a batch: per image, `boxes` (N, 4) xyxy pixels of the network input and `labels` (N,) int64, from 0."""
+
+    boxes: list[Tensor]
+    labels: list[Tensor]
+
+    def to(self, device: torch.device) -> "Targets":
+        """Returns the targets on another device."""
+        return Targets([b.to(device) for b in self.boxes], [t.to(device) for t in self.labels])
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of every sensor that is there, raw, with its objects.
+
+    `images` maps a modality to its pixels (C, H, W) in the sensor's own type (uint8, uint16 or float32); a modality
+    that is absent has no entry. `boxes` is (N, 4) xyxy pixels, `labels` (N,). `scale` is input pixels per original
+    pixel: the letterbox keeps the top left corner, so `boxes / scale` are original pixels.
+    """
+
+    image_id: int
+    images: dict[str, Tensor]
+    boxes: Tensor
+    labels: Tensor
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of one size, stacked.
+
+    `images` maps every modality of the recipe to (B, C, H, W), raw, zero where absent; `present` to (B,) bool;
+    `scale` is (B,): input pixels per original pixel.
+    """
+
+    image_ids: list[int]
+    images: dict[str, Tensor]
+    present: dict[str, Tensor]
+    targets: Targets
+    scale: Tensor
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def to(self, device: torch.device) -> "Batch":
+        """Returns the batch on another device; copies from pinned memory don't block."""
+        return Batch(
+            self.image_ids,
+            {m: x.to(device, non_blocking=True) for m, x in self.images.items()},
+            {m: x.to(device, non_blocking=True) for m, x in self.present.items()},
+            self.targets.to(device),
+            self.scale.to(device),
+        )
+
+    def pin_memory(self) -> "Batch":
+        """Returns the batch in page-locked memory; the name is the one that DataLoader calls."""
+        return Batch(
+            self.image_ids,
+            {m: x.pin_memory() for m, x in self.images.items()},
+            {m: x.pin_memory() for m, x in self.present.items()},
+            self.targets,
+            self.scale,
+        )
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Objects found in one image: `boxes` (N, 4) xyxy pixels, `scores` (N,) in (0, 1), best first, `labels` (N,)."""
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __getitem__(self, rows: Tensor | slice) -> "Detections":
+        return Detections(self.boxes[rows], self.scores[rows], self.labels[rows])
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        return zip(self.boxes, self.scores, self.labels, strict=True)
+
+    def rescale(self, scale: float | Tensor) -> "Detections":
+        """Returns the detections in original pixels, for an image that was letterboxed by `scale`."""
+        return Detections(self.boxes / scale, self.scores, self.labels)
+
+    def to(self, device: torch.device | str) -> "Detections":
+        """Returns the detections on another device."""
+        return Detections(self.boxes.to(device), self.scores.to(device), self.labels.to(device))
+
+    @staticmethod
+    def empty() -> "Detections":
+        """Returns the detections of an image in which nothing was found."""
+        return Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))

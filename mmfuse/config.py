@@ -211,7 +211,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         rest = [a for a in args if a is not type(None)]
         return _convert(rest[0], value, where)
     if dataclasses.is_dataclass(hint):
-        return build(hint, value, where)
+        return build(typing.cast(type[Any], hint), value, where)
     if origin is Literal:
         if value in args:
             return value

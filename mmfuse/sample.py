@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Targets:
-    """Objects of a batch: per image, `boxes` (N, 4) xyxy pixels of the network input and `labels` (N,) int64, from 0."""
+    """Objects of a batch: per image, `boxes` (N, 4) xyxy pixels of the network input and `labels` (N,) int64."""
 
     boxes: list[Tensor]
     labels: list[Tensor]

@@ -1,0 +1,63 @@
+"""Backbones: timm models that give features at strides 8, 16 and 32."""
+
+from typing import Any
+
+import timm
+from timm.models import FeatureInfo
+from torch import Tensor, nn
+
+from mmfuse.config import unknown_name
+from mmfuse.errors import UserError
+from mmfuse.scaling import Size
+
+STRIDES = [8, 16, 32]
+
+PRETRAINED_TAGS = {
+    **{f"tf_efficientnet_b{n}": "aa_in1k" for n in range(8)},
+    **{f"efficientnet_b{n}": tag for n, tag in enumerate(("ra_in1k", "ft_in1k", "ra_in1k", "ra2_in1k", "ra2_in1k"))},
+    **{f"tinynet_{letter}": "in1k" for letter in "abcde"},
+}
+"""Weights that an untagged name stands for, pinned because timm's own default changes."""
+
+
+class Backbone(nn.Module):
+    """A timm `features_only` model; `channels` are those of its maps at strides 8, 16 and 32."""
+
+    def __init__(self, name: str, in_channels: int, *, pretrained: bool = False, drop_path: float = 0.0) -> None:
+        super().__init__()
+        plain = name.partition(".")[0]
+        if not timm.is_model(plain):
+            raise UserError(f"backbone: {unknown_name(name, timm.list_models(), 'timm model')}")
+        if pretrained and plain == name and name in PRETRAINED_TAGS:
+            name = f"{name}.{PRETRAINED_TAGS[name]}"
+        options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
+        try:
+            self.net = timm.create_model(
+                name, pretrained, features_only=True, out_indices=(-3, -2, -1), in_chans=in_channels, **options
+            )
+        except OSError as error:
+            raise UserError(
+                f"backbone: the weights of {name!r} can't be downloaded ({type(error).__name__}); connect, or use "
+                "pretrained: false"
+            ) from None
+        except RuntimeError as error:
+            raise UserError(
+                f"backbone: {name!r} can't give feature maps ({' '.join(str(error).split())[:120]}); use another"
+            ) from None
+        info = self.net.feature_info
+        assert isinstance(info, FeatureInfo)
+        if list(info.reduction()) != STRIDES:
+            raise UserError(f"backbone: {name!r} has strides {info.reduction()}, not {STRIDES}; use another")
+        self.channels: list[int] = info.channels()
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Turns images (B, C, H, W) into maps (B, channels, h, w) at strides 8, 16 and 32."""
+        maps = zip(self.net(images), self.channels, strict=True)
+        return [x if x.shape[1] == channels else x.permute(0, 3, 1, 2) for x, channels in maps]
+
+
+def default_name(size: Size, flavour: str) -> str:
+    """Returns the timm name of a size's own backbone; "tf" pads as TensorFlow does."""
+    if not size.backbone.startswith("b"):
+        return size.backbone
+    return f"{'tf_' if flavour == 'tf' else ''}efficientnet_{size.backbone}"

@@ -1,1 +1,23 @@
-"""mmfuse."""
+"""Object detection with any number of sensors, fused in one cross-modal weighted BiFPN."""
+
+from mmfuse.compare import compare as compare
+from mmfuse.config import Recipe as Recipe
+from mmfuse.config import load_recipe as load_recipe
+from mmfuse.data.cards import load_card as load_card
+from mmfuse.data.check import check as check
+from mmfuse.errors import UserError as UserError
+from mmfuse.model.detector import FusionDetector as FusionDetector
+from mmfuse.model.detector import Outputs as Outputs
+from mmfuse.model.detector import create_detector as create_detector
+from mmfuse.predict import predict as predict
+from mmfuse.sample import Batch as Batch
+from mmfuse.sample import Detections as Detections
+from mmfuse.sample import Sample as Sample
+from mmfuse.sample import Targets as Targets
+from mmfuse.score import evaluate as evaluate
+from mmfuse.sensor import Sensor as Sensor
+from mmfuse.train.checkpoint import load as load
+from mmfuse.train.loop import Run as Run
+from mmfuse.train.loop import train as train
+
+__version__ = "0.1.0"

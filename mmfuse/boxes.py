@@ -38,7 +38,7 @@ def decode(codes: Tensor, anchors: Tensor) -> Tensor:
 
 
 def clip(boxes: Tensor, height: float | Tensor, width: float | Tensor) -> Tensor:
-    """Moves the corners of `boxes` (..., 4) into the image."""
+    """Moves the corners of `boxes` (..., 4) into the image; for images of several sizes give (B, 1, 1) tensors."""
     x, y = boxes[..., 0::2], boxes[..., 1::2]
     zero = boxes.new_zeros(())
     x = x.clamp(zero, torch.as_tensor(width, dtype=boxes.dtype, device=boxes.device))

@@ -1,9 +1,8 @@
 """Recipes and the strict YAML that recipes and dataset cards are read with."""
 
 import dataclasses
-import difflib
-import math
 import re
+import sys
 import types
 import typing
 from collections.abc import Iterable
@@ -13,7 +12,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 
-from mmfuse.errors import UserError
+from mmfuse.errors import UserError, unknown_name
 
 T = TypeVar("T")
 
@@ -84,13 +83,18 @@ class Recipe:
         for holds, name, value, fix in (
             (self.modalities, "modalities", list(self.modalities), "name at least one"),
             (len(set(self.modalities)) == len(self.modalities), "modalities", list(self.modalities), "name each once"),
-            (re.fullmatch(r"[\w.+-]+", self.name), "name", self.name, "use letters, digits and . _ + -"),
+            (re.fullmatch(r"\w[\w.+-]*", self.name), "name", self.name, "use letters, digits and then also . _ + -"),
             (self.train.epochs >= 1, "train.epochs", self.train.epochs, "use at least 1"),
             (self.train.batch_size >= 1, "train.batch_size", self.train.batch_size, "use at least 1"),
             (self.train.evaluate_every >= 1, "train.evaluate_every", self.train.evaluate_every, "use at least 1"),
             (self.train.lr > 0, "train.lr", self.train.lr, "use a positive number"),
+            (self.train.weight_decay >= 0, "train.weight_decay", self.train.weight_decay, "use at least 0"),
+            (self.train.warmup_epochs >= 0, "train.warmup_epochs", self.train.warmup_epochs, "use at least 0"),
+            (self.train.seed >= 0, "train.seed", self.train.seed, "use at least 0"),
             (self.train.clip_norm > 0, "train.clip_norm", self.train.clip_norm, "use a positive number"),
             (0 <= self.train.ema_decay < 1, "train.ema_decay", self.train.ema_decay, "use 0 (off) up to below 1"),
+            ((self.data.workers or 0) >= 0, "data.workers", self.data.workers, "use at least 0"),
+            (min(self.data.input_size or (1,)) >= 1, "data.input_size", self.data.input_size, "use [height, width]"),
             (0 <= self.data.hflip <= 1, "data.hflip", self.data.hflip, "use a probability"),
             (0 <= self.data.color_jitter < 1, "data.color_jitter", self.data.color_jitter, "use 0 up to below 1"),
             (
@@ -116,17 +120,24 @@ def plain(value: Any) -> Any:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML without what surprises: duplicate keys and aliases are errors, `1e-4` is a number."""
+    """Safe YAML without what surprises: duplicate keys, aliases and tags are errors, `1e-4` is a number."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.constructor.ConstructorError(None, None, "aliases (*name) are not allowed; write it out", mark)
+        event, message = self.peek_event(), ""
+        if isinstance(event, yaml.AliasEvent):
+            message = f"the alias '*{event.anchor}' is not allowed; write it out"
+        elif getattr(event, "tag", None):
+            message = f"the tag {event.tag!r} is not allowed; write a plain value"
+        if message:
+            raise yaml.constructor.ConstructorError(None, None, message, self.peek_event().start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                message = "a key is a list or a mapping; use text"
+                raise yaml.constructor.ConstructorError(None, None, message, key.start_mark)
             if key.value in seen:
                 message = f"the key {key.value!r} stands twice; remove one"
                 raise yaml.constructor.ConstructorError(None, None, message, key.start_mark)
@@ -150,7 +161,7 @@ def parse_yaml(text: str, where: str) -> Any:
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{where}{line}: {error.problem or error.context}") from None
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{where}: {' '.join(str(error).split())}") from None
 
 
@@ -170,14 +181,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path}: holds no mapping; write 'key: value' lines")
     return values
-
-
-def unknown_name(name: object, known: Iterable[str], what: str) -> str:
-    """Returns the message for a name that isn't one of `known`, with the nearest one where there is one."""
-    known = list(known)
-    near = difflib.get_close_matches(str(name), known, n=1)
-    fix = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(known)}"
-    return f"{name!r} is not a known {what}; {fix}"
 
 
 def build(kind: type[T], values: object, where: str) -> T:
@@ -223,13 +226,19 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if len(kinds) == len(value):
             return tuple(_convert(k, v, where) for k, v in zip(kinds, value, strict=True))
         raise UserError(f"{where}: {value!r} has {len(value)} entries; give {len(kinds)}")
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is float and isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{where}: {value!r} is not a number; give a finite one")
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if abs(value) <= sys.float_info.max:
+            return float(value)
+        raise UserError(f"{where}: {value!r} is not a finite number; give one")
     if isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
-    wanted = {float: "a number", int: "a whole number", str: "text", bool: "true or false"}.get(hint, "a list")
+    wanted = {
+        float: "a number; write one such as 0.5",
+        int: "a whole number; write one such as 2",
+        str: "text; put it in quotes",
+        bool: "a switch; write true or false",
+        dict: "a mapping; write 'key: value' lines",
+    }.get(origin or hint, "a list; write one such as [a, b]")
     raise UserError(f"{where}: {value!r} is not {wanted}")
 
 
@@ -278,5 +287,8 @@ def write_whole(path: Path, content: bytes) -> None:
     """Writes a file by way of a neighbour that is renamed, so that a good file is never replaced by half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,4 +1,7 @@
-"""The one exception for what a user can mend."""
+"""The one exception for what a user can mend, and the words for a misspelt name."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
@@ -6,3 +9,11 @@ class UserError(ValueError):
 
     The command line prints it and exits with 2.
     """
+
+
+def unknown_name(name: object, known: Iterable[str], what: str) -> str:
+    """Returns the message for a name that isn't one of `known`, with the nearest one where there is one."""
+    known = list(known)
+    near = difflib.get_close_matches(str(name), known, n=1)
+    fix = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(known)}"
+    return f"{name!r} is not a known {what}; {fix}"

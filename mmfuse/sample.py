@@ -56,11 +56,11 @@ class Batch:
         return len(self.image_ids)
 
     def to(self, device: torch.device) -> "Batch":
-        """Returns the batch on another device; copies from pinned memory don't block."""
+        """Returns the batch on another device, but for `present`, which the detector reads on the host."""
         return Batch(
             self.image_ids,
             {m: x.to(device, non_blocking=True) for m, x in self.images.items()},
-            {m: x.to(device, non_blocking=True) for m, x in self.present.items()},
+            self.present,
             self.targets.to(device),
             self.scale.to(device),
         )
@@ -70,7 +70,7 @@ class Batch:
         return Batch(
             self.image_ids,
             {m: x.pin_memory() for m, x in self.images.items()},
-            {m: x.pin_memory() for m, x in self.present.items()},
+            self.present,
             self.targets,
             self.scale,
         )

@@ -65,13 +65,14 @@ def rule(phi: float) -> Size:
 
 
 def size(name: str) -> Size:
-    """Returns the published size of that name, or the rule's for any other "d<number>", such as "d-2" or "d0.5".
+    """Returns the published size of that name, or the rule's for another "d<number>" such as "d-2" or "d0.5".
 
     Raises:
         UserError: the name is neither.
     """
     if name in PUBLISHED:
         return PUBLISHED[name]
-    if re.fullmatch(r"d-?\d+(\.\d+)?", name):
-        return rule(float(name[1:]))
+    if re.fullmatch(r"d-?\d{1,2}(\.\d+)?", name):
+        phi = float(name[1:]) + 0.0  # no negative zero
+        return PUBLISHED.get(f"d{phi:g}") or rule(phi)
     raise UserError(f"size: {name!r} is not a size; use one of {', '.join(PUBLISHED)}, or d<number> such as d-2")

@@ -32,8 +32,24 @@ class Sensor:
     def __post_init__(self) -> None:
         if self.encoding not in ENCODINGS:
             raise UserError(f"encoding: {self.encoding!r} is unknown; use one of {', '.join(ENCODINGS)}")
-        if self.encoding == "inverse_depth" and not (self.channels == 1 and 0 < self.near < self.far and self.unit > 0):
-            raise UserError("inverse_depth needs channels: 1, 0 < near < far (metres) and unit > 0 (metres per count)")
+        if self.channels < 1:
+            raise UserError(f"channels: {self.channels!r} is not allowed; use at least 1")
+        if self.encoding == "inverse_depth":
+            if self.channels != 1:
+                raise UserError(f"channels: {self.channels!r} is not allowed for inverse_depth; use 1")
+            if not 0 < self.near < self.far:
+                raise UserError(f"near, far: {self.near!r}, {self.far!r} is not a range; use 0 < near < far (metres)")
+            if not self.unit > 0:
+                raise UserError(f"unit: {self.unit!r} is not allowed; use a positive number (metres per count)")
+        for name in ("mean", "std"):
+            values = tuple(getattr(self, name))
+            object.__setattr__(self, name, values)  # a list where it was read from JSON
+            if values and len(values) != self.encoded_channels:
+                raise UserError(
+                    f"{name}: {list(values)} has {len(values)} entries; give {self.encoded_channels} or none"
+                )
+        if any(not s > 0 for s in self.std):
+            raise UserError(f"std: {list(self.std)} is not allowed; use positive numbers")
 
     @property
     def encoded_channels(self) -> int:

@@ -1,12 +1,12 @@
 """Backbones: timm models that give features at strides 8, 16 and 32."""
 
+import difflib
 from typing import Any
 
 import timm
 from timm.models import FeatureInfo
 from torch import Tensor, nn
 
-from mmfuse.config import unknown_name
 from mmfuse.errors import UserError
 from mmfuse.scaling import Size
 
@@ -27,7 +27,8 @@ class Backbone(nn.Module):
         super().__init__()
         plain = name.partition(".")[0]
         if not timm.is_model(plain):
-            raise UserError(f"backbone: {unknown_name(name, timm.list_models(), 'timm model')}")
+            near = difflib.get_close_matches(plain, timm.list_models(), n=1) or ["resnet18"]
+            raise UserError(f"backbone: {name!r} is not a timm model; use one of timm.list_models(), as {near[0]!r}")
         if pretrained and plain == name and name in PRETRAINED_TAGS:
             name = f"{name}.{PRETRAINED_TAGS[name]}"
         options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
@@ -52,8 +53,8 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Turns images (B, C, H, W) into maps (B, channels, h, w) at strides 8, 16 and 32."""
-        maps = zip(self.net(images), self.channels, strict=True)
-        return [x if x.shape[1] == channels else x.permute(0, 3, 1, 2) for x, channels in maps]
+        last = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
+        return [x.permute(0, 3, 1, 2) if last else x for x in self.net(images)]
 
 
 def default_name(size: Size, flavour: str) -> str:

@@ -10,8 +10,7 @@ from torchvision.ops import nms
 
 from mmfuse import boxes as box_maths
 from mmfuse import scaling
-from mmfuse.config import unknown_name
-from mmfuse.errors import UserError
+from mmfuse.errors import UserError, unknown_name
 from mmfuse.model import anchors as anchor_grid
 from mmfuse.model import graphs
 from mmfuse.model.backbones import Backbone, default_name
@@ -132,20 +131,21 @@ class FusionDetector(nn.Module):
         """Finds objects in raw images: (B, C, H, W) or (C, H, W), uint8, uint16 or float in the sensor's own unit.
 
         The whole image is seen at its own scale: train and detect at like scales (`mmfuse.predict` letterboxes).
-        Sizes that aren't multiples of the coarsest stride are padded at the right and bottom. Runs in inference mode.
+        Sizes that aren't multiples of the coarsest stride are padded at the right and bottom by the sensor's fill. Runs
+        in inference mode.
 
         Raises:
             UserError: an unknown modality, a shape that doesn't fit, an image without any sensor.
         """
         images = {m: x[None] if x.ndim == 3 else x for m, x in images.items()}
         _, height, width = self._check(images, {m: s.channels for m, s in self.sensors.items()})
-        training = self.training
+        training = [module for module in self.modules() if module.training]
         self.eval()
         try:
             with torch.inference_mode():
                 device = next(self.parameters()).device
                 encoded = self.normalise({m: x.to(device) for m, x in images.items()})
-                outputs = self({m: self._pad(x) for m, x in encoded.items()}, present)
+                outputs = self({m: self._pad(m, x) for m, x in encoded.items()}, present)
                 return self.decode(
                     outputs,
                     (height, width),
@@ -155,7 +155,8 @@ class FusionDetector(nn.Module):
                     candidates=candidates,
                 )
         finally:
-            self.train(training)
+            for module in training:
+                module.training = True
 
     def decode(
         self,
@@ -200,9 +201,14 @@ class FusionDetector(nn.Module):
         """Returns each modality's share of the fused features, modality by level; a level adds up to 1."""
         return self.pyramid.modality_shares()
 
-    def _pad(self, x: Tensor) -> Tensor:
-        stride = self.size.coarsest_stride
-        return nn.functional.pad(x, (0, -x.shape[-1] % stride, 0, -x.shape[-2] % stride))
+    def _pad(self, modality: str, x: Tensor) -> Tensor:
+        stride, (batch, _, height, width) = self.size.coarsest_stride, x.shape
+        fill = x.new_tensor(self.sensors[modality].fill)[None, :, None, None]
+        padded = self.normalise({modality: fill})[modality].repeat(
+            batch, 1, height + -height % stride, width + -width % stride
+        )
+        padded[..., :height, :width] = x
+        return padded
 
     def _check(self, images: Mapping[str, Tensor], channels: Mapping[str, int]) -> tuple[int, int, int]:
         if not images:
@@ -307,8 +313,14 @@ def create_detector(
     if not modalities:
         raise UserError("modalities: is empty; name at least one, such as {'rgb': 3}")
     for name in modalities:
-        if not name.isidentifier() or name == "shared":
-            raise UserError(f"modalities: {name!r} can't be a name; use letters, digits and _, and not 'shared'")
+        if not name.isidentifier() or name == "shared" or hasattr(nn.ModuleDict(), name):
+            raise UserError(
+                f"modalities: {name!r} can't be a name; use letters, digits and _, and no word of PyTorch's or 'shared'"
+            )
+    chosen = backbone if isinstance(backbone, Mapping) else {}
+    for what, name in [("backbone", m) for m in chosen] + [("sensors", m) for m in sensors or {}]:
+        if name not in modalities:
+            raise UserError(f"{what}: {unknown_name(name, modalities, 'modality of this detector')}")
     if flavour not in ("tf", "symmetric"):
         raise UserError(f"flavour: {unknown_name(flavour, ('tf', 'symmetric'), 'flavour')}")
     if modality_inputs not in ("first", "every"):

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mmfuse.config import unknown_name
-from mmfuse.errors import UserError
+from mmfuse.errors import UserError, unknown_name
 
 EPSILON = 1e-4
 

@@ -1,0 +1,83 @@
+# `make demo` shows what mmfuse does, `make test` checks it; both make what they need first.
+
+PYTHON ?= python3
+OPEN3D_LIBRARIES = libusb-1.0.so.0 libGL.so.1 libEGL.so.1 libX11.so.6
+OPEN3D_PACKAGES = libusb-1.0-0 libgl1 libegl1 libx11-6
+
+define HELP
+make demo     make .venv, install, run the main job on an embedded paired set (needs no root)
+make test     the same with the test tools, then format, lint, type and unit tests
+make system   the system libraries of Open3D, which the tests need (apt-get when root, else says what to install)
+make clean    remove .venv and what the tools left; runs stay
+
+Needs Python 3.11 or newer, or name one: make demo PYTHON=python3.12
+The first install takes minutes: on Linux the package index has PyTorch with CUDA, about 3 GB to download and
+6.5 GB on disk.
+endef
+
+define CHECK_PYTHON
+import sys
+have = "%d.%d" % sys.version_info[:2]
+if sys.version_info < (3, 11):
+    sys.exit("$(PYTHON) is Python " + have + ", mmfuse needs 3.11 or newer; name one: make PYTHON=python3.12 demo")
+try:
+    import ensurepip, venv
+except ImportError:
+    sys.exit("$(PYTHON) has no venv module; install it, on Debian and Ubuntu: sudo apt-get install python" + have + "-venv")
+endef
+
+define CHECK_LIBRARIES
+import ctypes, sys
+for name in "$(OPEN3D_LIBRARIES)".split() if sys.platform == "linux" else []:
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        sys.exit("Open3D needs " + name + "; install: sudo apt-get install $(OPEN3D_PACKAGES)")
+endef
+
+export HELP CHECK_PYTHON CHECK_LIBRARIES
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test system clean
+.NOTPARALLEL:
+
+help:
+	@echo "$$HELP"
+
+demo: .venv/.installed
+	.venv/bin/mmfuse demo
+
+test: system .venv/.installed-dev
+	.venv/bin/python -m ruff format --check
+	.venv/bin/python -m ruff check
+	.venv/bin/python -m mypy
+	.venv/bin/python -m pytest -m "not gpu and not network"
+
+system: .venv/.made
+	@if ! .venv/bin/python -c "$$CHECK_LIBRARIES" 2>/dev/null \
+	    && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "installing $(OPEN3D_PACKAGES)"; \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
+	        $(OPEN3D_PACKAGES) >/dev/null; \
+	fi
+	@.venv/bin/python -c "$$CHECK_LIBRARIES"
+
+.venv/.made:
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found; name a Python: make PYTHON=python3.12 demo" >&2; exit 1; }
+	@$(PYTHON) -c "$$CHECK_PYTHON"
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/.installed: pyproject.toml .venv/.made
+	@echo "installing; the first time takes minutes (see make help), the last step of it without a progress bar"
+	.venv/bin/python -m pip install --disable-pip-version-check -e .
+	@touch $@
+
+.venv/.installed-dev: pyproject.toml .venv/.made
+	@echo "installing; the first time takes minutes (see make help), the last step of it without a progress bar"
+	.venv/bin/python -m pip install --disable-pip-version-check -e ".[dev]"
+	@touch .venv/.installed $@
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find mmfuse tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,179 @@
+"""The command line: a thin verb for each public function."""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmfuse.compare import compare
+from mmfuse.data.check import check
+from mmfuse.data.synthetic import generate
+from mmfuse.demo import demo
+from mmfuse.errors import UserError
+from mmfuse.predict import predict
+from mmfuse.report.tables import markdown_table, scores_text
+from mmfuse.score import evaluate
+from mmfuse.train.checkpoint import load
+from mmfuse.train.loop import Run, train
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a verb and returns the exit code: 0, 2 for a user's mistake, 130 when interrupted."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        options, rest = _parser().parse_known_args(words)
+        verb: Callable[[argparse.Namespace, list[str]], int] = options.verb
+        code = verb(options, rest)
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        print(f"mmfuse: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("mmfuse: interrupted; whole epochs are kept, --resume goes on from them", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mmfuse", description="Detect objects with any number of sensors.")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    def verb(name: str, run: Callable[..., int], text: str, as_json: bool = True) -> argparse.ArgumentParser:
+        added = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
+        added.set_defaults(verb=run, usage=added.error)
+        if as_json:
+            added.add_argument("--json", action="store_true", help="print JSON")
+        return added
+
+    add = verb("demo", _demo, "generate a paired set, train each sensor and their fusion, compare", as_json=False)
+    add.add_argument("--out", default="runs/demo", help="folder (default: %(default)s)")
+
+    add = verb("synthesize", _synthesize, "write the embedded paired set", as_json=False)
+    add.add_argument("folder")
+    add.add_argument("--seed", type=int, default=0)
+
+    add = verb("train", _train, "train the detector of a recipe", as_json=False)
+    add.add_argument("recipe", help="recipe file (YAML)")
+    add.add_argument("assignments", nargs="*", metavar="key=value", help="changes, such as train.epochs=20")
+    add.add_argument("--out", help="run folder (default: runs/NAME)")
+    add.add_argument("--resume", action="store_true", help="go on with the run in the folder")
+
+    add = verb("evaluate", _evaluate, "score a run on a split")
+    add.add_argument("run", help="run folder")
+    add.add_argument("--split", default="test")
+    add.add_argument("--without", action="append", default=[], metavar="MODALITY", help="leave a sensor out")
+
+    add = verb("compare", _compare, "compare runs or recipes in one table")
+    add.add_argument("inputs", nargs="+", metavar="RUN|RECIPE|key=value")
+    add.add_argument("--seeds", type=int, nargs="+", help="training seeds for recipes")
+    add.add_argument("--split", default="test")
+    add.add_argument("--out", default="runs/comparison", help="report folder (default: %(default)s)")
+
+    add = verb("predict", _predict, "find objects in one scene: --MODALITY FILE for each sensor", as_json=False)
+    add.add_argument("run", help="run folder")
+    add.add_argument("--out", default="prediction.png", help="picture (default: %(default)s)")
+    add.add_argument("--threshold", type=float, default=0.3, help="lowest score (default: %(default)s)")
+
+    add = verb("check", _check, "check a dataset and its card")
+    add.add_argument("card", help="dataset card (YAML)")
+    add.add_argument("--root", help="the dataset's folder, in place of the card's")
+
+    add = verb("shares", _shares, "show each modality's share in the fusion, level by level")
+    add.add_argument("run", help="run folder")
+    return parser
+
+
+def _no_rest(options: argparse.Namespace, rest: list[str]) -> None:
+    if rest:
+        options.usage(f"unrecognized arguments: {' '.join(rest)}")
+
+
+def _demo(options: argparse.Namespace, rest: list[str]) -> int:
+    _no_rest(options, rest)
+    demo(options.out)
+    _show_report(Path(options.out))
+    return 0
+
+
+def _synthesize(options: argparse.Namespace, rest: list[str]) -> int:
+    _no_rest(options, rest)
+    print(generate(Path(options.folder), seed=options.seed))
+    return 0
+
+
+def _train(options: argparse.Namespace, rest: list[str]) -> int:
+    _no_rest(options, rest)
+    run = train(options.recipe, options.assignments, folder=options.out, resume=options.resume)
+    if int(os.environ.get("RANK", 0)) == 0:
+        best = max((row for row in run.metrics if "val_ap" in row), key=lambda row: row["val_ap"])
+        print(f"{run.folder}: best val AP {best['val_ap']:.3f} at epoch {best['epoch']:.0f}")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
+    _no_rest(options, rest)
+    scores = evaluate(options.run, split=options.split, without=options.without).scores
+    _print(options, scores.to_dict(), scores_text(scores.to_dict()))
+    return 0
+
+
+def _compare(options: argparse.Namespace, rest: list[str]) -> int:
+    _no_rest(options, rest)
+    assignments = [text for text in options.inputs if "=" in text and not Path(text).exists()]
+    inputs = [text for text in options.inputs if text not in assignments]
+    comparison = compare(inputs, assignments, seeds=options.seeds, split=options.split, out=options.out)
+    if options.json:
+        print(json.dumps(comparison, indent=2))
+    else:
+        _show_report(Path(options.out))
+    return 0
+
+
+def _predict(options: argparse.Namespace, rest: list[str]) -> int:
+    if len(rest) % 2 or any(not word.startswith("--") for word in rest[::2]):
+        options.usage("give each sensor as --MODALITY FILE, such as --rgb a.png --thermal b.png")
+    images = {flag.removeprefix("--"): file for flag, file in zip(rest[::2], rest[1::2], strict=True)}
+    found = predict(Run(Path(options.run)), images, picture=options.out, threshold=options.threshold)
+    classes = Run(Path(options.run)).classes
+    objects = [
+        {"box": [round(v, 1) for v in box.tolist()], "score": round(float(score), 4), "class": classes[int(label)]}
+        for box, score, label in found
+    ]
+    print(json.dumps({"objects": objects, "picture": str(options.out)}, indent=2))
+    return 0
+
+
+def _check(options: argparse.Namespace, rest: list[str]) -> int:
+    _no_rest(options, rest)
+    report = check(options.card, options.root)
+    _print(options, dataclasses.asdict(report), report.to_text())
+    return 2 if report.errors else 0
+
+
+def _shares(options: argparse.Namespace, rest: list[str]) -> int:
+    _no_rest(options, rest)
+    shares = load(options.run).fusion_shares()
+    levels = list(next(iter(shares.values())))
+    rows = [[m, *(f"{by_level[level]:.1%}" for level in levels)] for m, by_level in shares.items()]
+    _print(options, shares, markdown_table(["modality", *(f"P{level}" for level in levels)], rows))
+    return 0
+
+
+def _print(options: argparse.Namespace, values: Any, text: str) -> None:
+    print(json.dumps(values, indent=2) if options.json else text)
+
+
+def _show_report(out: Path) -> None:
+    print((out / "report.md").read_text().partition("## AP per class")[0].strip())
+    print(f"\nreport: {out / 'report.md'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

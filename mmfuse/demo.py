@@ -1,0 +1,40 @@
+"""The whole story on the embedded set: generate, train each sensor and their fusion, compare, report."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from mmfuse.compare import compare
+from mmfuse.config import DataRecipe, ModelRecipe, Recipe, TrainRecipe, save_yaml
+from mmfuse.data.synthetic import generate
+
+RECIPE = Recipe(
+    name="demo",
+    card="",
+    modalities=("rgb", "thermal"),
+    model=ModelRecipe(size="d-2"),
+    data=DataRecipe(input_size=(256, 256), scale_jitter=(0.8, 1.25), workers=0),
+    train=TrainRecipe(epochs=16, batch_size=8, optimizer="adamw", lr=0.012, ema_decay=0.99, evaluate_every=4),
+)
+"""The recipe of the demo; its three files differ in their modalities alone."""
+
+MODALITIES = (("rgb",), ("thermal",), ("rgb", "thermal"))
+
+
+def demo(out: str | Path = "runs/demo") -> dict[str, Any]:
+    """Runs the main job in `out` and returns the comparison; what is there already is used again.
+
+    Raises:
+        UserError: `out` holds something else.
+    """
+    out = Path(out)
+    card = out / "data" / "card.yaml"
+    if not card.exists():
+        generate(out / "data")
+    recipes = []
+    for modalities in MODALITIES:
+        name = "_".join(modalities)
+        recipe = dataclasses.replace(RECIPE, name=name, card="../data/card.yaml", modalities=modalities)
+        recipes.append(out / "recipes" / f"{name}.yaml")
+        save_yaml(recipes[-1], recipe.to_dict())
+    return compare(recipes, out=out)

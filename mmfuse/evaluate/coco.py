@@ -1,0 +1,156 @@
+"""COCO average precision of detections, by pycocotools: overall, by size, per class and per condition."""
+
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from mmfuse.data.readers import Record, coco_ground_truth
+from mmfuse.errors import UserError
+from mmfuse.sample import Detections
+
+MAX_DETECTIONS = 100
+
+
+@dataclass(frozen=True)
+class Scores:
+    """COCO's twelve figures in [0, 1] and what they were counted on; None where there is no object to find.
+
+    `ap` is the mean over IoU 0.50 to 0.95 in steps of 0.05 and over the classes that have objects; sizes are those of
+    COCO (small below 32² pixels, large from 96²). `per_condition` maps a tag to the `ap`, `ap50`, `images` and `boxes`
+    of its images alone. `boxes` leaves out those to ignore.
+    """
+
+    ap: float
+    ap50: float
+    ap75: float
+    ap_small: float | None
+    ap_medium: float | None
+    ap_large: float | None
+    ar_1: float
+    ar_10: float
+    ar_100: float
+    ar_small: float | None
+    ar_medium: float | None
+    ar_large: float | None
+    per_class: dict[str, float | None]
+    per_condition: dict[str, dict[str, float | int | None]]
+    images: int
+    boxes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values for JSON; `Scores(**values)` reads them back."""
+        return asdict(self)
+
+
+def coco_scores(records: Sequence[Record], detections: Mapping[int, Detections], classes: Sequence[str]) -> Scores:
+    """Scores `detections`, by image id and in original pixels, against the objects of `records`.
+
+    An image without an entry counts as one in which nothing was found.
+
+    Raises:
+        UserError: no record has an object; a box isn't finite; a label or an image id is unknown.
+    """
+    if _count_boxes(records) == 0:
+        raise UserError(f"the {len(records)} images to score hold no object of {', '.join(classes)}; use another split")
+    truth, found = coco_pair(records, detections, classes)
+    evaluation = _summary(truth, found, records)
+    figures: dict[str, Any] = {
+        f.name: _defined(value) for f, value in zip(fields(Scores), evaluation.stats, strict=False)
+    }
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]
+    conditions = sorted({r.condition for r in records if r.condition is not None})
+    return Scores(
+        **figures,
+        per_class={name: _defined(precision[:, :, k].mean()) for k, name in enumerate(classes)},
+        per_condition={c: _condition(truth, found, [r for r in records if r.condition == c]) for c in conditions},
+        images=len(records),
+        boxes=_count_boxes(records),
+    )
+
+
+def coco_pair(
+    records: Sequence[Record], detections: Mapping[int, Detections], classes: Sequence[str]
+) -> tuple[COCO, COCO]:
+    """Returns ground truth and detections as pycocotools holds them; category ids are label + 1.
+
+    Raises:
+        UserError: a box isn't finite; a label or an image id is unknown.
+    """
+    for r in records:
+        if not np.isfinite(r.boxes).all():
+            raise UserError(f"image {r.image_id}: a ground-truth box isn't finite; mend or remove its annotation")
+    truth = coco_ground_truth(records, classes)
+    unknown = set(detections) - {r.image_id for r in records}
+    if unknown:
+        raise UserError(f"image {min(unknown)}: has detections but isn't among those to score; use its own split")
+    annotations: list[dict[str, Any]] = []
+    for image_id, found in detections.items():
+        boxes = found.boxes.detach().cpu().double().numpy()
+        scores = found.scores.detach().cpu().double().numpy()
+        if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+            raise UserError(f"image {image_id}: a detection isn't finite; the detector has diverged, lower train.lr")
+        for (x1, y1, x2, y2), score, label in zip(boxes.tolist(), scores.tolist(), found.labels.tolist(), strict=True):
+            if not 0 <= label < len(classes):
+                raise UserError(f"image {image_id}: label {label} is none of {len(classes)} classes; use the same card")
+            w, h = x2 - x1, y2 - y1
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,  # pycocotools reads 0 as "not matched"
+                    "image_id": image_id,
+                    "category_id": label + 1,
+                    "bbox": [x1, y1, w, h],
+                    "area": w * h,
+                    "iscrowd": 0,
+                    "score": score,
+                }
+            )
+    return _indexed(truth), _indexed({**truth, "annotations": annotations})
+
+
+def evaluate_pair(truth: COCO, found: COCO, image_ids: Sequence[int], sizes: bool = True) -> COCOeval:
+    """Matches detections with objects on some images; without `sizes` on all areas together only."""
+    evaluation = COCOeval(truth, found, "bbox")
+    evaluation.params.imgIds = sorted(image_ids)
+    if not sizes:
+        evaluation.params.areaRng = evaluation.params.areaRng[:1]
+        evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:1]
+        evaluation.params.maxDets = [MAX_DETECTIONS]
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.evaluate()
+    return evaluation
+
+
+def _summary(truth: COCO, found: COCO, records: Sequence[Record]) -> COCOeval:
+    evaluation = evaluate_pair(truth, found, [r.image_id for r in records])
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation
+
+
+def _condition(truth: COCO, found: COCO, records: Sequence[Record]) -> dict[str, float | int | None]:
+    ap, ap50 = (_defined(value) for value in _summary(truth, found, records).stats[:2])
+    return {"ap": ap, "ap50": ap50, "images": len(records), "boxes": _count_boxes(records)}
+
+
+def _indexed(dataset: dict[str, Any]) -> COCO:
+    coco = COCO()
+    coco.dataset = dataset
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco
+
+
+def _defined(value: float) -> float | None:
+    """Returns None for pycocotools' -1: no object to find."""
+    return float(value) if value >= 0 else None
+
+
+def _count_boxes(records: Sequence[Record]) -> int:
+    return int(sum((~r.ignore).sum() for r in records))

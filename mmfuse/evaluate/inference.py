@@ -1,0 +1,40 @@
+"""Runs a detector over the images of a split."""
+
+from collections.abc import Collection, Iterable
+
+import torch
+from tqdm import tqdm
+
+from mmfuse.errors import UserError
+from mmfuse.model.detector import FusionDetector
+from mmfuse.sample import Batch, Detections
+
+
+def collect(
+    detector: FusionDetector, batches: Iterable[Batch], *, without: Collection[str] = (), progress: str | None = None
+) -> dict[int, Detections]:
+    """Returns the detections of every image, by its id, in original pixels, on the CPU.
+
+    `without` names modalities to leave out; an image that has no other is left without detections. `progress` is the
+    title of a progress bar, None for none. Uses bf16 on CUDA.
+
+    Raises:
+        UserError: `without` leaves the detector nothing to read.
+    """
+    rest = [m for m in detector.modalities if m not in without]
+    if not rest:
+        raise UserError(f"without: {', '.join(without)} leaves none of {', '.join(detector.modalities)}; keep one")
+    device = next(detector.parameters()).device
+    found: dict[int, Detections] = {}
+    for batch in tqdm(batches, desc=progress, disable=progress is None, unit="batch", leave=False):
+        seen = torch.stack([batch.present[m] for m in rest]).any(0)
+        found.update({image_id: Detections.empty() for image_id in batch.image_ids})
+        if not bool(seen.any()):
+            continue
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            results = detector.detect(
+                {m: batch.images[m][seen] for m in rest}, {m: batch.present[m][seen] for m in rest}
+            )
+        for row, detections in zip(seen.nonzero()[:, 0].tolist(), results, strict=True):
+            found[batch.image_ids[row]] = detections.rescale(batch.scale[row].to(device)).to("cpu")
+    return found

@@ -1,0 +1,47 @@
+"""Finds objects in the image files of one scene, and shows them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from mmfuse.data.transforms import letterbox, read_image
+from mmfuse.errors import UserError, unknown_name
+from mmfuse.report.pictures import overlay
+from mmfuse.sample import Detections
+from mmfuse.train.checkpoint import load
+from mmfuse.train.loop import Run, prepare_size
+
+
+def predict(
+    run: str | Path | Run,
+    images: Mapping[str, str | Path],
+    *,
+    picture: str | Path | None = None,
+    threshold: float = 0.3,
+) -> Detections:
+    """Returns the objects of one scene, in pixels of the given files, best first, down to a score of `threshold`.
+
+    `images` maps modalities of the run to files of one size; one that is left out is treated as a broken sensor.
+    `picture` is where to write the sensors side by side with the boxes drawn in.
+
+    Raises:
+        UserError: the run or a file can't be read, a modality isn't the run's, or sizes differ.
+    """
+    run = run if isinstance(run, Run) else Run(Path(run))
+    input_size = prepare_size(run.recipe)
+    detector = load(run.best)
+    for modality in images:
+        if modality not in detector.modalities:
+            raise UserError(f"{unknown_name(modality, detector.modalities, 'modality of this run')}")
+    if not images:
+        raise UserError(f"no image given; give at least one of {', '.join(detector.modalities)}")
+    raw = {m: read_image(path, detector.sensors[m]) for m, path in images.items()}
+    sizes = {str(images[m]): f"{x.shape[2]}x{x.shape[1]}" for m, x in raw.items()}
+    if len(set(sizes.values())) > 1:
+        raise UserError(f"images differ in size: {sizes}; give images of one size, registered to each other")
+    boxed, _, scale = letterbox(raw, torch.zeros(0, 4), input_size, detector.sensors)
+    found = detector.detect(boxed, score_threshold=threshold)[0].rescale(scale)
+    if picture is not None:
+        overlay(raw, detector.sensors, found, detector.classes, Path(picture), threshold=threshold)
+    return found

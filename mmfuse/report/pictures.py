@@ -1,0 +1,346 @@
+"""Pictures of images with boxes, comparisons, training and fusion shares, as PNG files.
+
+matplotlib is imported when a picture is drawn, and only its figure objects are used: no window, no global state.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmfuse.config import write_whole
+from mmfuse.report.tables import conditions_of
+from mmfuse.sample import Detections
+from mmfuse.sensor import Sensor
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+CLASS_COLOURS = ("#ff5a5f", "#3ddc97", "#4cc9f0", "#ffd166", "#c77dff", "#ff9f1c", "#f9a8d4", "#b8f35a")
+SERIES_COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#e45756", "#72b7b2", "#9d755d", "#8c8c8c")
+DOTS_PER_INCH = 130
+Truth = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class GalleryRow:
+    """One image of a gallery: its raw `images` (C, H, W) by modality, objects, and what each model found in it.
+
+    `truth` is boxes (N, 4) xyxy in pixels of the images and labels (N,); `detections` is by model name.
+    """
+
+    title: str
+    images: Mapping[str, Tensor]
+    truth: Truth
+    detections: Mapping[str, Detections]
+
+
+def displayable(image: Tensor, sensor: Sensor) -> np.ndarray:
+    """Turns a raw image (C, H, W) into RGB (H, W, 3) uint8 for the eye.
+
+    8-bit pixels stay as they are. Depth is coloured near (bright) to far (dark) with holes black. Other types are
+    stretched from the 1st to the 99th percentile, one channel in heat colours.
+    """
+    if sensor.encoding == "inverse_depth":
+        nearness, valid = sensor.encode(image[None])[0].numpy()
+        coloured = _coloured(_stretched(nearness, valid > 0), "viridis")
+        return np.where(valid[..., None] > 0, coloured, 0).astype(np.uint8)
+    channels = image[:3] if len(image) >= 3 else image[:1]
+    if image.dtype == torch.uint8:
+        return channels.expand(3, -1, -1).permute(1, 2, 0).numpy()
+    values = channels.to(torch.float32).numpy()
+    stretched = _stretched(values, np.isfinite(values))
+    if len(channels) == 1:
+        return _coloured(stretched[0], "inferno")
+    return (stretched.transpose(1, 2, 0) * 255).round().astype(np.uint8)
+
+
+def overlay(
+    images: Mapping[str, Tensor],
+    sensors: Mapping[str, Sensor],
+    detections: Detections,
+    classes: Sequence[str],
+    path: Path,
+    truth: Truth | None = None,
+    threshold: float = 0.3,
+    title: str = "",
+) -> None:
+    """Writes the raw images (C, H, W) of all sensors side by side, each with the detections and the ground truth.
+
+    Boxes are in pixels of the images; detections below `threshold` aren't drawn.
+    """
+    height, width = next(iter(images.values())).shape[-2:]
+    panel = 4.0 * (width / height) ** 0.5
+    figure = _figure(panel * len(images) + 0.2, panel * height / width + 0.9)
+    axes = figure.subplots(1, len(images), squeeze=False)[0]
+    for ax, (modality, image) in zip(axes, images.items(), strict=True):
+        _show(ax, displayable(image, sensors[modality]))
+        ax.set_title(modality, fontsize=10)
+        if truth is not None:
+            _draw_truth(ax, truth)
+        _draw_detections(ax, detections, classes, threshold, captions=True)
+    _class_legend(figure, classes, threshold, with_truth=truth is not None, coloured_truth=False)
+    if title:
+        figure.suptitle(title, fontsize=12)
+    _write(figure, path)
+
+
+def gallery(
+    rows: Sequence[GalleryRow],
+    sensors: Mapping[str, Sensor],
+    shown_on: Mapping[str, str],
+    classes: Sequence[str],
+    path: Path,
+    threshold: float = 0.3,
+    title: str = "",
+) -> None:
+    """Writes a grid with a row for each image: every sensor with the ground truth, then what each model found.
+
+    `shown_on` maps each model, in the order of the columns, to the modality that its detections are drawn on. A
+    modality that an image lacks leaves its place empty.
+    """
+    modalities = list(dict.fromkeys(m for row in rows for m in row.images))
+    height, width = next(iter(rows[0].images.values())).shape[-2:]
+    columns = len(modalities) + len(shown_on)
+    panel = min(3.2, 20 / columns)
+    figure = _figure(panel * columns + 0.3, len(rows) * (panel * height / width + 0.06) + 1.0)
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for axes, row in zip(grid, rows, strict=True):
+        for ax, modality in zip(axes, [*modalities, *shown_on.values()], strict=True):
+            if modality in row.images:
+                _show(ax, displayable(row.images[modality], sensors[modality]))
+            else:
+                ax.set_axis_off()
+        for ax in axes[: len(modalities)]:
+            _draw_truth(ax, row.truth, coloured=True)
+        for ax, model in zip(axes[len(modalities) :], shown_on, strict=True):
+            _draw_detections(ax, row.detections[model], classes, threshold, captions=False)
+        axes[0].set_ylabel(row.title, fontsize=9)
+    found_by = [f"found by {model}" for model in shown_on]
+    for ax, name in zip(grid[0], [*(f"{m}: ground truth" for m in modalities), *found_by], strict=True):
+        ax.set_title(name, fontsize=10)
+    _class_legend(figure, classes, threshold, with_truth=True, coloured_truth=True)
+    if title:
+        figure.suptitle(title, fontsize=12)
+    _write(figure, path)
+
+
+def comparison_bars(comparison: Mapping[str, Any], path: Path) -> None:
+    """Writes AP of each model, on all images and per condition, and its difference to the best single modality.
+
+    Bars are means over seeds, dots the seeds, and the lines of the differences their 95 % intervals.
+    """
+    models = comparison["models"]
+    colours = {model["name"]: _series_colour(i) for i, model in enumerate(models)}
+    compared = [model for model in models if model["difference"]]
+    conditions = conditions_of(models)
+    figure = _figure(max(7.5, 4.0 + 1.6 * len(conditions) + (4.4 if compared else 0)), 4.4)
+    ratios = [2 + len(conditions), 2.4] if compared else [1]
+    axes = figure.subplots(1, len(ratios), width_ratios=ratios, squeeze=False)[0]
+
+    groups = ["all images", *conditions]
+    bar = 0.8 / len(models)
+    for i, model in enumerate(models):
+        for g, group in enumerate(groups):
+            values = model["ap"] if g == 0 else [s["per_condition"].get(group, {}).get("ap") for s in model["scores"]]
+            known = [v for v in values if v is not None]
+            if not known:
+                continue
+            x = g + (i - (len(models) - 1) / 2) * bar
+            axes[0].bar(x, np.mean(known), bar * 0.92, color=colours[model["name"]])
+            axes[0].plot([x] * len(known), known, "o", color="black", alpha=0.6, markersize=3)
+            axes[0].annotate(
+                f"{np.mean(known):.2f}", (x, max(known)), (0, 4), textcoords="offset points", ha="center", fontsize=8
+            )
+    axes[0].set_xticks(range(len(groups)), groups)
+    axes[0].set_ylabel(f"AP, {comparison['split']} split")
+    axes[0].margins(y=0.12)
+    _plain_axes(axes[0], "y")
+
+    if compared:
+        for y, model in enumerate(compared):
+            d = model["difference"]
+            axes[1].plot([d["low"], d["high"]], [y, y], color=colours[model["name"]], linewidth=3)
+            axes[1].plot(d["mean"], y, "o", color=colours[model["name"]], markersize=9)
+            axes[1].annotate(
+                f"{d['mean']:+.3f}", (d["mean"], y), (0, 9), textcoords="offset points", ha="center", fontsize=9
+            )
+        axes[1].axvline(0, color="black", linewidth=1)
+        axes[1].set_yticks(range(len(compared)), [model["name"] for model in compared])
+        axes[1].set_ylim(len(compared) - 0.4, -0.6)
+        axes[1].margins(x=0.1)
+        axes[1].locator_params(axis="x", nbins=5)
+        axes[1].set_xlabel(f"Δ AP to {comparison['best_single']}, 95 % interval")
+        _plain_axes(axes[1], "x")
+
+    _legend(figure, [_patch(colours[model["name"]], model["name"]) for model in models])
+    figure.suptitle(f"{comparison['card']}\n{comparison['verdict']['text']}", fontsize=11)
+    _write(figure, path)
+
+
+def training_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+    """Writes loss and validation AP over epochs for each run, given its metric rows (`epoch`, `loss`, `val_ap`).
+
+    Values may be text, as a CSV reader returns them; an empty or missing one is left out. A ring marks the best AP.
+    """
+    figure = _figure(10, 4.2)
+    axes = figure.subplots(1, 2)
+    for i, (name, rows) in enumerate(runs.items()):
+        for ax, key in zip(axes, ("loss", "val_ap"), strict=True):
+            points = [(float(row["epoch"]), float(row[key])) for row in rows if row.get(key) not in (None, "")]
+            if not points:
+                continue
+            epochs, values = zip(*points, strict=True)
+            ax.plot(epochs, values, "-o", color=_series_colour(i), label=name, linewidth=1.8, markersize=3)
+            if key == "val_ap":
+                best = int(np.argmax(values))
+                ax.plot(epochs[best], values[best], "o", color=_series_colour(i), fillstyle="none", markersize=10)
+    for ax, label in zip(axes, ("training loss", "validation AP"), strict=True):
+        ax.set_xlabel("epoch")
+        ax.set_ylabel(label)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.set_ylim(bottom=0)
+        _plain_axes(ax, "y")
+    _legend(figure, [_patch(_series_colour(i), name) for i, name in enumerate(runs)])
+    figure.suptitle("Training", fontsize=12)
+    _write(figure, path)
+
+
+def share_heatmap(shares: Mapping[str, Mapping[int, float]], path: Path) -> None:
+    """Writes the share in [0, 1] that each modality has in the fusion at each pyramid level."""
+    modalities = list(shares)
+    levels = sorted({level for by_level in shares.values() for level in by_level})
+    values = np.array([[shares[m].get(level, np.nan) for level in levels] for m in modalities])
+    figure = _figure(max(5.0, 1.1 * len(levels) + 2.6), 0.75 * len(modalities) + 1.7)
+    ax = figure.subplots()
+    image = ax.imshow(values, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            ax.text(column, row, f"{value:.0%}", ha="center", va="center", color="white" if value > 0.55 else "#222222")
+    ax.set_xticks(range(len(levels)), [f"P{level}\n1/{2**level}" for level in levels])
+    ax.set_yticks(range(len(modalities)), modalities)
+    ax.set_xticks(np.arange(len(levels) - 1) + 0.5, minor=True)
+    ax.set_yticks(np.arange(len(modalities) - 1) + 0.5, minor=True)
+    ax.grid(which="minor", color="white", linewidth=2)
+    ax.tick_params(which="both", length=0)
+    ax.spines[:].set_visible(False)
+    figure.colorbar(image, ax=ax, label="share", ticks=[0, 0.5, 1], format="{x:.0%}").outline.set_visible(False)
+    ax.set_title("Share of each modality in the fusion, by pyramid level", fontsize=11)
+    _write(figure, path)
+
+
+def _stretched(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Maps the 1st to 99th percentile of the valid values to [0, 1]; where invalid the result is 0."""
+    if not valid.any():
+        return np.zeros_like(values)
+    low, high = np.percentile(values[valid], (1, 99))
+    return np.clip((np.where(valid, values, low) - low) / max(high - low, 1e-6), 0, 1)
+
+
+def _coloured(values: np.ndarray, colours: str) -> np.ndarray:
+    from matplotlib import colormaps
+
+    return colormaps[colours](values, bytes=True)[..., :3]
+
+
+def _figure(width: float, height: float) -> "Figure":
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _write(figure: "Figure", path: Path) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, facecolor="white")
+    write_whole(path, buffer.getvalue())
+
+
+def _show(ax: "Axes", pixels: np.ndarray) -> None:
+    height, width = pixels.shape[:2]
+    ax.imshow(pixels, extent=(0, width, height, 0), interpolation="antialiased")
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.spines[:].set_visible(False)
+
+
+def _draw_detections(
+    ax: "Axes", detections: Detections, classes: Sequence[str], threshold: float, captions: bool
+) -> None:
+    kept = detections.to("cpu")
+    kept = kept[kept.scores >= threshold]
+    top = ax.get_ylim()[0] * 0.06
+    for box, score, label in reversed(list(kept)):
+        colour = CLASS_COLOURS[int(label) % len(CLASS_COLOURS)]
+        x, y = _rectangle(ax, box.tolist(), colour, "-")
+        if captions:
+            above = y > top
+            ax.annotate(
+                f"{classes[int(label)]} {float(score):.2f}",
+                (max(x, 0), max(y, 0)),
+                (0.5, 2 if above else -2),
+                textcoords="offset points",
+                va="bottom" if above else "top",
+                fontsize=7,
+                color="black",
+                bbox={"boxstyle": "square,pad=0.15", "facecolor": colour, "edgecolor": "none"},
+                clip_on=True,
+            )
+
+
+def _draw_truth(ax: "Axes", truth: Truth, coloured: bool = False) -> None:
+    for box, label in zip(truth[0].tolist(), truth[1].tolist(), strict=True):
+        _rectangle(ax, box, CLASS_COLOURS[label % len(CLASS_COLOURS)] if coloured else "white", "--")
+
+
+def _rectangle(ax: "Axes", box: Sequence[float], colour: str, style: str) -> tuple[float, float]:
+    """Draws a box with a dark rim, so that it shows on bright and dark pixels; returns its top left corner."""
+    from matplotlib.patches import Rectangle
+    from matplotlib.patheffects import Normal, Stroke
+
+    x1, y1, x2, y2 = box
+    rectangle = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=1.5, linestyle=style)
+    rectangle.set_path_effects([Stroke(linewidth=2.8, foreground="black", alpha=0.55), Normal()])
+    ax.add_patch(rectangle)
+    return x1, y1
+
+
+def _class_legend(
+    figure: "Figure", classes: Sequence[str], threshold: float, with_truth: bool, coloured_truth: bool
+) -> None:
+    from matplotlib.lines import Line2D
+
+    handles: list[Any] = [_patch(CLASS_COLOURS[i % len(CLASS_COLOURS)], name) for i, name in enumerate(classes)]
+    handles.append(Line2D([], [], color="#555555", label=f"detection, score ≥ {threshold:g}"))
+    if with_truth:
+        white = "ground truth" if coloured_truth else "ground truth (white)"
+        handles.append(Line2D([], [], color="#555555", linestyle="--", label=white))
+    _legend(figure, handles)
+
+
+def _legend(figure: "Figure", handles: Sequence[Any]) -> None:
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6), frameon=False, fontsize=9)
+
+
+def _patch(colour: str, label: str) -> Any:
+    from matplotlib.patches import Patch
+
+    return Patch(color=colour, label=label)
+
+
+def _series_colour(i: int) -> str:
+    return SERIES_COLOURS[i % len(SERIES_COLOURS)]
+
+
+def _plain_axes(ax: "Axes", grid: str) -> None:
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(axis=grid, color="#dddddd", linewidth=0.7)  # type: ignore[arg-type]
+    ax.set_axisbelow(True)

@@ -1,0 +1,141 @@
+"""Comparisons as Markdown: what was scored, how sure it is, what it costs and how it was made."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+NOTHING = "–"
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]], numbers_from: int = 1) -> str:
+    """Returns a Markdown table, padded so that it reads as plain text too; a None cell shows a dash.
+
+    Columns from `numbers_from` on are aligned to the right.
+    """
+    cells = [list(header), *([NOTHING if c is None else str(c) for c in row] for row in rows)]
+    cells = [[text.replace("|", "\\|").replace("\n", " ") for text in row] for row in cells]
+    widths = [max(3, *(len(text) for text in column)) for column in zip(*cells, strict=True)]
+    rule = ["-" * (w - 1) + ":" if i >= numbers_from else "-" * w for i, w in enumerate(widths)]
+    lines = (
+        " | ".join(
+            t.rjust(w) if i >= numbers_from else t.ljust(w) for i, (t, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in (cells[0], rule, *cells[1:])
+    )
+    return "\n".join(f"| {line} |" for line in lines) + "\n"
+
+
+def comparison_markdown(comparison: dict[str, Any]) -> str:
+    """Returns a comparison as a Markdown page: the models, the verdict, AP per class and how it was made."""
+    models = comparison["models"]
+    seeds = sorted({seed for model in models for seed in model["seeds"]})
+    parts = [
+        f"# {comparison['card']}: single sensors and their fusion\n",
+        _models_table(comparison),
+        f"**{_sentence(comparison['verdict']['text'])}**\n",
+        _reading(comparison),
+        "## AP per class\n",
+        _class_table(models),
+        "## How it was made\n",
+        "\n".join(
+            (
+                f"- split: {comparison['split']}, {_counted(models)}",
+                f"- seeds: {', '.join(map(str, seeds))}",
+                f"- command: `{comparison['command']}`",
+                f"- hardware: {comparison['hardware']}",
+                f"- date: {comparison['date']}",
+            )
+        )
+        + "\n",
+    ]
+    return "\n".join(parts)
+
+
+def scores_text(scores: dict[str, Any]) -> str:
+    """Returns the scores of one model on one split as Markdown tables: COCO's figures, per class, per condition."""
+    names = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar_100")
+    parts = [markdown_table(names, [[_figure(scores[name]) for name in names]], 0)]
+    parts.append(markdown_table(("class", "AP"), [(name, _figure(ap)) for name, ap in scores["per_class"].items()]))
+    if scores["per_condition"]:
+        rows = [(c, _figure(s["ap"]), _figure(s["ap50"]), s["images"]) for c, s in scores["per_condition"].items()]
+        parts.append(markdown_table(("condition", "AP", "AP50", "images"), rows))
+    return "\n\n".join(part.strip() for part in parts)
+
+
+def _figure(value: float | None) -> str | None:
+    return None if value is None else f"{value:.3f}"
+
+
+def mean_and_spread(values: Sequence[float | None]) -> str:
+    """Returns the mean and, for several values, the standard deviation between them (n - 1), to three places."""
+    known = [v for v in values if v is not None]
+    if not known:
+        return NOTHING
+    spread = f" ± {np.std(known, ddof=1):.3f}" if len(known) > 1 else ""
+    return f"{np.mean(known):.3f}{spread}"
+
+
+def conditions_of(models: Iterable[dict[str, Any]]) -> list[str]:
+    """Returns the conditions that any model was scored on, in order of the alphabet."""
+    return sorted({c for model in models for scores in model["scores"] for c in scores["per_condition"]})
+
+
+def _models_table(comparison: dict[str, Any]) -> str:
+    models = comparison["models"]
+    conditions = conditions_of(models)
+    header = ["model", "modalities", "AP", "AP50", *(f"AP {c}" for c in conditions)]
+    header += [f"Δ AP to {comparison['best_single']}", "params (M)", "GMACs", "latency (ms)"]
+    rows = []
+    for model in models:
+        tags = (mean_and_spread([s["per_condition"].get(c, {}).get("ap") for s in model["scores"]]) for c in conditions)
+        rows.append(
+            [
+                model["name"],
+                " + ".join(model["modalities"]),
+                mean_and_spread(model["ap"]),
+                mean_and_spread(model["ap50"]),
+                *tags,
+                _difference(model["difference"]),
+                f"{model['parameters'] / 1e6:.2f}",
+                f"{model['gmacs']:.2f}",
+                f"{model['latency_ms']:.1f}",
+            ]
+        )
+    return markdown_table(header, rows, numbers_from=2)
+
+
+def _difference(difference: dict[str, float] | None) -> str | None:
+    if difference is None:
+        return None
+    return f"{difference['mean']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"
+
+
+def _reading(comparison: dict[str, Any]) -> str:
+    models = comparison["models"]
+    several = any(len(model["seeds"]) > 1 for model in models)
+    rounds = next((model["difference"]["rounds"] for model in models if model["difference"]), None)
+    text = "AP is COCO's, averaged over IoU 0.50 to 0.95"
+    text += "; ± is the standard deviation over seeds" if several else ""
+    text += f"; [ ] is the 95 % interval of a paired bootstrap over images, {rounds} rounds" if rounds else ""
+    return f"{text}.\n"
+
+
+def _class_table(models: Sequence[dict[str, Any]]) -> str:
+    classes = list(
+        dict.fromkeys(name for model in models for scores in model["scores"] for name in scores["per_class"])
+    )
+    rows = [
+        [name, *(mean_and_spread([s["per_class"].get(name) for s in model["scores"]]) for model in models)]
+        for name in classes
+    ]
+    return markdown_table(["class", *(model["name"] for model in models)], rows)
+
+
+def _counted(models: Sequence[dict[str, Any]]) -> str:
+    scores = models[0]["scores"][0]
+    return f"{scores['images']} images, {scores['boxes']} objects"
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")

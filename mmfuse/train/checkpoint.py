@@ -1,0 +1,90 @@
+"""Checkpoints: one safetensors file with the tensors, and JSON in its header that says how to build what they fill."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from mmfuse.errors import UserError
+from mmfuse.model.detector import FusionDetector, create_detector
+from mmfuse.sensor import Sensor
+
+FORMAT = "mmfuse-1"
+
+
+def save(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+    """Writes tensors and a JSON header to one file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    metadata = {"format": FORMAT, "header": json.dumps(header)}
+    safetensors.torch.save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, metadata)
+    partial.replace(path)
+
+
+def read(path: Path, *, with_tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Returns the tensors and the header of a file, or the header alone.
+
+    Raises:
+        UserError: the file is missing, truncated or not one of ours.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise UserError(f"{path}: is not an mmfuse checkpoint; give a run folder or its best.safetensors")
+            keys = file.keys() if with_tensors else ()
+            return {key: file.get_tensor(key) for key in keys}, json.loads(metadata["header"])
+    except FileNotFoundError:
+        raise UserError(f"{path}: does not exist; train first, or check the path") from None
+    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+        detail = " ".join(str(error).split())[:120]
+        raise UserError(f"{path}: can't be read as a checkpoint ({detail}); restore or retrain it") from None
+
+
+def save_detector(path: Path, detector: FusionDetector, notes: dict[str, Any]) -> None:
+    """Writes a detector; `notes` travel in the header (how it was trained and scored)."""
+    save(path, dict(detector.state_dict()), {"spec": detector.spec, "notes": notes})
+
+
+def build(spec: dict[str, Any]) -> FusionDetector:
+    """Builds the detector that a header's "spec" describes, with fresh weights."""
+    sensors = {m: Sensor(**values) for m, values in spec["sensors"].items()}
+    return create_detector(**{**spec, "sensors": sensors})
+
+
+def fill(detector: FusionDetector, tensors: dict[str, Tensor], path: Path) -> None:
+    """Loads tensors into a detector, strictly.
+
+    Raises:
+        UserError: a tensor is missing, left over or of another shape; the detector is as it was.
+    """
+    own = detector.state_dict()
+    for key in own.keys() | tensors.keys():
+        if key not in own or key not in tensors:
+            state = "missing" if key in own else "unknown"
+            raise UserError(f"{path}: the tensor {key!r} is {state}; the file is from another version or detector")
+        if own[key].shape != tensors[key].shape:
+            shapes = f"{tuple(tensors[key].shape)}, not {tuple(own[key].shape)}"
+            raise UserError(f"{path}: the tensor {key!r} has shape {shapes}; the file is from another detector")
+    detector.load_state_dict(tensors)
+
+
+def load(path: str | Path, device: str | torch.device = "cpu") -> FusionDetector:
+    """Returns the detector of a run folder (its best) or of a checkpoint file, in eval mode.
+
+    Raises:
+        UserError: the file is missing or isn't a checkpoint.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "best.safetensors"
+    tensors, header = read(path)
+    if "spec" not in header or "step" in header:
+        raise UserError(f"{path}: holds a training state, not a detector; give best.safetensors beside it")
+    detector = build(header["spec"])
+    fill(detector, tensors, path)
+    return detector.to(device).eval()

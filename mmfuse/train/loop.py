@@ -1,0 +1,356 @@
+"""Trains the detector of a recipe into a run folder."""
+
+import csv
+import dataclasses
+import io
+import json
+import platform
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from mmfuse import scaling
+from mmfuse.config import Recipe, build, load_recipe, read_yaml, save_yaml, write_whole
+from mmfuse.data.cards import Card, load_card
+from mmfuse.data.loader import EvalLoader, eval_loader, measure, train_loader
+from mmfuse.data.readers import Record, read_split, split_digest
+from mmfuse.errors import UserError, unknown_name
+from mmfuse.evaluate.coco import coco_scores
+from mmfuse.evaluate.inference import collect
+from mmfuse.model.detector import FusionDetector, create_detector
+from mmfuse.sample import Batch, Targets
+from mmfuse.train import checkpoint
+from mmfuse.train.distributed import World
+from mmfuse.train.optim import build_optimizer, rate_at
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run folder and what lies in it."""
+
+    folder: Path
+
+    @property
+    def best(self) -> Path:
+        """The detector that was best on the validation split."""
+        return self.folder / "best.safetensors"
+
+    @property
+    def last(self) -> Path:
+        """The training state after the last epoch, to resume from."""
+        return self.folder / "last.safetensors"
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe, with every default written out.
+
+        Raises:
+            UserError: the folder holds no run.
+        """
+        path = self.folder / "config.yaml"
+        if not path.exists():
+            raise UserError(f"{self.folder}: is not a run folder (no config.yaml); train first, or check the path")
+        return build(Recipe, read_yaml(path), str(path))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the labels."""
+        return tuple(checkpoint.read(self.best, with_tensors=False)[1]["spec"]["classes"])
+
+    @property
+    def metrics(self) -> list[dict[str, float]]:
+        """A row for each epoch; a number that wasn't measured in an epoch is left out."""
+        path = self.folder / "metrics.csv"
+        if not path.exists():
+            return []
+        rows = csv.DictReader(io.StringIO(path.read_text()))
+        return [{key: float(value) for key, value in row.items() if value} for row in rows]
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs of the recipe are done."""
+        return self.best.exists() and len(self.metrics) >= self.recipe.train.epochs
+
+
+def train(
+    recipe: str | Path | Recipe,
+    assignments: Iterable[str] = (),
+    *,
+    folder: str | Path | None = None,
+    resume: bool = False,
+) -> Run:
+    """Trains the detector of a recipe and returns its run folder, `runs/NAME` unless `folder` says otherwise.
+
+    The best epoch is chosen on the validation split, by AP; the test split isn't read. Under torchrun all processes
+    call this; the first one writes. With `resume` a run that was cut short goes on from its last whole epoch, with the
+    samples that it would have seen, and one that is finished is returned as it is.
+
+    Args:
+        recipe: a recipe or its file.
+        assignments: changes to the recipe file, such as "train.epochs=20".
+        folder: where to write.
+        resume: go on with what lies in the folder.
+
+    Raises:
+        UserError: the recipe or the data isn't right, the folder holds another run, or the loss isn't finite.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe, assignments)
+    run = Run(Path(folder) if folder is not None else Path("runs") / recipe.name)
+    if (run.folder / "config.yaml").exists():
+        if not resume:
+            raise UserError(f"{run.folder}: holds a run already; resume it, or choose another folder")
+        _check_same(run.recipe, recipe, run.folder)
+        if run.finished:
+            return run
+    with World.from_environment(recipe.train.device) as world:
+        _Training(recipe, run, world).run_epochs()
+    return run
+
+
+def prepare(recipe: Recipe) -> tuple[Card, tuple[int, int]]:
+    """Returns the card of a recipe and the input size (H, W).
+
+    Raises:
+        UserError: a modality isn't in the card, or the input size doesn't fit.
+    """
+    card = load_card(recipe.card, recipe.data.root)
+    for modality in recipe.modalities:
+        if modality not in card.modalities:
+            raise UserError(f"modalities: {unknown_name(modality, card.modalities, f'modality of {card.path}')}")
+    return card, prepare_size(recipe)
+
+
+def prepare_size(recipe: Recipe) -> tuple[int, int]:
+    """Returns the input size (H, W) of a recipe.
+
+    Raises:
+        UserError: it isn't a multiple of the coarsest stride.
+    """
+    size = scaling.size(recipe.model.size)
+    height, width = recipe.data.input_size or (size.resolution, size.resolution)
+    stride = size.coarsest_stride
+    if height <= 0 or width <= 0 or height % stride or width % stride:
+        raise UserError(f"data.input_size: [{height}, {width}] doesn't fit; use positive multiples of {stride}")
+    return height, width
+
+
+def build_detector(recipe: Recipe, card: Card) -> FusionDetector:
+    """Builds the detector of a recipe for a card whose sensors are measured."""
+    sensors = {m: card.modalities[m] for m in recipe.modalities}
+    model = dataclasses.asdict(recipe.model)
+    channels = {m: sensor.encoded_channels for m, sensor in sensors.items()}
+    return create_detector(model.pop("size"), channels, classes=card.classes, sensors=sensors, **model)
+
+
+class _Loss(nn.Module):
+    """Forward and loss as one module, which is what DistributedDataParallel wraps."""
+
+    def __init__(self, detector: FusionDetector) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: dict[str, Tensor], present: dict[str, Tensor], targets: Targets) -> dict[str, Tensor]:
+        return self.detector.loss(self.detector(images, present), targets)
+
+
+class _Training:
+    def __init__(self, recipe: Recipe, run: Run, world: World) -> None:
+        self.recipe, self.run, self.world = recipe, run, world
+        card, input_size = prepare(recipe)
+        train_records, val_records = read_split(card, "train"), read_split(card, "val")
+        last = checkpoint.read(run.last) if run.last.exists() else None
+        if last is None:
+            card = _measured(card, recipe, train_records)
+        else:
+            spec = last[1]["spec"]["sensors"]
+            card = dataclasses.replace(
+                card, modalities={**card.modalities, **{m: type(card.modalities[m])(**v) for m, v in spec.items()}}
+            )
+        torch.manual_seed(recipe.train.seed)
+        self.detector = build_detector(recipe, card).to(world.device).to(memory_format=torch.channels_last)
+        self.optimizer = build_optimizer(self.detector, recipe.train)
+        self.ema = ModelEmaV3(self.detector, recipe.train.ema_decay, use_warmup=True)
+        self.loader = train_loader(
+            card, train_records, recipe.modalities, input_size, recipe.data, recipe.train.batch_size, recipe.train.seed,
+            world.rank, world.size,
+        )  # fmt: skip
+        self.val_records = val_records
+        sensors = {m: card.modalities[m] for m in recipe.modalities}
+        self.val_loader: EvalLoader = eval_loader(
+            val_records, sensors, input_size, recipe.train.batch_size, recipe.data.workers
+        )
+        self.model: nn.Module = _Loss(self.detector)
+        if world.size > 1:
+            if world.device.type == "cuda":
+                self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+            self.model = DistributedDataParallel(self.model)
+        self.rows: list[dict[str, Any]] = []
+        self.best = -1.0
+        if last is not None:
+            self._restore(*last)
+        elif world.is_first:
+            save_yaml(run.folder / "config.yaml", recipe.to_dict())
+            digests = {"train": split_digest(train_records), "val": split_digest(val_records)}
+            write_whole(
+                run.folder / "environment.json", json.dumps(environment(world) | {"splits": digests}, indent=2).encode()
+            )
+
+    @property
+    def epochs_done(self) -> int:
+        return len(self.rows)
+
+    def run_epochs(self) -> None:
+        epochs, steps = self.recipe.train.epochs, len(self.loader)
+        title = f"training {self.recipe.name}"
+        with tqdm(
+            total=epochs * steps,
+            initial=self.epochs_done * steps,
+            desc=title,
+            unit="step",
+            disable=not self.world.is_first,
+        ) as bar:
+            for epoch in range(self.epochs_done, epochs):
+                started = time.monotonic()
+                losses = self._train_epoch(epoch, bar)
+                row: dict[str, Any] = {"epoch": epoch + 1, "lr": self.optimizer.param_groups[0]["lr"], **losses}
+                if self.world.is_first:
+                    if (epoch + 1) % self.recipe.train.evaluate_every == 0 or epoch + 1 == epochs:
+                        row |= self._validate(epoch)
+                        bar.set_postfix(loss=f"{losses['loss']:.3f}", val_AP=f"{row['val_ap']:.3f}")
+                    self.rows.append(row | {"seconds": round(time.monotonic() - started, 2)})
+                    self._save()
+                else:
+                    self.rows.append(row)
+                self.world.wait()
+
+    def _train_epoch(self, epoch: int, bar: "tqdm[Any]") -> dict[str, float]:
+        self.model.train()
+        sums: dict[str, Tensor] = {}
+        for index, batch in enumerate(self.loader.epoch(epoch)):
+            step = epoch * len(self.loader) + index
+            torch.manual_seed(self.recipe.train.seed * 1_000_003 + step * self.world.size + self.world.rank)
+            losses = self._step(step, batch)
+            sums = {k: sums.get(k, 0) + v.detach() for k, v in losses.items()}
+            bar.update()
+        count = len(self.loader)
+        return {
+            ("loss" if k == "total" else f"{k}_loss"): float(v) / count for k, v in sorted(sums.items(), reverse=True)
+        }
+
+    def _step(self, step: int, batch: Batch) -> dict[str, Tensor]:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate_at(step, self.recipe.train, len(self.loader))
+        device = self.world.device
+        moved = batch.to(device)
+        images = {
+            m: x.contiguous(memory_format=torch.channels_last) for m, x in self.detector.normalise(moved.images).items()
+        }
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            losses: dict[str, Tensor] = self.model(images, moved.present, moved.targets)
+        if not bool(losses["total"].isfinite()):
+            raise UserError(
+                f"step {step}: the loss is {float(losses['total'])} on images {batch.image_ids}; "
+                f"lower train.lr ({self.recipe.train.lr:g}) or look at these images"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        losses["total"].backward()
+        nn.utils.clip_grad_norm_(self.detector.parameters(), self.recipe.train.clip_norm)
+        self.optimizer.step()
+        self.ema.update(self.detector, step)
+        return losses
+
+    def _validate(self, epoch: int) -> dict[str, float]:
+        found = collect(self.ema.module, self.val_loader, progress="validating")
+        scores = coco_scores(self.val_records, found, self.detector.classes)
+        if scores.ap is None:
+            raise UserError(f"{self.recipe.card}: the val split has no objects, so no epoch can be best; add some")
+        if scores.ap > self.best:
+            self.best = scores.ap
+            notes = {"name": self.recipe.name, "epoch": epoch + 1, "val": scores.to_dict()}
+            checkpoint.save_detector(self.run.best, self.ema.module, notes)
+        return {"val_ap": scores.ap, "val_ap50": scores.ap50 or 0.0}
+
+    def _save(self) -> None:
+        tensors: dict[str, Tensor] = {}
+        for name, module in (("model", self.detector), ("ema", self.ema.module)):
+            tensors |= {f"{name}.{key}": value.clone() for key, value in module.state_dict().items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{key}": v for key, v in state.items() if isinstance(v, Tensor)}
+        header = {
+            "spec": self.detector.spec,
+            "step": self.epochs_done * len(self.loader),
+            "rows": self.rows,
+            "best": self.best,
+        }
+        checkpoint.save(self.run.last, tensors, header)
+        fields = ["epoch", "lr", "loss", "class_loss", "box_loss", "val_ap", "val_ap50", "seconds"]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fields)
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_whole(self.run.folder / "metrics.csv", text.getvalue().encode())
+
+    def _restore(self, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}}
+        for key, value in tensors.items():
+            part, _, name = key.partition(".")
+            parts[part][name] = value
+        checkpoint.fill(self.detector, parts["model"], self.run.last)
+        checkpoint.fill(self.ema.module, parts["ema"], self.run.last)
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in parts["optimizer"].items():
+            index, _, name = key.partition(".")
+            state.setdefault(int(index), {})[name] = value
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self.rows, self.best = list(header["rows"]), header["best"]
+
+
+def environment(world: World | None = None) -> dict[str, Any]:
+    """Returns what a result depends on beside its recipe: versions, hardware, date."""
+    packages = ("torch", "torchvision", "timm", "numpy", "pycocotools")
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in packages if find_spec(name)},
+        "hardware": hardware(world.device if world else None),
+        "processes": world.size if world else 1,
+    }
+
+
+def hardware(device: torch.device | None = None) -> str:
+    """Returns the device in words."""
+    if device is not None and device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def _measured(card: Card, recipe: Recipe, records: list[Record]) -> Card:
+    sensors = measure(records, {m: card.modalities[m] for m in recipe.modalities})
+    return dataclasses.replace(card, modalities={**card.modalities, **sensors})
+
+
+def _check_same(old: Recipe, new: Recipe, folder: Path) -> None:
+    before, after = _flat(old.to_dict()), _flat(new.to_dict())
+    for key, value in after.items():
+        if before.get(key) != value:
+            raise UserError(
+                f"{folder}: was trained with {key}={before.get(key)!r}, not {value!r}; choose another folder"
+            )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

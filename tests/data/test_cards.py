@@ -1,0 +1,95 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mmfuse.data.cards import load_card
+from mmfuse.errors import UserError
+from mmfuse.sensor import Sensor
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def write_card(folder, **changes):
+    values = {
+        "name": "tiny",
+        "root": "data",
+        "reader": "coco",
+        "modalities": {"rgb": {"channels": 3}, "depth": {"channels": 1, "encoding": "inverse_depth", "far": 40}},
+        "classes": ["person", "car"],
+        "splits": {"train": "train.json", "val": "val.json"},
+        **changes,
+    }
+    (folder / "data").mkdir(exist_ok=True)
+    path = folder / "card.yaml"
+    path.write_text(yaml.safe_dump({k: v for k, v in values.items() if v is not None}, sort_keys=False))
+    return path
+
+
+def test_a_card_is_read(tmp_path):
+    card = load_card(write_card(tmp_path, conditions=["day"], notes="small"))
+    assert card.root == (tmp_path / "data").resolve()
+    assert card.modalities == {"rgb": Sensor(3), "depth": Sensor(1, "inverse_depth", far=40.0)}
+    assert (card.classes, card.conditions, card.notes, card.licence) == (("person", "car"), ("day",), "small", "")
+
+
+def test_root_is_overridden(tmp_path):
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    assert load_card(write_card(tmp_path, root="nowhere"), str(other)).root == other.resolve()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"clases": ["person"]}, "did you mean 'classes'?"),
+        ({"reader": None}, "'reader' is missing"),
+        ({"modalities": {"rgb": {"chanels": 3}}}, "did you mean 'channels'?"),
+        ({"modalities": {"depth": {"channels": 1, "encoding": "inverse"}}}, "encoding: 'inverse' is unknown"),
+        ({"modalities": {}}, "name at least one"),
+        ({"classes": []}, "name at least one"),
+        ({"classes": ["car", "car"]}, "names a class twice"),
+        ({"root": "nowhere"}, "is not a folder"),
+        ({"splits": {"train": "train.json", "val": "v.json", "test": "v.json"}}, "val and test are the same file"),
+        ({"splits": {"train": "t.json", "test": "./t.json"}}, "train and test are the same file"),
+        ({"splits": {"train": "../train.json"}}, "leads out of"),
+        ({"splits": {"train": "/etc/passwd"}}, "leads out of"),
+        ({"path": "x"}, "'path' is not a known key"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_card(tmp_path, changes, message):
+    path = write_card(tmp_path, **changes)
+    with pytest.raises(UserError) as raised:
+        load_card(path)
+    assert message in str(raised.value)
+    assert str(path) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_split_may_not_leave_the_root_through_a_link(tmp_path):
+    path = write_card(tmp_path, splits={"train": "train.json"})
+    (tmp_path / "outside.json").write_text("{}")
+    (tmp_path / "data" / "train.json").symlink_to(tmp_path / "outside.json")
+    with pytest.raises(UserError, match="leads out of"):
+        load_card(path)
+
+
+def test_val_and_test_may_not_be_the_same_file_through_a_link(tmp_path):
+    path = write_card(tmp_path, splits={"val": "val.json", "test": "test.json"})
+    (tmp_path / "data" / "val.json").write_text("{}")
+    (tmp_path / "data" / "test.json").symlink_to(tmp_path / "data" / "val.json")
+    with pytest.raises(UserError, match="val and test are the same file"):
+        load_card(path)
+
+
+def test_a_missing_card_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"nothing.yaml: No such file"):
+        load_card(tmp_path / "nothing.yaml")
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "datasets").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_cards_that_come_along_are_read(path, tmp_path):
+    card = load_card(path, str(tmp_path))
+    assert card.source
+    assert card.licence
+    assert card.notes

@@ -1,0 +1,151 @@
+import pytest
+import torch
+
+from mmfuse.errors import UserError
+from mmfuse.model.fusion import EPSILON, FUSIONS, merge_type
+
+COUNT, WIDTH = 3, 4
+
+
+@pytest.fixture(params=FUSIONS)
+def name(request):
+    return request.param
+
+
+def make(name, count=COUNT):
+    """A merge whose parameters are no longer at their start."""
+    torch.manual_seed(1)
+    merge = FUSIONS[name](count, WIDTH)
+    with torch.no_grad():
+        for parameter in merge.parameters():
+            parameter.copy_(torch.rand_like(parameter) + 0.2)
+    return merge
+
+
+def maps(count=COUNT, batch=2):
+    generator = torch.Generator().manual_seed(2)
+    return [torch.randn(batch, WIDTH, 5, 3, generator=generator) for _ in range(count)]
+
+
+def smaller(name, merge, kept):
+    """The merge of fewer inputs with the same parameters."""
+    other = FUSIONS[name](len(kept), WIDTH)
+    if hasattr(merge, "weight"):
+        other.weight.data.copy_(merge.weight.data[kept])
+    for new, index in zip(getattr(other, "gates", []), kept, strict=False):
+        new.load_state_dict(merge.gates[index].state_dict())
+    return other
+
+
+def test_all_present_equals_no_mask(name):
+    merge, inputs = make(name), maps()
+    assert torch.equal(merge(inputs, torch.ones(2, COUNT, dtype=torch.bool)), merge(inputs))
+
+
+def test_one_input_works(name):
+    merge, (x,) = FUSIONS[name](1, WIDTH), maps(1)
+    scale = {"gated": 0.5 / (0.5 + EPSILON), "fast": 1 / (1 + EPSILON), "channel": 1 / (1 + EPSILON)}.get(name, 1.0)
+    torch.testing.assert_close(merge([x]), x * scale)
+
+
+@pytest.mark.parametrize("pixels", [float("nan"), float("inf"), -1e30, 7.0])
+def test_what_an_absent_input_holds_changes_nothing(name, pixels):
+    merge, inputs = make(name), maps()
+    present = torch.tensor([[True, False, True], [True, True, False]])
+    clean = [x.where(present[:, i, None, None, None], 0) for i, x in enumerate(inputs)]
+    dirty = [x.where(present[:, i, None, None, None], pixels).requires_grad_() for i, x in enumerate(inputs)]
+    out = merge(dirty, present)
+    assert torch.equal(out, merge(clean, present))
+    out.square().sum().backward()
+    for i, x in enumerate(dirty):
+        assert x.grad.isfinite().all()
+        assert torch.equal(x.grad[~present[:, i]], torch.zeros_like(x.grad[~present[:, i]]))
+    assert all(p.grad.isfinite().all() for p in merge.parameters())
+
+
+@pytest.mark.parametrize("absent", range(COUNT))
+def test_none_and_a_mask_say_the_same(name, absent):
+    merge, inputs = make(name), maps()
+    present = torch.ones(2, COUNT, dtype=torch.bool)
+    present[:, absent] = False
+    by_mask = merge(inputs, present)
+    without = [None if i == absent else x for i, x in enumerate(inputs)]
+    torch.testing.assert_close(merge(without), by_mask)
+    torch.testing.assert_close(merge(without, present), by_mask)
+
+
+@pytest.mark.parametrize("kept", [[0, 1], [1, 2], [2]])
+def test_the_others_are_normalised_again(name, kept):
+    merge, inputs = make(name), maps()
+    fewer = smaller(name, merge, kept)([inputs[i] for i in kept])
+    scale = COUNT / len(kept) if name == "sum" else 1.0
+    out = merge([x if i in kept else None for i, x in enumerate(inputs)])
+    torch.testing.assert_close(out, fewer * scale)
+
+
+def test_images_don_t_see_each_other(name):
+    merge, inputs = make(name), maps(batch=3)
+    present = torch.tensor([[True, False, True], [True, True, True], [False, False, True]])
+    each = [merge([x[i : i + 1] for x in inputs], present[i : i + 1]) for i in range(3)]
+    torch.testing.assert_close(merge(inputs, present), torch.cat(each))
+
+
+def test_gradients_reach_every_present_input_and_every_weight(name):
+    merge, inputs = make(name), [x.requires_grad_() for x in maps()]
+    merge(inputs).square().sum().backward()
+    for value in (*inputs, *merge.parameters()):
+        assert (value.grad != 0).any()
+    if name not in ("sum", "gated"):
+        assert (merge.weight.grad != 0).all()
+
+
+def test_shares_are_readable_and_add_up_to_one(name):
+    merge = make(name)
+    shares = merge.shares()
+    assert shares.shape == (COUNT,)
+    assert not shares.requires_grad
+    assert float(shares.sum()) == pytest.approx(1, abs=1e-6)
+    assert torch.allclose(FUSIONS[name](COUNT, WIDTH).shares(), torch.full((COUNT,), 1 / COUNT))
+    if name in ("fast", "unbounded", "gated"):
+        merge.weight.data.copy_(torch.tensor([1.0, 3.0, 0.0]))
+        torch.testing.assert_close(merge.shares(), torch.tensor([0.25, 0.75, 0.0]))
+
+
+def test_the_formulas():
+    a, b = maps(2)
+    weight = torch.tensor([2.0, -1.0])
+
+    def merged(name, value):
+        merge = FUSIONS[name](2, WIDTH)
+        merge.weight.data.copy_(value)
+        return merge([a, b])
+
+    torch.testing.assert_close(merged("fast", weight), a * 2 / (2 + EPSILON))
+    torch.testing.assert_close(merged("unbounded", weight), 2 * a - b)
+    soft = weight.softmax(0)
+    torch.testing.assert_close(merged("softmax", weight), soft[0] * a + soft[1] * b)
+    torch.testing.assert_close(FUSIONS["sum"](2, WIDTH)([a, b]), a + b)
+    channels = torch.tensor([[1.0, 0.0, 2.0, 1.0], [1.0, 3.0, 0.0, 3.0]])
+    total = (channels.sum(0) + EPSILON)[:, None, None]
+    torch.testing.assert_close(
+        merged("channel", channels), (a * channels[0, :, None, None] + b * channels[1, :, None, None]) / total
+    )
+
+
+def test_a_gate_turns_its_input_down_in_that_image_alone():
+    merge = FUSIONS["gated"](2, 1)
+    merge.gates[0].weight.data.fill_(-50)
+    dark, bright = torch.full((1, 1, 2, 2), -1.0), torch.full((1, 1, 2, 2), 1.0)
+    out = merge([torch.cat((dark, bright)), torch.zeros(2, 1, 2, 2)])
+    assert out[0].mean().item() == pytest.approx(-2 / 3, abs=1e-3)
+    assert out[1].abs().max().item() < 1e-6
+
+
+def test_weights_follow_the_type_of_the_maps(name):
+    inputs = [x.bfloat16() for x in maps()]
+    assert make(name).bfloat16()(inputs).dtype == torch.bfloat16
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(UserError, match=r"^fusion: 'fastt' is not a known fusion; did you mean 'fast'\?$"):
+        merge_type("fastt")

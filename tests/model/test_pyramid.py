@@ -1,0 +1,155 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmfuse.model import graphs
+from mmfuse.model.fusion import FUSIONS, Fast
+from mmfuse.model.graphs import Feature, Node
+from mmfuse.model.pyramid import Pyramid, initialise, resample
+
+LEVELS, WIDTH = (3, 4, 5, 6, 7), 8
+CHANNELS = {"a": [4, 8, 6], "b": [3, 5, 8], "c": [2, 2, 2]}
+
+
+def make(modalities, *, cell=graphs.bifpn, depth=2, inputs="first", merge=Fast, same=True):
+    torch.manual_seed(0)
+    graph = graphs.build(cell, LEVELS, modalities, depth, inputs)
+    pyramid = Pyramid(graph, {m: CHANNELS[m] for m in modalities}, WIDTH, merge, same=same, bias=same)
+    return pyramid.eval()
+
+
+def features(modalities, batch=2, height=16, width=32):
+    generator = torch.Generator().manual_seed(3)
+    return {
+        m: [torch.randn(batch, c, height >> i, width >> i, generator=generator) for i, c in enumerate(CHANNELS[m])]
+        for m in modalities
+    }
+
+
+@pytest.mark.parametrize("modalities", ["a", "ab", "abc"])
+@pytest.mark.parametrize("inputs", ["first", "every"])
+@pytest.mark.parametrize("cell", graphs.PYRAMIDS)
+def test_levels_of_one_to_three_modalities(cell, inputs, modalities):
+    pyramid = make(modalities, cell=graphs.PYRAMIDS[cell], inputs=inputs)
+    out = pyramid(features(modalities))
+    assert [tuple(x.shape) for x in out] == [(2, WIDTH, 16 >> i, 32 >> i) for i in range(5)]
+
+
+def test_a_graph_run_by_hand():
+    graph = (
+        Node(4, (Feature("a", 4), Feature("a", 5))),
+        Node(3, (Feature("a", 3), 0)),
+        Node(4, (0, 1)),
+        Node(5, (Feature("a", 5), 2)),
+    )
+    torch.manual_seed(0)
+    pyramid = Pyramid(graph, {"a": [8, 8, 8]}, 8, Fast, same=True, bias=True).eval()
+    p3, p4, p5 = (torch.randn(1, 8, n, n) for n in (8, 4, 2))
+
+    def node(index, *inputs):
+        module = pyramid.nodes[index]
+        return module.norm(module.conv(F.silu(sum(inputs) / (len(inputs) + 1e-4))))
+
+    def up(x):
+        return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+    def down(x):
+        return F.max_pool2d(F.pad(x, (0, 1, 0, 1), value=-torch.inf), 3, 2)
+
+    n0 = node(0, p4, up(p5))
+    n1 = node(1, p3, up(n0))
+    n2 = node(2, n0, down(n1))
+    n3 = node(3, p5, down(n2))
+    for got, wanted in zip(pyramid({"a": [p3, p4, p5]}), (n1, n2, n3), strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize(("same", "padding"), [(True, (0, 1, 0, 1)), (False, (1, 1, 1, 1))])
+def test_pooling_pads_at_the_end_or_on_both_sides(same, padding):
+    x = -torch.rand(1, 2, 6, 4) - 1
+    padded = F.pad(x, padding, value=-torch.inf)
+    expected = torch.stack(
+        [padded[:, :, 2 * r : 2 * r + 3, 2 * c : 2 * c + 3].amax((2, 3)) for r in range(3) for c in range(2)], -1
+    ).view(1, 2, 3, 2)
+    assert torch.equal(resample(x, 1, same), expected)
+
+
+@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize("shift", [-2, -1, 0, 1, 2, 3])
+def test_resampling_by_any_power_of_two(shift, same):
+    assert resample(torch.rand(1, 1, 8, 16), shift, same).shape == (1, 1, int(8 / 2**shift), int(16 / 2**shift))
+
+
+def test_features_of_another_width_have_a_lateral_for_each_edge():
+    pyramid = make("a", depth=3)
+    of_node = {i: list(node.laterals) for i, node in enumerate(pyramid.nodes) if node.laterals}
+    # level 4 has the pyramid's own width, level 5 is read by nodes 1 and 5, levels 6 and 7 are made by the extension
+    assert of_node == {1: ["0"], 3: ["0"], 5: ["0"]}
+    assert pyramid.nodes[1].laterals["0"] is not pyramid.nodes[5].laterals["0"]
+    assert list(pyramid.extend) == ["a"]
+
+
+def test_each_modality_keeps_its_laterals_where_it_is_read_again():
+    first, every = (
+        sum(len(n.laterals) for n in make("ab", depth=2, inputs=inputs).nodes) for inputs in ("first", "every")
+    )
+    assert every == 2 * first
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("inputs", ["first", "every"])
+def test_an_absent_modality_changes_nothing_whatever_its_features_hold(fusion, inputs):
+    pyramid, maps = make("abc", merge=FUSIONS[fusion], inputs=inputs), features("abc")
+    present = {m: torch.tensor([True, m != "b"]) for m in "abc"}
+    out = pyramid(maps, present)
+    for pixels in (torch.nan, torch.inf, 3.0):
+        dirty = {**maps, "b": [torch.cat((x[:1], torch.full_like(x[1:], pixels))) for x in maps["b"]]}
+        for got, wanted in zip(pyramid(dirty, present), out, strict=True):
+            assert torch.equal(got, wanted)
+    without = pyramid({m: [x[1:] for x in maps[m]] for m in "ac"})
+    for got, wanted in zip(out, without, strict=True):
+        torch.testing.assert_close(got[1:], wanted)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_a_mask_of_ones_is_no_mask(fusion):
+    pyramid, maps = make("ab", merge=FUSIONS[fusion]), features("ab")
+    out = pyramid(maps, {m: torch.ones(2, dtype=torch.bool) for m in "ab"})
+    for got, wanted in zip(out, pyramid(maps), strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("cell", graphs.PYRAMIDS)
+def test_gradients_reach_every_parameter_and_feature(cell, fusion):
+    pyramid = make("ab", cell=graphs.PYRAMIDS[cell], merge=FUSIONS[fusion])
+    maps = {m: [x.requires_grad_() for x in part] for m, part in features("ab").items()}
+    sum(x.square().sum() for x in pyramid(maps)).backward()
+    for value in (x for part in maps.values() for x in part):
+        assert value.grad.any()
+    # a softmax over the one input of a node can't have a gradient
+    alone = tuple(f"nodes.{i}.merge" for i, node in enumerate(pyramid.graph) if len(node.inputs) == 1)
+    without = [name for name, p in pyramid.named_parameters() if p.grad is None or not p.grad.any()]
+    assert [name for name in without if fusion != "softmax" or not name.startswith(alone)] == []
+
+
+def test_shares_of_the_modalities_by_hand():
+    pyramid = make("ab", depth=1)
+    assert {m: set(shares.values()) for m, shares in pyramid.modality_shares().items()} == {"a": {0.5}, "b": {0.5}}
+    # nodes that read level 5: P5td [a5, b5, P6td] and P5out [a5, b5, P5td, P4out]
+    pyramid.nodes[1].merge.weight.data.copy_(torch.tensor([2.0, 0.0, 2.0]))
+    pyramid.nodes[5].merge.weight.data.copy_(torch.tensor([1.0, 2.0, 1.0, 0.0]))
+    shares = pyramid.modality_shares()
+    assert shares["a"][5] == pytest.approx((0.5 + 0.25) / (0.5 + 0.25 + 0.5), abs=1e-3)
+    assert list(shares["b"]) == list(LEVELS)
+    for level in LEVELS:
+        assert shares["a"][level] + shares["b"][level] == pytest.approx(1)
+
+
+def test_initial_weights_have_the_variance_of_their_fan_in():
+    torch.manual_seed(0)
+    wide, deep = torch.nn.Conv2d(64, 64, 1), torch.nn.Conv2d(256, 256, 3, groups=256)
+    initialise(torch.nn.Sequential(wide, deep))
+    assert wide.weight.std().item() == pytest.approx(1 / 8, rel=0.1)
+    assert deep.weight.std().item() == pytest.approx(1 / 3, rel=0.1)
+    assert not wide.bias.any()

@@ -1,0 +1,134 @@
+"""The table of rooms: imports point down it only, the model stays small enough to read, names stay general."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "mmfuse"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+PLAIN = {"errors", "config", "scaling", "boxes", "sample", "sensor"}
+ALLOWED = {
+    "plain": set(),
+    "model": {"plain"},
+    "data": {"plain"},
+    "train": {"plain", "model", "data", "evaluate"},
+    "evaluate": {"plain", "model", "data"},
+    "report": {"plain", "data", "evaluate"},
+    "top": {"plain", "model", "data", "train", "evaluate", "report", "package"},
+    "cli": {"plain", "model", "data", "train", "evaluate", "report", "package", "top"},
+}
+ALLOWED["package"] = ALLOWED["top"] | {"top"}  # mmfuse/__init__.py, which re-exports
+FOLDERS = {"model", "data", "train", "evaluate", "report"}
+SENSOR_NAMES = {"rgb", "ir", "nir", "infrared", "thermal", "lidar", "radar", "rgbt", "rgbd"}
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(("mmfuse", *(parts[:-1] if parts[-1] == "__init__" else parts)))
+
+
+MODULES = {module_of(path): path for path in FILES}
+
+
+def room_of(module: str) -> str:
+    parts = module.split(".")
+    if len(parts) == 1:
+        return "package"
+    if parts[1] in FOLDERS:
+        return parts[1]
+    if parts[1] in PLAIN:
+        return "plain"
+    return "cli" if parts[1] in ("cli", "__main__") else "top"
+
+
+def imported(tree: ast.AST, module: str, is_package: bool) -> set[str]:
+    """Our modules that a file names in its imports, those inside functions included."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = module.split(".")
+                up = parts[: len(parts) - node.level + is_package]
+                base = ".".join([*up, base] if base else up)
+            for alias in node.names:
+                inner = f"{base}.{alias.name}"
+                names.add(inner if inner in MODULES else base)
+    return {name for name in names if name.split(".")[0] == "mmfuse"}
+
+
+def imports_of(module: str) -> set[str]:
+    path = MODULES[module]
+    return imported(ast.parse(path.read_text()), module, path.name == "__init__.py")
+
+
+def climbs(module: str, names: set[str]) -> list[str]:
+    """Those of `names` that lie above the module's room."""
+    own = room_of(module)
+    return sorted(name for name in names if room_of(name) not in ALLOWED[own] | {own})
+
+
+def test_imports_are_read_in_every_form():
+    text = """
+import mmfuse.cli
+from mmfuse import boxes, create_detector
+from . import anchors
+from .heads import Head
+from ..train import loop
+def late():
+    from mmfuse.data.cards import load_card
+import torch
+"""
+    found = imported(ast.parse(text), "mmfuse.model.x", False)
+    assert found >= {"mmfuse.cli", "mmfuse.boxes", "mmfuse", "mmfuse.model.heads", "mmfuse.data.cards"}
+    assert any(name.startswith("mmfuse.train") for name in found)
+    assert any(name.startswith("mmfuse.model") and "heads" not in name for name in found)
+    assert "torch" not in found
+    assert climbs(
+        "mmfuse.model.x", {"mmfuse.boxes", "mmfuse.model.y", "mmfuse.data.cards", "mmfuse.cli", "mmfuse"}
+    ) == [
+        "mmfuse",
+        "mmfuse.cli",
+        "mmfuse.data.cards",
+    ]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_down(module):
+    assert climbs(module, imports_of(module)) == []
+
+
+def test_every_folder_is_a_room():
+    assert {p.name for p in PACKAGE.iterdir() if p.is_dir() and p.name != "__pycache__"} == FOLDERS
+
+
+def test_the_model_can_be_read_in_one_sitting():
+    read, waiting = set(), ["mmfuse.model.detector"]
+    while waiting:
+        module = waiting.pop()
+        if module not in read:
+            read.add(module)
+            waiting += imports_of(module)
+    lines = {module: len(MODULES[module].read_text().splitlines()) for module in read}
+    assert sum(lines.values()) <= 1600, lines
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_names_say_what_they_do(path: Path):
+    assert path.stem not in ("util", "utils", "helper", "helpers", "misc", "common")
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", node.name)}
+            assert not words & SENSOR_NAMES, f"{node.name}: write it for any modality"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_the_first_line_says_the_job(path: Path):
+    tree = ast.parse(path.read_text())
+    assert not tree.body or ast.get_docstring(tree)

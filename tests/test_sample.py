@@ -1,0 +1,68 @@
+import pytest
+import torch
+
+from mmfuse.sample import Batch, Detections, Targets
+
+
+def three() -> Detections:
+    boxes = torch.arange(12.0).reshape(3, 4)
+    return Detections(boxes, torch.tensor([0.9, 0.5, 0.1]), torch.tensor([2, 0, 1]))
+
+
+def test_detections_are_filtered_by_mask_rows_and_slice():
+    found = three()
+    for rows in (found.scores > 0.3, torch.tensor([0, 1]), slice(2)):
+        kept = found[rows]
+        assert len(kept) == 2
+        assert torch.equal(kept.boxes, found.boxes[:2])
+        assert kept.labels.tolist() == [2, 0]
+
+
+def test_detections_are_iterated_object_by_object():
+    assert [(round(s.item(), 1), k.item()) for _, s, k in three()] == [(0.9, 2), (0.5, 0), (0.1, 1)]
+
+
+def test_detections_of_unequal_length_do_not_iterate():
+    with pytest.raises(ValueError, match="shorter"):
+        list(Detections(torch.zeros(2, 4), torch.zeros(1), torch.zeros(2)))
+
+
+def test_rescale_gives_original_pixels():
+    found = three()
+    for scale in (0.5, torch.tensor(0.5)):
+        assert torch.equal(found.rescale(scale).boxes, found.boxes * 2)
+    assert torch.equal(found.rescale(0.5).scores, found.scores)
+
+
+def test_nothing_found():
+    none = Detections.empty()
+    assert len(none) == 0
+    assert list(none) == []
+    assert none.boxes.shape == (0, 4)
+    assert none.labels.dtype == torch.int64
+    assert none.rescale(2.0).boxes.shape == (0, 4)
+
+
+def test_a_batch_moves_but_for_presence():
+    batch = Batch(
+        [7, 8],
+        {"rgb": torch.zeros(2, 3, 4, 4, dtype=torch.uint8), "thermal": torch.zeros(2, 1, 4, 4, dtype=torch.uint16)},
+        {"rgb": torch.tensor([True, True]), "thermal": torch.tensor([True, False])},
+        Targets([torch.zeros(1, 4), torch.zeros(0, 4)], [torch.zeros(1), torch.zeros(0)]),
+        torch.ones(2),
+    )
+    moved = batch.to(torch.device("meta"))
+    assert len(moved) == 2
+    assert moved.image_ids == [7, 8]
+    tensors = [*moved.images.values(), *moved.targets.boxes, *moved.targets.labels, moved.scale]
+    assert len(tensors) == 7
+    assert all(t.is_meta for t in tensors)
+    assert moved.images["thermal"].dtype == torch.uint16
+    assert {m: p.tolist() for m, p in moved.present.items()} == {"rgb": [True, True], "thermal": [True, False]}
+
+
+def test_detections_move():
+    moved = three().to("meta")
+    assert moved.boxes.is_meta
+    assert moved.scores.is_meta
+    assert moved.labels.is_meta

@@ -43,7 +43,7 @@ PUBLISHED = {
 }
 """The published family, a literal because it deviates from the rule (EfficientDet, table 1; google/automl)."""
 
-_SMALL_BACKBONES = {-1: "tinynet_b", -2: "tinynet_d"}
+_SMALL_BACKBONES = {-1: "lcnet_100", -2: "lcnet_075"}
 
 
 def rule(phi: float) -> Size:
@@ -51,16 +51,19 @@ def rule(phi: float) -> Size:
 
     Width `64 * 1.35^phi` (to a multiple of 8), depth `3 + phi` and `3 + floor(phi / 3)` (at least 1), resolution
     `512 + 128 * phi` (to a multiple of 128, at least 128), EfficientDet section 4. Below zero the backbones are
-    TinyNets, EfficientNet-B0 shrunk by a rule of the same kind (arXiv 2010.14819).
+    PP-LCNets, made for CPUs (arXiv 2109.15099), and the coarsest level is the one that still has four cells a side,
+    as D0's has: an anchor of a coarser one would be larger than the image.
     """
     nearest = math.floor(phi + 0.5)
+    resolution = max(128, 128 * math.floor(4.5 + phi))
     return Size(
         name=f"d{phi:g}",
-        resolution=max(128, 128 * math.floor(4.5 + phi)),
-        backbone=f"b{min(nearest, 7)}" if nearest >= 0 else _SMALL_BACKBONES.get(nearest, "tinynet_e"),
+        resolution=resolution,
+        backbone=f"b{min(nearest, 7)}" if nearest >= 0 else _SMALL_BACKBONES.get(nearest, "lcnet_050"),
         width=max(8, 8 * math.floor(64 * 1.35**phi / 8 + 0.5)),
         pyramid_depth=max(1, math.floor(3.5 + phi)),
         head_depth=max(1, 3 + math.floor(phi / 3)),
+        levels=tuple(range(3, min(7, int(math.log2(resolution / 4))) + 1)),
     )
 
 

@@ -166,11 +166,13 @@ class _View:
 
     def show(self, image: Tensor, sensor: Sensor) -> Tensor:
         part = image[:, self.top : self.top + self.height, self.left : self.left + self.width]
-        part = part.flip(-1) if self.flip else part
+        bits = part.view(torch.int16) if part.dtype == torch.uint16 else part
+        bits = bits.flip(-1) if self.flip else bits
         if sensor.interpolation == "nearest":
             rows = (2 * torch.arange(self.out_height) + 1) * self.height // (2 * self.out_height)
             columns = (2 * torch.arange(self.out_width) + 1) * self.width // (2 * self.out_width)
-            return part[:, rows][:, :, columns]
+            return bits[:, rows][:, :, columns].view(image.dtype)
+        part = bits.view(image.dtype)
         if part.shape[1:] == (self.out_height, self.out_width):
             return part
         values = part if part.dtype == torch.uint8 else part.to(torch.float32)

@@ -33,7 +33,8 @@ def collect(
             continue
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             results = detector.detect(
-                {m: batch.images[m][seen] for m in rest}, {m: batch.present[m][seen] for m in rest}
+                {m: batch.images[m] if bool(seen.all()) else batch.images[m].float()[seen] for m in rest},
+                {m: batch.present[m][seen] for m in rest},
             )
         for row, detections in zip(seen.nonzero()[:, 0].tolist(), results, strict=True):
             found[batch.image_ids[row]] = detections.rescale(batch.scale[row].to(device)).to("cpu")

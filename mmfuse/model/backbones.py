@@ -15,7 +15,7 @@ STRIDES = [8, 16, 32]
 PRETRAINED_TAGS = {
     **{f"tf_efficientnet_b{n}": "aa_in1k" for n in range(8)},
     **{f"efficientnet_b{n}": tag for n, tag in enumerate(("ra_in1k", "ft_in1k", "ra_in1k", "ra2_in1k", "ra2_in1k"))},
-    **{f"tinynet_{letter}": "in1k" for letter in "abcde"},
+    **{f"lcnet_{width}": "ra2_in1k" for width in ("050", "075", "100")},
 }
 """Weights that an untagged name stands for, pinned because timm's own default changes."""
 

@@ -1,7 +1,9 @@
 """The detector: backbones, cross-modal pyramid and heads, with the verbs forward, loss and detect."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -290,8 +292,9 @@ def create_detector(
     backbone: str | Mapping[str, str] | None = None,
     share_backbone: bool = False,
     pretrained: bool = False,
+    weights: str | Path | None = None,
 ) -> FusionDetector:
-    """Builds a detector with fresh weights.
+    """Builds a detector, with fresh weights unless `weights` or `pretrained` says otherwise.
 
     Args:
         size: "d0" to "d7", "d7x", or "d<number>" by the compound rule, such as "d-2".
@@ -306,6 +309,7 @@ def create_detector(
         backbone: a timm model, or one for each modality; by default the size's own.
         share_backbone: one backbone for all modalities, which then need the same number of channels.
         pretrained: start from timm's weights for the backbone.
+        weights: a name of `weights.PUBLISHED` or a file of effdet's weights; what they set goes to the log.
 
     Raises:
         UserError: a name or number that doesn't fit.
@@ -359,7 +363,12 @@ def create_detector(
         "backbone": dict(backbone) if isinstance(backbone, Mapping) else backbone,
         "share_backbone": share_backbone,
     }
-    return FusionDetector(scale, sensors, names, graph, backbones, fusion=fusion, flavour=flavour, spec=spec)
+    detector = FusionDetector(scale, sensors, names, graph, backbones, fusion=fusion, flavour=flavour, spec=spec)
+    if weights is not None:
+        from mmfuse.model.weights import import_effdet, read_checkpoint  # they import this module
+
+        logging.getLogger(__name__).warning("%s", import_effdet(detector, read_checkpoint(weights)).to_text())
+    return detector
 
 
 def _measured(sensor: Sensor, channels: int) -> Sensor:

@@ -1,11 +1,11 @@
 """Weights of effdet, the reference implementation in PyTorch, in and out."""
 
 import math
+import re
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -14,31 +14,24 @@ from torch import Tensor, nn
 
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.model import graphs
-from mmfuse.model.anchors import PER_PLACE
 from mmfuse.model.backbones import STRIDES
 from mmfuse.model.detector import CLASS_PRIOR, FusionDetector
 from mmfuse.model.graphs import Feature
 from mmfuse.model.pyramid import initialise
 
 RELEASE = "https://github.com/rwightman/efficientdet-pytorch/releases/download/v0.1/"
-PUBLISHED = {
-    "tf_efficientdet_d0": "tf_efficientdet_d0_34-f153e0cf.pth",
-    "tf_efficientdet_d1": "tf_efficientdet_d1_40-a30f94af.pth",
-    "tf_efficientdet_d2": "tf_efficientdet_d2_43-8107aa99.pth",
-    "tf_efficientdet_d3": "tf_efficientdet_d3_47-0b525f35.pth",
-    "tf_efficientdet_d4": "tf_efficientdet_d4_49-f56376d9.pth",
-    "tf_efficientdet_d5": "tf_efficientdet_d5_51-c79f9be6.pth",
-    "tf_efficientdet_d6": "tf_efficientdet_d6_52-4eda3773.pth",
-    "tf_efficientdet_d7": "tf_efficientdet_d7_53-6d1d7a95.pth",
-    "tf_efficientdet_d7x": "tf_efficientdet_d7x-f390b87c.pth",
-    "efficientdet_d0": "efficientdet_d0-f3276ba8.pth",
-    "efficientdet_d1": "efficientdet_d1-bb7e98fe.pth",
-}
-"""Known checkpoints: assets of the release, whose names end in the first digits of their SHA-256."""
+_FILES = """
+tf_efficientdet_d0_34-f153e0cf tf_efficientdet_d1_40-a30f94af tf_efficientdet_d2_43-8107aa99
+tf_efficientdet_d3_47-0b525f35 tf_efficientdet_d4_49-f56376d9 tf_efficientdet_d5_51-c79f9be6
+tf_efficientdet_d6_52-4eda3773 tf_efficientdet_d7_53-6d1d7a95 tf_efficientdet_d7x-f390b87c
+efficientdet_d0-f3276ba8 efficientdet_d1-bb7e98fe
+"""
+PUBLISHED = {re.split("_[0-9]|-", file)[0]: f"{file}.pth" for file in _FILES.split()}
+"""Known checkpoints and their files in the release, whose names end in the first digits of their SHA-256."""
 
 _PARTS = {"norm": "bn", "depthwise": "conv_dw", "pointwise": "conv_pw", "convs": "conv_rep"}
 _HEADS = {"class_head": "class_net", "box_head": "box_net"}
-_EDGES = ".edge_weights"
+_EDGES = ".combine.edge_weights"
 _FIX = "use the size and flavour of the checkpoint (tf_efficientdet_*: tf, efficientdet_*: symmetric)"
 _NEW_SHARE = 1e-6
 """Weight of an edge that the checkpoint has nothing like: too small to be seen, but not zero, where ReLU is stuck."""
@@ -46,7 +39,7 @@ _NEW_SHARE = 1e-6
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import did: how many tensors it set, and in words what it adapted and what it left out."""
+    """What an import did: how many tensors it set, what it adapted, and what it left as it was or fresh."""
 
     loaded: int
     adapted: tuple[str, ...]
@@ -58,48 +51,32 @@ class Imported:
         return "\n".join([f"loaded {self.loaded} tensors", *lines])
 
 
-def load_weights(detector: FusionDetector, source: str | Path) -> Imported:
-    """Imports a published checkpoint by its name (`PUBLISHED`, through torch.hub's cache) or any other by its path.
+def read_checkpoint(source: str | Path) -> dict[str, Tensor]:
+    """Reads a published checkpoint by its name (`PUBLISHED`, through torch.hub's cache) or any other by its path.
+
+    A file is .safetensors, or what torch.save wrote; no code in it runs. Training checkpoints are unwrapped (their
+    averaged weights first), and so are names under `module.` or `model.`.
 
     Raises:
-        UserError: the name or file isn't there or isn't right, or doesn't fit; the detector is as it was.
+        UserError: it isn't there, or can't be downloaded, or is damaged, holds code, or holds no tensors.
     """
-    if str(source) not in PUBLISHED:
-        if not Path(source).exists():
-            raise UserError(f"weights: {unknown_name(str(source), PUBLISHED, 'checkpoint or file')}")
-        return import_effdet(detector, read_checkpoint(source))
-    url = RELEASE + PUBLISHED[str(source)]
+    url = RELEASE + PUBLISHED[str(source)] if str(source) in PUBLISHED else None
+    if not url and not Path(source).exists():
+        raise UserError(f"weights: {unknown_name(str(source), PUBLISHED, 'file or checkpoint')}")
     try:
-        loaded = torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
+        if url:
+            loaded = torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
+        elif Path(source).suffix == ".safetensors":
+            loaded = load_file(source)
+        else:
+            with torch.serialization.safe_globals([Namespace]):
+                loaded = torch.load(source, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise UserError(
-            f"weights: {url} can't be downloaded ({type(error).__name__}); connect, or give the path of a file"
-        ) from None
-    except Exception as error:
-        raise UserError(f"weights: {url} came damaged ({_line(error)}); delete it from torch.hub's cache") from None
-    return import_effdet(detector, _unwrap(loaded, url))
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """Reads the tensors of a .safetensors file, or of what torch.save wrote, without running code from it.
-
-    Training checkpoints are unwrapped (their averaged weights first), and so are names under `module.` or `model.`.
-
-    Raises:
-        UserError: there is no such file, or it is damaged, holds code, or holds no tensors.
-    """
-    path = Path(path)
-    try:
-        with torch.serialization.safe_globals([Namespace]):
-            safe = path.suffix == ".safetensors"
-            loaded = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"weights: {path} can't be read ({error.strerror or _line(error)}); give a file") from None
+        raise UserError(f"weights: {url or source} can't be read ({_line(error)}); connect, or give a file") from None
     except Exception as error:  # a broken pickle can raise anything
-        raise UserError(
-            f"weights: {path} is damaged or holds more than tensors ({_line(error)}); save the state dict alone"
-        ) from None
-    return _unwrap(loaded, path)
+        what = f"weights: {url or source} is damaged or holds more than tensors ({_line(error)})"
+        raise UserError(f"{what}; get it again, or save the state dict alone") from None
+    return _unwrap(loaded, url or source)
 
 
 def _line(error: Exception) -> str:
@@ -123,18 +100,22 @@ def key_map(detector: FusionDetector, *, level_first: bool = False) -> dict[str,
 
     `level_first` is effdet's `head_bn_level_first`: its heads' batch norms are sorted by level, then repeat.
     """
-    names = {key: _effdet_name(key, detector, level_first) for key in detector.state_dict()}
-    return {key: name for key, name in names.items() if name}
+    return {key: name for key, (name, _) in _counterparts(detector, level_first).items()}
 
 
-def _effdet_name(key: str, detector: FusionDetector, level_first: bool) -> str | None:
+def _counterparts(detector: FusionDetector, level_first: bool) -> dict[str, tuple[str, str | None]]:
+    """Returns for each tensor that effdet has its name there, and the modality that it belongs to, "shared" or None."""
+    return {key: pair for key in detector.state_dict() if (pair := _counterpart(key, detector, level_first))}
+
+
+def _counterpart(key: str, detector: FusionDetector, level_first: bool) -> tuple[str, str | None] | None:
     graph = detector.pyramid.graph
     cell = len(graph) // detector.size.pyramid_depth
     match [_PARTS.get(part, part) for part in key.split(".")]:
-        case ["backbones", _, "net", *_]:
-            return f"backbone.{key.split('.', 3)[3]}"
-        case ["pyramid", "extend", _, part, name]:
-            return f"fpn.resample.{len(STRIDES)}.conv.{part}.{name}"
+        case ["backbones", owner, "net", *_]:
+            return f"backbone.{key.split('.', 3)[3]}", owner
+        case ["pyramid", "extend", owner, part, name]:
+            return f"fpn.resample.{len(STRIDES)}.conv.{part}.{name}", owner
         case ["pyramid", "nodes", index, *rest]:
             node = f"fpn.cell.{int(index) // cell}.fnode.{int(index) % cell}"
             match rest:
@@ -142,28 +123,16 @@ def _effdet_name(key: str, detector: FusionDetector, level_first: bool) -> str |
                     source = graph[int(index)].inputs[int(place)]
                     assert isinstance(source, Feature)
                     offset = source.level - detector.size.levels[0]
-                    return f"{node}.combine.resample.{offset}.conv.{part}.{name}"
+                    return f"{node}.combine.resample.{offset}.conv.{part}.{name}", source.modality
                 case ["merge", "weight"]:
-                    return f"{node}.combine{_EDGES}"
+                    return node + _EDGES, None
                 case ["conv", part, name] | [part, name]:
-                    return f"{node}.after_combine.conv.{part}.{name}"
+                    return f"{node}.after_combine.conv.{part}.{name}", None
         case [head, "norms", repeat, level, name]:
             place = f"{level}.{repeat}" if level_first else f"{repeat}.{level}.bn"
-            return f"{_HEADS[head]}.bn_rep.{place}.{name}"
+            return f"{_HEADS[head]}.bn_rep.{place}.{name}", None
         case [head, *rest] if head in _HEADS:
-            return ".".join([_HEADS[head], *rest])
-    return None
-
-
-def _owner(key: str, detector: FusionDetector) -> str | None:
-    """Returns the modality that a tensor belongs to, "shared", or None for those of the fused stream."""
-    match key.split("."):
-        case ["backbones", modality, *_] | ["pyramid", "extend", modality, *_]:
-            return modality
-        case ["pyramid", "nodes", index, "laterals", place, *_]:
-            source = detector.pyramid.graph[int(index)].inputs[int(place)]
-            assert isinstance(source, Feature)
-            return source.modality
+            return ".".join([_HEADS[head], *rest]), None
     return None
 
 
@@ -182,76 +151,60 @@ def import_effdet(detector: FusionDetector, state: Mapping[str, Tensor], modalit
     if modality is not None and modality not in channels:
         raise UserError(f"modality: {unknown_name(modality, channels, 'modality of this detector')}")
     main = modality or next((m for m, count in channels.items() if count == 3), next(iter(channels)))
-    names = key_map(detector, level_first="class_net.bn_rep.0.0.weight" in state)
-    own = detector.state_dict()
-    owner = {key: _owner(key, detector) for key in own}
+    pairs = _counterparts(detector, level_first="class_net.bn_rep.0.0.weight" in state)
     weighted = any(name.endswith(_EDGES) for name in state)
-    _check_fusion(detector.spec, weighted)
-    needed = {
-        name: key
-        for key, name in names.items()
-        if owner[key] in (None, "shared", main) and (weighted or not name.endswith(_EDGES))
-    }
-    for what, wrong in (("lacks", needed.keys() - state.keys()), ("has an unknown", state.keys() - needed.keys())):
+    values = _edges(detector, state, main, weighted)
+    trunk = (None, "shared", main)
+    needed = {name for name, owner in pairs.values() if owner in trunk and (weighted or not name.endswith(_EDGES))}
+    for what, wrong in (("lacks", needed - state.keys()), ("has an unknown", state.keys() - needed)):
         if wrong:
             raise UserError(f"weights: the checkpoint {what} {min(wrong)!r} (of {len(wrong)} such); {_FIX}")
-    values = _edges(detector, state, main) if detector.spec["fusion"] != "sum" else {}
+    own = detector.state_dict()
     adapted, fresh, unlike = [], False, set()
-    for key, name in names.items():
-        value, shape = state.get(name), own[key].shape
+    for key, (name, owner) in pairs.items():
+        value, here = state.get(name), own[key]
         if key in values:
             continue
-        if value is not None and value.shape == shape:
+        if value is not None and value.shape == here.shape:
             values[key] = value
-        elif value is not None and key.startswith("backbones.") and _alike(value, own[key], 1) and value.shape[1] == 3:
-            values[key] = adapt_input_conv(shape[1], value)
-            adapted.append(f"the stem of {owner[key]} from 3 input channels to {shape[1]}")
-        elif value is not None and key.startswith("class_head.predict.pointwise.") and _alike(value, own[key], 0):
+        elif (
+            value is not None and key.startswith("backbones.") and value.shape == (*here.shape[:1], 3, *here.shape[2:])
+        ):
+            values[key] = adapt_input_conv(here.shape[1], value)
+            adapted.append(f"the stem of {owner} from 3 input channels to {here.shape[1]}")
+        elif value is not None and key.startswith("class_head.predict.pointwise") and value.shape[1:] == here.shape[1:]:
             fresh = True
-        elif name in needed and owner[key] in (None, "shared", main):
-            raise UserError(f"weights: {name} is {tuple(state[name].shape)}, not {tuple(shape)}; {_FIX}")
+        elif owner in trunk:
+            raise UserError(f"weights: {name} is {tuple(state[name].shape)}, not {tuple(here.shape)}; {_FIX}")
         else:
-            unlike.add(owner[key])
-    values = {key: value for key, value in values.items() if owner[key] is None or owner[key] not in unlike}
+            unlike.add(owner)
+    values = {key: value for key, value in values.items() if pairs[key][1] not in unlike}
     others = ", ".join(m for m in channels if m != main and m not in unlike)
     adapted += [f"the edges of {others}, which start like those of {main}"] if others else []
-    left = [f"out the branch of {m}, whose backbone is another" for m in channels if m in unlike]
-    new = [key for key in own if key not in names and not key.startswith(("mean_", "std_"))]
-    left += [f"out {len(new)} tensors that the checkpoint has nothing for, such as {new[0]}"] if new else []
+    left = [f"the branch of {m}, whose backbone is another" for m in channels if m in unlike]
+    new = [key for key in own if key not in pairs and not key.startswith(("mean_", "std_"))]
+    left += [f"{len(new)} tensors that the checkpoint has nothing for, such as {new[0]}"] if new else []
     if fresh:
-        last = detector.class_head.predict.pointwise
-        initialise(last)
-        assert last.bias is not None
-        nn.init.constant_(last.bias, CLASS_PRIOR)
-        left.append(f"out the last layer of the class head, which starts fresh for {len(detector.classes)} classes")
+        initialise(detector.class_head.predict.pointwise)
+        nn.init.constant_(detector.get_parameter("class_head.predict.pointwise.bias"), CLASS_PRIOR)
+        left.append(f"the last layer of the class head, which starts fresh for {len(detector.classes)} classes")
     detector.load_state_dict(values, strict=False)
     return Imported(len(values), tuple(adapted), tuple(left))
 
 
-def _alike(a: Tensor, b: Tensor, but: int) -> bool:
-    """Whether the shapes are the same but for one dimension."""
-    return a.ndim == b.ndim > but and a.movedim(but, 0).shape[1:] == b.movedim(but, 0).shape[1:]
-
-
-def _check_fusion(spec: Mapping[str, Any], weighted: bool) -> None:
-    if spec["pyramid"] != "bifpn":
-        raise UserError(f"weights: the checkpoint has pyramid bifpn, the detector {spec['pyramid']}; use bifpn")
-    sums = ["sum", "unbounded"] if len(spec["modalities"]) == 1 else ["unbounded"]
-    fits = ["fast", "softmax", "channel", "gated"] if weighted else sums
-    if spec["fusion"] not in fits:
-        kind = "weighs" if weighted else "adds up"
-        raise UserError(
-            f"weights: the checkpoint {kind} what it merges, not fusion {spec['fusion']}; use {' or '.join(fits)}"
-        )
-
-
-def _edges(detector: FusionDetector, state: Mapping[str, Tensor], main: str) -> dict[str, Tensor]:
+def _edges(detector: FusionDetector, state: Mapping[str, Tensor], main: str, weighted: bool) -> dict[str, Tensor]:
     """Returns the fusion weights of every node: those of the checkpoint, each modality's edge like that of `main`.
 
     Where the checkpoint adds up, they are 1. Edges that it has nothing like get almost no share.
     """
-    fusion, names = detector.spec["fusion"], key_map(detector)
-    size = detector.size
+    spec, size, names = detector.spec, detector.size, key_map(detector)
+    sums = ["sum", "unbounded"] if len(spec["modalities"]) == 1 else ["unbounded"]
+    fits = ["fast", "softmax", "channel", "gated"] if weighted else sums
+    for what, theirs in (("pyramid", ["bifpn"]), ("fusion", fits)):
+        if spec[what] not in theirs:
+            raise UserError(f"weights: the checkpoint doesn't fit {what} {spec[what]}; use {' or '.join(theirs)}")
+    if (fusion := spec["fusion"]) == "sum":
+        return {}
     plain = graphs.build(graphs.bifpn, size.levels, (main,), size.pyramid_depth)
     edges = {}
     for index, (node, model) in enumerate(zip(detector.pyramid.graph, plain, strict=True)):
@@ -263,9 +216,8 @@ def _edges(detector: FusionDetector, state: Mapping[str, Tensor], main: str) -> 
         place = {source: i for i, source in enumerate(model.inputs)}
         alike = [place.get(Feature(main, s.level) if isinstance(s, Feature) else s) for s in node.inputs]
         chosen = torch.stack([new if i is None else weights[i] for i in alike])
-        if fusion == "gated":  # a fresh gate is half open
-            chosen = chosen * 2
-        edges[key] = chosen[:, None].expand(-1, detector.size.width) if fusion == "channel" else chosen
+        chosen = chosen * 2 if fusion == "gated" else chosen  # a fresh gate is half open
+        edges[key] = chosen[:, None].expand(-1, size.width) if fusion == "channel" else chosen
     return edges
 
 
@@ -275,12 +227,9 @@ def export_effdet(detector: FusionDetector, *, level_first: bool = False) -> dic
     Raises:
         UserError: the detector has several modalities, or a pyramid or fusion that effdet hasn't.
     """
-    spec = detector.spec
-    if len(spec["modalities"]) > 1:
-        raise UserError(f"modalities: effdet has one, this detector {', '.join(spec['modalities'])}; export one alone")
-    if spec["pyramid"] != "bifpn" or spec["fusion"] not in ("fast", "softmax", "sum"):
-        raise UserError(
-            f"pyramid {spec['pyramid']} with fusion {spec['fusion']}: effdet has none; use bifpn with fast, softmax or sum"
-        )
+    modalities, pyramid, fusion = (detector.spec[key] for key in ("modalities", "pyramid", "fusion"))
+    if len(modalities) > 1 or pyramid != "bifpn" or fusion not in ("fast", "softmax", "sum"):
+        what = f"modalities {', '.join(modalities)}, pyramid {pyramid}, fusion {fusion}"
+        raise UserError(f"{what}: effdet has one modality, bifpn and fast, softmax or sum; export such a detector")
     own = detector.state_dict()
     return {name: own[key] for key, name in key_map(detector, level_first=level_first).items()}

@@ -13,8 +13,8 @@ RECIPE = Recipe(
     card="",
     modalities=("rgb", "thermal"),
     model=ModelRecipe(size="d-2"),
-    data=DataRecipe(input_size=(256, 256), scale_jitter=(0.8, 1.25), workers=0),
-    train=TrainRecipe(epochs=16, batch_size=8, optimizer="adamw", lr=0.012, ema_decay=0.99, evaluate_every=4),
+    data=DataRecipe(input_size=(192, 256), scale_jitter=(0.8, 1.25), workers=0),
+    train=TrainRecipe(epochs=16, batch_size=8, optimizer="adamw", lr=0.15, ema_decay=0.99, evaluate_every=4),
 )
 """The recipe of the demo; its three files differ in their modalities alone."""
 

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from mmfuse import scaling
 from mmfuse.errors import UserError
 from mmfuse.model import backbones
 from mmfuse.model.backbones import Backbone, default_name
+from mmfuse.scaling import Size
 
 
 @pytest.mark.parametrize(
@@ -82,13 +82,13 @@ def test_pinned_tags_exist():
 
 
 @pytest.mark.parametrize(
-    ("size", "flavour", "name"),
+    ("backbone", "flavour", "name"),
     [
-        ("d0", "tf", "tf_efficientnet_b0"),
-        ("d7", "symmetric", "efficientnet_b6"),
-        ("d-3", "tf", "tinynet_e"),
-        ("d-1", "symmetric", "tinynet_b"),
+        ("b0", "tf", "tf_efficientnet_b0"),
+        ("b6", "symmetric", "efficientnet_b6"),
+        ("tinynet_e", "tf", "tinynet_e"),
+        ("tinynet_e", "symmetric", "tinynet_e"),
     ],
 )
-def test_the_size_names_its_backbone(size, flavour, name):
-    assert default_name(scaling.size(size), flavour) == name
+def test_the_size_names_its_backbone(backbone, flavour, name):
+    assert default_name(Size("x", 128, backbone, 8, 1, 1), flavour) == name

@@ -146,10 +146,10 @@ def _comparison(models: Sequence[_Model], split: str, rounds: int) -> dict[str, 
                 "differences": {name: d.to_dict() for name, d in differences.items()},
             }
         )
-    facts = environment()
+    facts = environment(next(models[0].evaluations[0].detector.parameters()).device)
     recipes = [model.recipe for model in models]
     return {
-        "card": Path(recipes[0].card).stem if len({r.card for r in recipes}) == 1 else "several cards",
+        "card": prepare(recipes[0])[0].name,
         "split": split,
         "digest": split_digest(records),
         "models": rows,

@@ -57,5 +57,8 @@ def evaluate(run: str | Path | Run, *, split: str = "test", without: Collection[
     scores = coco_scores(records, found, detector.classes)
     name = "-without-".join((split, *sorted(without)))
     result = {"split": split, "digest": split_digest(records), "without": sorted(without), "scores": scores.to_dict()}
-    write_whole(run.folder / f"{name}.json", json.dumps(result | {"environment": environment()}, indent=2).encode())
+    write_whole(
+        run.folder / f"{name}.json",
+        json.dumps(result | {"environment": environment(next(detector.parameters()).device)}, indent=2).encode(),
+    )
     return Evaluation(detector, records, found, scores)

@@ -203,7 +203,8 @@ class _Training:
             save_yaml(run.folder / "config.yaml", recipe.to_dict())
             digests = {"train": split_digest(train_records), "val": split_digest(val_records)}
             write_whole(
-                run.folder / "environment.json", json.dumps(environment(world) | {"splits": digests}, indent=2).encode()
+                run.folder / "environment.json",
+                json.dumps(environment(world.device, world.size) | {"splits": digests}, indent=2).encode(),
             )
 
     @property
@@ -316,21 +317,21 @@ class _Training:
         self.rows, self.best = list(header["rows"]), header["best"]
 
 
-def environment(world: World | None = None) -> dict[str, Any]:
+def environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
     """Returns what a result depends on beside its recipe: versions, hardware, date."""
     packages = ("torch", "torchvision", "timm", "numpy", "pycocotools")
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in packages if find_spec(name)},
-        "hardware": hardware(world.device if world else None),
-        "processes": world.size if world else 1,
+        "hardware": hardware(device),
+        "processes": processes,
     }
 
 
-def hardware(device: torch.device | None = None) -> str:
+def hardware(device: torch.device) -> str:
     """Returns the device in words."""
-    if device is not None and device.type == "cuda":
+    if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 

@@ -266,15 +266,19 @@ def override(values: dict[str, Any], assignments: Iterable[str]) -> dict[str, An
 def load_recipe(path: str | Path, assignments: Iterable[str] = ()) -> Recipe:
     """Reads a recipe file and makes `key=value` changes to it.
 
-    `name` defaults to the file's name, and a relative `card` is looked up from the recipe's folder.
+    `name` defaults to the file's name. A relative `card` is looked up from the recipe's folder, and from the current
+    folder where an assignment gives it.
 
     Raises:
         UserError: the file or a value isn't right.
     """
     path = Path(path)
-    values = override({"name": path.stem, **read_yaml(path)}, assignments)
+    values = {"name": path.stem, **read_yaml(path)}
     if isinstance(values.get("card"), str):
-        values["card"] = str((path.parent / values["card"]).resolve())
+        values["card"] = str(path.parent / values["card"])
+    values = override(values, assignments)
+    if isinstance(values.get("card"), str):
+        values["card"] = str(Path(values["card"]).resolve())
     return build(Recipe, values, str(path))
 
 

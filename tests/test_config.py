@@ -266,3 +266,12 @@ def test_a_write_replaces_the_whole_file(tmp_path: Path):
     for content in (b"longer than before", b"short"):
         write_whole(path, content)
         assert path.read_bytes() == content
+
+
+def test_a_card_that_an_assignment_gives_is_looked_up_from_the_current_folder(tmp_path, monkeypatch):
+    recipe = tmp_path / "recipes" / "r.yaml"
+    recipe.parent.mkdir()
+    recipe.write_text("card: other.yaml\nmodalities: [a]\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe(recipe, ["card=cards/mine.yaml"]).card == str((tmp_path / "cards" / "mine.yaml").resolve())
+    assert load_recipe(recipe).card == str((tmp_path / "recipes" / "other.yaml").resolve())

@@ -57,10 +57,10 @@ def test_the_rule_is_near_the_table(phi):
         ("d0.5", 640, "b1", 72, 4, 3),
         ("d2.25", 768, "b2", 128, 5, 3),
         ("d-0.5", 512, "b0", 56, 3, 2),
-        ("d-1", 384, "tinynet_b", 48, 2, 2),
-        ("d-2", 256, "tinynet_d", 32, 1, 2),
-        ("d-3", 128, "tinynet_e", 24, 1, 2),
-        ("d-9", 128, "tinynet_e", 8, 1, 1),
+        ("d-1", 384, "lcnet_100", 48, 2, 2),
+        ("d-2", 256, "lcnet_075", 32, 1, 2),
+        ("d-3", 128, "lcnet_050", 24, 1, 2),
+        ("d-9", 128, "lcnet_050", 8, 1, 1),
     ],
 )
 def test_the_rule_outside_the_table(name, resolution, backbone, width, pyramid_depth, head_depth):
@@ -74,7 +74,8 @@ def test_the_rule_outside_the_table(name, resolution, backbone, width, pyramid_d
         pyramid_depth,
         head_depth,
     )
-    assert s.levels == (3, 4, 5, 6, 7)
+    coarsest = min(7, int(math.log2(resolution / 4)))
+    assert s.levels == tuple(range(3, coarsest + 1))
 
 
 def test_the_rule_grows_with_phi_and_stays_buildable():

@@ -252,7 +252,7 @@ def render(scene: Scene, rng: np.random.Generator) -> Pictures:
     light, celsius = _shade(scene, fine, view, rng)
     boxes, kept, areas = _visible(view)
     return Pictures(
-        _rgb(scene, light, rng),
+        _photograph(scene, light, rng),
         _thermal(celsius, rng),
         _depth(view, rng),
         boxes,
@@ -322,7 +322,7 @@ def _shade(scene: Scene, camera: Camera, view: View, rng: np.random.Generator) -
     return light.reshape(rows, columns, 3), celsius.reshape(rows, columns)
 
 
-def _rgb(scene: Scene, light: Array, rng: np.random.Generator) -> Array:
+def _photograph(scene: Scene, light: Array, rng: np.random.Generator) -> Array:
     light = _smooth(_shrink(light), 0.45)
     rows, columns = light.shape[:2]
     light = light + 0.6 * _smooth(np.maximum(light - 0.8, 0), 3)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -374,16 +374,11 @@ def create_detector(
 def _measured(sensor: Sensor, channels: int) -> Sensor:
     """Returns the sensor with statistics: its own, or those of 8-bit images (ImageNet's for three channels)."""
     if sensor.encoded_channels != channels:
-        raise UserError(
-            f"modalities: {channels} channels, but the sensor encodes to {sensor.encoded_channels}; make them equal"
-        )
+        encoded = sensor.encoded_channels
+        raise UserError(f"modalities: {channels} channels, but the sensor encodes to {encoded}; make them equal")
     if sensor.mean and sensor.std:
         return sensor
-    values = sensor.to_dict()
-    if sensor.encoding != "intensity":
-        values.update(mean=(0.5,) * channels, std=(0.5,) * channels)
-    elif channels == 3:
-        values.update(mean=IMAGENET_MEAN, std=IMAGENET_STD)
-    else:
-        values.update(mean=(127.5,) * channels, std=(64.0,) * channels)
-    return Sensor(**values)
+    if sensor.encoding == "intensity" and channels == 3:
+        return replace(sensor, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    mean, std = (127.5, 64.0) if sensor.encoding == "intensity" else (0.5, 0.5)
+    return replace(sensor, mean=(mean,) * channels, std=(std,) * channels)

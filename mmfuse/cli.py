@@ -39,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        print(f"mmfuse: {error.filename or 'a file'}: {error.strerror or error}; check the path", file=sys.stderr)
+        return 2
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -253,7 +253,7 @@ def render(scene: Scene, rng: np.random.Generator) -> Pictures:
     boxes, kept, areas = _visible(view)
     return Pictures(
         _photograph(scene, light, rng),
-        _thermal(celsius, rng),
+        _counts(celsius, rng),
         _depth(view, rng),
         boxes,
         [scene.labels[k] for k in kept],
@@ -336,7 +336,7 @@ def _photograph(scene: Scene, light: Array, rng: np.random.Generator) -> Array:
     return (255 * np.clip(light, 0, 1) ** (1 / 2.2) + 0.5).astype(np.uint8)
 
 
-def _thermal(celsius: Array, rng: np.random.Generator) -> Array:
+def _counts(celsius: Array, rng: np.random.Generator) -> Array:
     celsius = _smooth(_shrink(celsius), 0.7)
     rows, columns = celsius.shape
     celsius = celsius + 0.12 * rng.standard_normal(columns, np.float32)

@@ -33,7 +33,7 @@ _PARTS = {"norm": "bn", "depthwise": "conv_dw", "pointwise": "conv_pw", "convs":
 _HEADS = {"class_head": "class_net", "box_head": "box_net"}
 _EDGES = ".combine.edge_weights"
 _FIX = "use the size and flavour of the checkpoint (tf_efficientdet_*: tf, efficientdet_*: symmetric)"
-_NEW_SHARE = 1e-6
+_NEW_SHARE = 1e-9
 """Weight of an edge that the checkpoint has nothing like: too small to be seen, but not zero, where ReLU is stuck."""
 
 

@@ -261,7 +261,7 @@ class _Training:
             losses: dict[str, Tensor] = self.model(images, moved.present, moved.targets)
         if not bool(losses["total"].isfinite()):
             raise UserError(
-                f"step {step}: the loss is {float(losses['total'])} on images {batch.image_ids}; "
+                f"step {step}: the loss is {losses['total'].item()} on images {batch.image_ids}; "
                 f"lower train.lr ({self.recipe.train.lr:g}) or look at these images"
             )
         self.optimizer.zero_grad(set_to_none=True)

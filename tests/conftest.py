@@ -1,0 +1,29 @@
+"""What all tests share: one thread, which is fastest for tiny tensors, and a small embedded set."""
+
+import pytest
+import torch
+
+from mmfuse.data.synthetic import generate
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def paired_set(tmp_path_factory):
+    """The card of an embedded set of 8 training, 4 validation and 4 test images."""
+    return generate(tmp_path_factory.mktemp("set"), counts={"train": 8, "val": 4, "test": 4}, seed=0)
+
+
+@pytest.fixture
+def recipe_file(paired_set, tmp_path):
+    """Writes a tiny recipe for some modalities and returns its path."""
+
+    def write(*modalities, name=None):
+        path = tmp_path / f"{name or '_'.join(modalities)}.yaml"
+        path.write_text(
+            f"card: {paired_set}\nmodalities: [{', '.join(modalities)}]\nmodel: {{size: d-4}}\n"
+            "data: {input_size: [96, 128], workers: 0}\ntrain: {epochs: 2, batch_size: 4, lr: 0.05}\n"
+        )
+        return path
+
+    return write

@@ -1,0 +1,73 @@
+import json
+
+import pytest
+import yaml
+
+from mmfuse import demo as demo_module
+from mmfuse.cli import main
+
+
+@pytest.fixture
+def run(recipe_file, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main(["train", str(recipe_file("rgb", "thermal")), "train.epochs=1", "--out", str(folder)]) == 0
+    assert "best val AP" in capsys.readouterr().out
+    return folder
+
+
+def test_verbs_print_what_they_found(run, paired_set, tmp_path, capsys):
+    assert main(["evaluate", str(run), "--without", "rgb", "--json"]) == 0
+    assert 0 <= json.loads(capsys.readouterr().out)["ap"] <= 1
+    assert main(["evaluate", str(run)]) == 0
+    assert "| day" in capsys.readouterr().out
+    assert main(["shares", str(run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rgb"]["3"] == pytest.approx(0.5, abs=0.1)
+    image = str(next((paired_set.parent / "thermal").rglob("*.png")))
+    assert main(["predict", str(run), "--thermal", image, "--out", str(tmp_path / "p.png"), "--threshold", "0"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["objects"][0]) == {"box", "score", "class"}
+    assert main(["check", str(paired_set)]) == 0
+    assert "errors: 0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "nowhere.yaml"],
+        ["evaluate", "nowhere"],
+        ["compare", "nowhere", "nowhere"],
+        ["predict", "nowhere", "--rgb", "a.png"],
+        ["shares", "nowhere"],
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("mmfuse: ")
+    assert printed.err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_card_with_mistakes_exits_with_2(tmp_path, capsys):
+    assert main(["check", str(tmp_path / "none.yaml")]) == 2
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(recipe_file, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["train", str(recipe_file("rgb")), "--out", str(tmp_path / "file" / "run")]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("mmfuse: ")
+    assert "Traceback" not in error
+
+
+def test_the_recipes_of_the_demo_differ_in_their_modalities_alone(tmp_path, monkeypatch):
+    module = demo_module if not callable(demo_module) else __import__("sys").modules["mmfuse.demo"]
+    seen = []
+    monkeypatch.setattr(module, "generate", lambda root: root)
+    monkeypatch.setattr(module, "compare", lambda recipes, out: seen.extend(recipes) or {})
+    module.demo(tmp_path)
+    recipes = [yaml.safe_load(path.read_text()) for path in seen]
+    assert [r.pop("modalities") for r in recipes] == [["rgb"], ["thermal"], ["rgb", "thermal"]]
+    assert [r.pop("name") for r in recipes] == ["rgb", "thermal", "rgb_thermal"]
+    assert recipes[0] == recipes[1] == recipes[2]

@@ -1,0 +1,131 @@
+import csv
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mmfuse.config import load_recipe
+from mmfuse.errors import UserError
+from mmfuse.model.detector import FusionDetector
+from mmfuse.train import checkpoint, loop
+from mmfuse.train.loop import train
+
+
+def test_a_run_folder_holds_the_recipe_the_environment_and_a_row_an_epoch(recipe_file, tmp_path):
+    path = recipe_file("rgb", "thermal")
+    run = train(path, folder=tmp_path / "run")
+    assert run.recipe == load_recipe(path)
+    environment = json.loads((run.folder / "environment.json").read_text())
+    assert torch.__version__.startswith(environment["versions"]["torch"])
+    assert set(environment["splits"]) == {"train", "val"}
+    rows = list(csv.DictReader((run.folder / "metrics.csv").open()))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert all(row["val_ap"] and row["loss"] for row in rows)
+    detector = checkpoint.load(run.best)
+    assert detector.modalities == ("rgb", "thermal")
+    assert len(detector.sensors["thermal"].mean) == 1
+    assert detector.sensors["thermal"].mean[0] > 1000
+    assert train(path, folder=run.folder, resume=True) == run
+
+
+def test_the_best_epoch_is_the_best_on_the_validation_split(recipe_file, tmp_path, monkeypatch):
+    figures = iter([0.3, 0.5, 0.4])
+    real = loop.coco_scores
+
+    def scores(*arguments):
+        return loop.dataclasses.replace(real(*arguments), ap=next(figures))
+
+    monkeypatch.setattr(loop, "coco_scores", scores)
+    run = train(recipe_file("rgb"), ["train.epochs=3"], folder=tmp_path / "run")
+    assert checkpoint.read(run.best)[1]["notes"]["epoch"] == 2
+
+
+def test_training_does_not_read_the_test_split(recipe_file, paired_set, tmp_path):
+    shutil.copytree(paired_set.parent, tmp_path / "set")
+    (tmp_path / "set" / "test.json").unlink()
+    recipe = loop.dataclasses.replace(load_recipe(recipe_file("rgb")), card=str(tmp_path / "set" / "card.yaml"))
+    assert train(recipe, folder=tmp_path / "run").finished
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(recipe_file, tmp_path, monkeypatch):
+    path = recipe_file("rgb", "thermal")
+    whole = train(path, folder=tmp_path / "whole")
+    real = loop._Training._train_epoch
+
+    def interrupted(self, epoch, bar):
+        if epoch == 1:
+            raise KeyboardInterrupt
+        return real(self, epoch, bar)
+
+    monkeypatch.setattr(loop._Training, "_train_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(path, folder=tmp_path / "cut")
+    monkeypatch.undo()
+    cut = train(path, folder=tmp_path / "cut", resume=True)
+    assert [row["loss"] for row in cut.metrics] == [row["loss"] for row in whole.metrics]
+    a, b = checkpoint.read(whole.last)[0], checkpoint.read(cut.last)[0]
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(recipe_file, tmp_path):
+    path = recipe_file("rgb")
+    run = train(path, folder=tmp_path / "run")
+    before = run.last.read_bytes()
+    with pytest.raises(UserError, match="holds a run already"):
+        train(path, folder=run.folder)
+    with pytest.raises(UserError, match=r"train\.epochs=2, not 3"):
+        train(path, ["train.epochs=3"], folder=run.folder, resume=True)
+    assert run.last.read_bytes() == before
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(recipe_file, tmp_path, monkeypatch):
+    real = FusionDetector.loss
+    updates = []
+
+    def poisoned(self, outputs, targets):
+        losses = real(self, outputs, targets)
+        return losses if not updates else {**losses, "total": losses["total"] * torch.nan}
+
+    step = torch.optim.AdamW.step
+    monkeypatch.setattr(FusionDetector, "loss", poisoned)
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a, **k: (updates.append(1), step(self, *a, **k)))
+    with pytest.raises(UserError, match=r"step 1: the loss is nan on images \[\d+, \d+, \d+, \d+\]"):
+        train(recipe_file("rgb"), folder=tmp_path / "run")
+    assert len(updates) == 1
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("modalities=[rgb, termal]", "did you mean 'thermal'"),
+        ("data.input_size=[100, 128]", "multiples of 32"),
+        ("train.epoch=1", "did you mean 'epochs'"),
+        ("model.fusion=fastt", "did you mean 'fast'"),
+        ("card=nowhere.yaml", "nowhere.yaml"),
+    ],
+)
+def test_a_recipe_that_does_not_fit_is_one_line(assignment, message, recipe_file, tmp_path):
+    with pytest.raises(UserError, match=message) as raised:
+        train(recipe_file("rgb"), [assignment], folder=tmp_path / "run")
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_run(recipe_file, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
+    command += ["-m", "mmfuse", "train", str(recipe_file("rgb")), "train.device=cpu", "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    run = loop.Run(tmp_path / "run")
+    assert run.finished
+    assert json.loads((run.folder / "environment.json").read_text())["processes"] == 2

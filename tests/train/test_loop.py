@@ -23,7 +23,7 @@ def test_a_run_folder_holds_the_recipe_the_environment_and_a_row_an_epoch(recipe
     environment = json.loads((run.folder / "environment.json").read_text())
     assert torch.__version__.startswith(environment["versions"]["torch"])
     assert set(environment["splits"]) == {"train", "val"}
-    rows = list(csv.DictReader((run.folder / "metrics.csv").open()))
+    rows = list(csv.DictReader((run.folder / "metrics.csv").read_text().splitlines()))
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert all(row["val_ap"] and row["loss"] for row in rows)
     detector = checkpoint.load(run.best)

@@ -6,9 +6,11 @@ from mmfuse.config import load_recipe as load_recipe
 from mmfuse.data.cards import load_card as load_card
 from mmfuse.data.check import check as check
 from mmfuse.errors import UserError as UserError
+from mmfuse.model.build import create_detector as create_detector
+from mmfuse.model.detector import Detector as Detector
 from mmfuse.model.detector import FusionDetector as FusionDetector
 from mmfuse.model.detector import Outputs as Outputs
-from mmfuse.model.detector import create_detector as create_detector
+from mmfuse.model.ensemble import BoxEnsemble as BoxEnsemble
 from mmfuse.predict import predict as predict
 from mmfuse.sample import Batch as Batch
 from mmfuse.sample import Detections as Detections

@@ -1,4 +1,4 @@
-"""Box maths: the box code of the detector. Boxes are xyxy float pixels."""
+"""Box maths: overlap, clipping, and the box code of the detector. Boxes are xyxy float pixels."""
 
 import math
 
@@ -44,3 +44,13 @@ def clip(boxes: Tensor, height: float | Tensor, width: float | Tensor) -> Tensor
     x = x.clamp(zero, torch.as_tensor(width, dtype=boxes.dtype, device=boxes.device))
     y = y.clamp(zero, torch.as_tensor(height, dtype=boxes.dtype, device=boxes.device))
     return torch.stack((x, y), dim=-1).flatten(-2)
+
+
+def iou(a: Tensor, b: Tensor) -> Tensor:
+    """Returns the overlap (...), intersection over union, of boxes `a` (..., 4) and `b` (..., 4), broadcast."""
+    width = (torch.minimum(a[..., 2], b[..., 2]) - torch.maximum(a[..., 0], b[..., 0])).clamp(min=0)
+    height = (torch.minimum(a[..., 3], b[..., 3]) - torch.maximum(a[..., 1], b[..., 1])).clamp(min=0)
+    shared = width * height
+    area_a = (a[..., 2] - a[..., 0]) * (a[..., 3] - a[..., 1])
+    area_b = (b[..., 2] - b[..., 0]) * (b[..., 3] - b[..., 1])
+    return shared / (area_a + area_b - shared).clamp(min=1e-8)

@@ -16,7 +16,7 @@ from mmfuse.data.readers import Record, split_digest
 from mmfuse.data.transforms import load_sample
 from mmfuse.errors import UserError
 from mmfuse.evaluate.significance import Difference, paired_bootstrap
-from mmfuse.model.detector import FusionDetector
+from mmfuse.model.detector import Detector
 from mmfuse.report.pictures import GalleryRow, comparison_bars, gallery, share_heatmap, training_curves
 from mmfuse.report.tables import comparison_markdown
 from mmfuse.score import Evaluation, evaluate
@@ -172,14 +172,14 @@ def _verdict(fused: _Model | None, against: dict[str, Difference]) -> dict[str, 
     return {"fused": fused.recipe.name, "better": better, "text": text}
 
 
-def gmacs(detector: FusionDetector, size: tuple[int, int]) -> float:
+def gmacs(detector: Detector, size: tuple[int, int]) -> float:
     """Returns the billions of multiply-adds of one forward pass on one image of `size` (H, W), all sensors there."""
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         detector(_blank(detector, size))
     return counter.get_total_flops() / 2e9
 
 
-def latency_ms(detector: FusionDetector, size: tuple[int, int], rounds: int = 15) -> float:
+def latency_ms(detector: Detector, size: tuple[int, int], rounds: int = 15) -> float:
     """Returns the median time in ms to find objects in one image of `size` (H, W), on the detector's device."""
     device = next(detector.parameters()).device
     times = []
@@ -196,7 +196,7 @@ def latency_ms(detector: FusionDetector, size: tuple[int, int], rounds: int = 15
     return statistics.median(times[3:])
 
 
-def _blank(detector: FusionDetector, size: tuple[int, int]) -> dict[str, torch.Tensor]:
+def _blank(detector: Detector, size: tuple[int, int]) -> dict[str, torch.Tensor]:
     device = next(detector.parameters()).device
     return {m: torch.zeros(1, s.encoded_channels, *size, device=device) for m, s in detector.sensors.items()}
 

@@ -23,11 +23,14 @@ class ModelRecipe:
 
     size: str = "d0"
     pyramid: str = "bifpn"
-    modality_inputs: Literal["first", "every"] = "first"
+    placement: Literal["channels", "first", "every", "last", "boxes"] = "first"
     fusion: str | None = None
     flavour: Literal["tf", "symmetric"] = "tf"
     backbone: str | None = None
     share_backbone: bool = False
+    width: int | None = None
+    pyramid_depth: int | None = None
+    head_depth: int | None = None
     pretrained: bool = False
 
 

@@ -13,7 +13,7 @@ from mmfuse.data.readers import Record, read_split, split_digest
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.evaluate.coco import Scores, coco_scores
 from mmfuse.evaluate.inference import collect
-from mmfuse.model.detector import FusionDetector
+from mmfuse.model.detector import Detector
 from mmfuse.sample import Detections
 from mmfuse.train.checkpoint import load
 from mmfuse.train.loop import Run, environment, prepare
@@ -23,7 +23,7 @@ from mmfuse.train.loop import Run, environment, prepare
 class Evaluation:
     """A detector's scores on a split, with what they were computed from."""
 
-    detector: FusionDetector
+    detector: Detector
     records: Sequence[Record]
     detections: dict[int, Detections]
     scores: Scores

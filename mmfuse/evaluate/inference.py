@@ -6,12 +6,12 @@ import torch
 from tqdm import tqdm
 
 from mmfuse.errors import UserError
-from mmfuse.model.detector import FusionDetector
+from mmfuse.model.detector import Detector
 from mmfuse.sample import Batch, Detections
 
 
 def collect(
-    detector: FusionDetector, batches: Iterable[Batch], *, without: Collection[str] = (), progress: str | None = None
+    detector: Detector, batches: Iterable[Batch], *, without: Collection[str] = (), progress: str | None = None
 ) -> dict[int, Detections]:
     """Returns the detections of every image, by its id, in original pixels, on the CPU.
 

@@ -12,17 +12,6 @@ ALPHA, GAMMA, DELTA, BOX_WEIGHT, MATCH_IOU = 0.25, 1.5, 0.1, 50.0, 0.5
 _PAIRS_AT_ONCE = 2**22
 
 
-def iou(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """Returns the overlap (B, A, N) of `boxes` (B, N, 4) and `anchors` (A, 4)."""
-    a, b = anchors[None, :, None], boxes[:, None]
-    width = (torch.minimum(a[..., 2], b[..., 2]) - torch.maximum(a[..., 0], b[..., 0])).clamp(min=0)
-    height = (torch.minimum(a[..., 3], b[..., 3]) - torch.maximum(a[..., 1], b[..., 1])).clamp(min=0)
-    shared = width * height
-    area_a = (a[..., 2] - a[..., 0]) * (a[..., 3] - a[..., 1])
-    area_b = (b[..., 2] - b[..., 0]) * (b[..., 3] - b[..., 1])
-    return shared / (area_a + area_b - shared).clamp(min=1e-8)
-
-
 def match(boxes: Tensor, valid: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
     """Assigns an object to every anchor: `boxes` (B, N, 4), `valid` (B, N) bool, `anchors` (A, 4).
 
@@ -40,7 +29,9 @@ def match(boxes: Tensor, valid: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor
     forced_overlap = boxes.new_full((batch, count), -1.0)
     forced_anchor = torch.zeros(batch, count, dtype=torch.int64, device=boxes.device)
     for start in range(0, len(anchors), chunk):
-        overlap = iou(boxes, anchors[start : start + chunk]).masked_fill(~valid[:, None], -1.0)
+        overlap = box_maths.iou(anchors[None, start : start + chunk, None], boxes[:, None]).masked_fill(
+            ~valid[:, None], -1.0
+        )
         values, objects = overlap.max(2)
         best_overlap.append(values)
         best_object.append(objects)

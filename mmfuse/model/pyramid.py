@@ -1,14 +1,14 @@
 """The one module that runs any pyramid graph over the features of any modalities."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmfuse.model import graphs
 from mmfuse.model.fusion import Merge
-from mmfuse.model.graphs import Feature, Graph, Source
+from mmfuse.model.nodes import Feature, Graph, Node, Source, modalities_of, outputs_of
 
 
 class Lateral(nn.Module):
@@ -35,25 +35,78 @@ class Separable(nn.Module):
         return self.pointwise(self.depthwise(x))
 
 
-class PyramidNode(nn.Module):
-    """Merges resampled inputs, then SiLU, separable convolution and batch norm."""
+class GateUnit(nn.Module):
+    """Turns the map that gates into a scale for each place and channel: convolution, batch norm, ReLU.
 
-    def __init__(self, laterals: Mapping[int, int], merge: Merge, width: int, bias: bool) -> None:
+    G-FRNet (CVPR 2017), section 3.2, with the separable convolution of the other nodes.
+    """
+
+    def __init__(self, width: int, bias: bool) -> None:
         super().__init__()
-        self.laterals = nn.ModuleDict({str(i): Lateral(channels, width, bias) for i, channels in laterals.items()})
-        self.merge = merge
         self.conv = Separable(width, width, bias)
         self.norm = batch_norm(width)
 
-    def forward(
-        self, inputs: Sequence[Tensor | None], shifts: Sequence[int], same: bool, mask: Tensor | None
-    ) -> Tensor:
-        """Merges `inputs`, each resampled by 2^shift (positive: to a coarser level)."""
-        resampled = [
-            None if x is None else resample(self.laterals[str(i)](x) if str(i) in self.laterals else x, shift, same)
-            for i, (x, shift) in enumerate(zip(inputs, shifts, strict=True))
-        ]
-        return self.norm(self.conv(F.silu(self.merge(resampled, mask))))
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm(self.conv(x)))
+
+
+class PyramidNode(nn.Module):
+    """Merges resampled inputs, then SiLU, separable convolution and batch norm.
+
+    `channels` are those of each input, `shifts` how far each must be resampled, by 2^shift (positive: to a coarser
+    level). Inputs of another width than the pyramid's have a lateral.
+    """
+
+    def __init__(
+        self, node: Node, channels: Sequence[int], shifts: Sequence[int], width: int, merge: type[Merge], bias: bool
+    ) -> None:
+        super().__init__()
+        self.merged, self.gate, self.transfer, self.shifts = list(node.merged), node.gate, node.transfer, tuple(shifts)
+        if node.transfer:
+            channels = [-(-c // 4**-shift) if shift < 0 else c for c, shift in zip(channels, shifts, strict=True)]
+        self.laterals = nn.ModuleDict(
+            {str(place): Lateral(c, width, bias) for place, c in enumerate(channels) if c != width}
+        )
+        self.merge = merge(len(self.merged), width)
+        self.conv = Separable(width, width, bias)
+        self.norm = batch_norm(width)
+        if node.gate and node.gate.kind == "unit":
+            self.unit = GateUnit(width, bias)
+
+    def forward(self, inputs: Sequence[Tensor | None], same: bool, present: Tensor | None) -> Tensor:
+        """Merges `inputs` (B, C, h, w), None where absent in the whole batch, under a mask (B, n) or None."""
+        maps = [None if x is None else self._resampled(place, x, same) for place, x in enumerate(inputs)]
+        if self.gate:
+            scale = self._scale(maps, present)
+            for place in self.gate.scaled:
+                x = maps[place]
+                maps[place] = None if x is None else x * scale
+        mask = None if present is None else present[:, self.merged]
+        return self.norm(self.conv(F.silu(self.merge([maps[place] for place in self.merged], mask))))
+
+    def _resampled(self, place: int, x: Tensor, same: bool) -> Tensor:
+        shift = self.shifts[place]
+        lateral = self.laterals[str(place)] if str(place) in self.laterals else nn.Identity()
+        if not self.transfer:
+            return resample(lateral(x), shift, same)
+        return lateral(pixels_from_channels(x, 2**-shift)) if shift < 0 else F.avg_pool2d(lateral(x), 2**shift)
+
+    def _scale(self, maps: Sequence[Tensor | None], present: Tensor | None) -> Tensor:
+        """Returns what the gate multiplies by: (B, W, 1, 1) or (B, W, h, w); absent maps don't count."""
+        assert self.gate is not None
+        attention = self.gate.kind == "attention"
+        found, masks = [], []
+        for place in self.gate.by:
+            x = maps[place]
+            if x is not None:
+                found.append(x.amax((2, 3), keepdim=True) if attention else x)
+                masks.append(torch.ones(len(x), dtype=torch.bool) if present is None else present[:, place])
+        stack = torch.stack(found)
+        there = torch.stack(masks).to(stack.device)[..., None, None, None]
+        if attention:
+            return torch.where(there, stack, -torch.inf).amax(0).sigmoid()
+        scale: Tensor = self.unit(torch.where(there, stack, 0).sum(0) / there.sum(0))
+        return scale
 
 
 class Pyramid(nn.Module):
@@ -77,21 +130,29 @@ class Pyramid(nn.Module):
         self.graph = graph
         self.width = width
         self.same = same
-        self.levels = list(graphs.outputs(graph))
+        self.channels = {m: tuple(widths) for m, widths in channels.items()}
+        self.levels = list(outputs_of(graph))
+        self.reached = modalities_of(graph)
         finest = self.levels[0]
         own = {m: dict(enumerate(widths, finest)) for m, widths in channels.items()}
-        self.extend = nn.ModuleDict(
-            {m: Lateral(widths[-1], width, bias) for m, widths in channels.items() if len(widths) < len(self.levels)}
+        read = {source for node in graph for source in node.inputs if isinstance(source, Feature)}
+        pooled = {source.modality for source in read if source.level not in own[source.modality]}
+        self.extend = nn.ModuleDict({m: Lateral(channels[m][-1], width, bias) for m in channels if m in pooled})
+
+        def channels_of(source: Source) -> int:
+            return own[source.modality].get(source.level, width) if isinstance(source, Feature) else width
+
+        self.nodes = nn.ModuleList(
+            PyramidNode(
+                node,
+                [channels_of(source) for source in node.inputs],
+                [node.level - self._level(source) for source in node.inputs],
+                width,
+                merge,
+                bias,
+            )
+            for node in graph
         )
-        nodes = []
-        for node in graph:
-            laterals = {
-                index: own[source.modality][source.level]
-                for index, source in enumerate(node.inputs)
-                if isinstance(source, Feature) and own[source.modality].get(source.level, width) != width
-            }
-            nodes.append(PyramidNode(laterals, merge(len(node.inputs), width), width, bias))
-        self.nodes = nn.ModuleList(nodes)
         last_use = {source: index for index, node in enumerate(graph) for source in node.inputs}
         self._last_use = {i: last_use[i] for i in range(len(graph)) if i in last_use}
 
@@ -106,42 +167,79 @@ class Pyramid(nn.Module):
         known: dict[Source, Tensor] = {}
         for modality, maps in features.items():
             known.update({Feature(modality, level): x for level, x in zip(self.levels, maps, strict=False)})
-            x = maps[-1]
-            for index, level in enumerate(self.levels[len(maps) :]):
-                x = resample(self.extend[modality](x) if index == 0 else x, 1, self.same)
-                known[Feature(modality, level)] = x
-        kept = graphs.outputs(self.graph)
+            if modality in self.extend:
+                x = maps[-1]
+                for index, level in enumerate(self.levels[len(maps) :]):
+                    x = resample(self.extend[modality](x) if index == 0 else x, 1, self.same)
+                    known[Feature(modality, level)] = x
+        kept = outputs_of(self.graph)
         for index, (node, module) in enumerate(zip(self.graph, self.nodes, strict=True)):
             inputs = [known.get(source) for source in node.inputs]
-            shifts = [node.level - self._level(source) for source in node.inputs]
-            known[index] = module(inputs, shifts, self.same, _mask(node.inputs, present))
+            if any(x is not None for x in inputs):
+                mask, rows = self._masks(index, present)
+                known[index] = on_rows(rows, lambda *maps, m=module, k=mask: m(maps, self.same, k), *inputs)
             for source in node.inputs:
                 if isinstance(source, int) and self._last_use[source] == index and kept[self._level(source)] != source:
                     known.pop(source, None)
         return [known[index] for index in kept.values()]
 
+    def _masks(self, index: int, present: Mapping[str, Tensor] | None) -> tuple[Tensor | None, Tensor | None]:
+        """Returns which inputs of a node are there in the images that it runs on, and these images (B,) bool.
+
+        None where all are: a node that depends on every modality runs on every image, whose inputs that do so too are
+        always there.
+        """
+        if present is None:
+            return None, None
+        whole = frozenset(present)
+        reached = [
+            frozenset({s.modality}) if isinstance(s, Feature) else self.reached[s] for s in self.graph[index].inputs
+        ]
+        if all(r == whole for r in reached):
+            return None, None
+        masks = torch.stack([torch.stack([present[m] for m in sorted(r)]).any(0) for r in reached], 1)
+        rows = masks.any(1)
+        return masks[rows], None if bool(rows.all()) else rows
+
     def _level(self, source: Source) -> int:
         return source.level if isinstance(source, Feature) else self.graph[source].level
 
     def modality_shares(self) -> dict[str, dict[int, float]]:
-        """Returns each modality's share at each feature level, over all nodes that read it; a level adds up to 1."""
-        sums: dict[int, dict[str, float]] = {level: {} for level in self.levels}
-        for node, module in zip(self.graph, self.nodes, strict=True):
+        """Returns each modality's share at each level, over all nodes where modalities meet; a level adds up to 1."""
+        sums: dict[int, dict[str, float]] = {}
+        for index, (node, module) in enumerate(zip(self.graph, self.nodes, strict=True)):
             assert isinstance(module, PyramidNode)
-            for source, share in zip(node.inputs, module.merge.shares().tolist(), strict=True):
-                if isinstance(source, Feature):
-                    at_level = sums[source.level]
-                    at_level[source.modality] = at_level.get(source.modality, 0.0) + share
-        modalities = list(sums[self.levels[0]])
-        return {m: {level: s[m] / max(sum(s.values()), 1e-12) for level, s in sums.items()} for m in modalities}
+            sources = [node.inputs[place] for place in module.merged]
+            for source, share in zip(sources, module.merge.shares().tolist(), strict=True):
+                own = {source.modality} if isinstance(source, Feature) else self.reached[source]
+                if len(own) == 1 and (len(self.reached[index]) > 1 or len(self.channels) == 1):
+                    at_level = sums.setdefault(self._level(source), {})
+                    at_level[min(own)] = at_level.get(min(own), 0.0) + share
+        return {
+            m: {level: s.get(m, 0.0) / max(sum(s.values()), 1e-12) for level, s in sorted(sums.items())}
+            for m in self.channels
+        }
 
 
-def _mask(inputs: Sequence[Source], present: Mapping[str, Tensor] | None) -> Tensor | None:
-    """Returns (B, n) bool for the inputs of a node, or None where none of them can be absent."""
-    if present is None or not any(isinstance(source, Feature) for source in inputs):
-        return None
-    always = torch.ones_like(next(iter(present.values())))
-    return torch.stack([present[s.modality] if isinstance(s, Feature) else always for s in inputs], 1)
+def on_rows(rows: Tensor | None, run: Callable[..., Any], *tensors: Tensor | None) -> Any:
+    """Runs on those images of a batch that `rows` (B,) bool names, all of them if None; the others' results are 0.
+
+    So what is absent costs nothing and doesn't enter the statistics of batch norms. `run` returns a tensor or a list.
+    """
+    if rows is None:
+        return run(*tensors)
+    at = next(rows.to(x.device) for x in tensors if x is not None)
+    made = run(*(None if x is None else x[at] for x in tensors))
+
+    def spread(x: Tensor) -> Tensor:
+        return x.new_zeros(len(at), *x.shape[1:]).index_put((at,), x)
+
+    return spread(made) if isinstance(made, Tensor) else [spread(x) for x in made]
+
+
+def pixels_from_channels(x: Tensor, factor: int) -> Tensor:
+    """Turns (B, C, h, w) into (B, ceil(C / factor^2), factor h, factor w): STDN's scale-transfer layer."""
+    return F.pixel_shuffle(F.pad(x, (0, 0, 0, 0, 0, -x.shape[1] % factor**2)), factor)
 
 
 def resample(x: Tensor, shift: int, same: bool) -> Tensor:

@@ -16,7 +16,7 @@ from mmfuse.errors import UserError, unknown_name
 from mmfuse.model import graphs
 from mmfuse.model.backbones import STRIDES
 from mmfuse.model.detector import CLASS_PRIOR, FusionDetector
-from mmfuse.model.graphs import Feature
+from mmfuse.model.nodes import Feature
 from mmfuse.model.pyramid import initialise
 
 RELEASE = "https://github.com/rwightman/efficientdet-pytorch/releases/download/v0.1/"
@@ -205,7 +205,7 @@ def _edges(detector: FusionDetector, state: Mapping[str, Tensor], main: str, wei
             raise UserError(f"weights: the checkpoint doesn't fit {what} {spec[what]}; use {' or '.join(theirs)}")
     if (fusion := spec["fusion"]) == "sum":
         return {}
-    plain = graphs.build(graphs.bifpn, size.levels, (main,), size.pyramid_depth)
+    plain = graphs.build(graphs.PYRAMIDS["bifpn"], size.levels, (main,), size.pyramid_depth)
     edges = {}
     for index, (node, model) in enumerate(zip(detector.pyramid.graph, plain, strict=True)):
         key = f"pyramid.nodes.{index}.merge.weight"

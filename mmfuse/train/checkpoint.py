@@ -10,7 +10,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mmfuse.errors import UserError
-from mmfuse.model.detector import FusionDetector, create_detector
+from mmfuse.model.build import create_detector
+from mmfuse.model.detector import Detector
 from mmfuse.sensor import Sensor
 
 FORMAT = "mmfuse-1"
@@ -45,18 +46,18 @@ def read(path: Path, *, with_tensors: bool = True) -> tuple[dict[str, Tensor], d
         raise UserError(f"{path}: can't be read as a checkpoint ({detail}); restore or retrain it") from None
 
 
-def save_detector(path: Path, detector: FusionDetector, notes: dict[str, Any]) -> None:
+def save_detector(path: Path, detector: Detector, notes: dict[str, Any]) -> None:
     """Writes a detector; `notes` travel in the header (how it was trained and scored)."""
     save(path, dict(detector.state_dict()), {"spec": detector.spec, "notes": notes})
 
 
-def build(spec: dict[str, Any]) -> FusionDetector:
+def build(spec: dict[str, Any]) -> Detector:
     """Builds the detector that a header's "spec" describes, with fresh weights."""
     sensors = {m: Sensor(**values) for m, values in spec["sensors"].items()}
     return create_detector(**{**spec, "sensors": sensors})
 
 
-def fill(detector: FusionDetector, tensors: dict[str, Tensor], path: Path) -> None:
+def fill(detector: Detector, tensors: dict[str, Tensor], path: Path) -> None:
     """Loads tensors into a detector, strictly.
 
     Raises:
@@ -73,7 +74,7 @@ def fill(detector: FusionDetector, tensors: dict[str, Tensor], path: Path) -> No
     detector.load_state_dict(tensors)
 
 
-def load(path: str | Path, device: str | torch.device = "cpu") -> FusionDetector:
+def load(path: str | Path, device: str | torch.device = "cpu") -> Detector:
     """Returns the detector of a run folder (its best) or of a checkpoint file, in eval mode.
 
     Raises:

@@ -27,7 +27,8 @@ from mmfuse.data.readers import Record, read_split, split_digest
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.evaluate.coco import coco_scores
 from mmfuse.evaluate.inference import collect
-from mmfuse.model.detector import FusionDetector, create_detector
+from mmfuse.model.build import create_detector
+from mmfuse.model.detector import Detector
 from mmfuse.sample import Batch, Targets
 from mmfuse.train import checkpoint
 from mmfuse.train.distributed import World
@@ -145,7 +146,7 @@ def prepare_size(recipe: Recipe) -> tuple[int, int]:
     return height, width
 
 
-def build_detector(recipe: Recipe, card: Card) -> FusionDetector:
+def build_detector(recipe: Recipe, card: Card) -> Detector:
     """Builds the detector of a recipe for a card whose sensors are measured."""
     sensors = {m: card.modalities[m] for m in recipe.modalities}
     model = dataclasses.asdict(recipe.model)
@@ -156,7 +157,7 @@ def build_detector(recipe: Recipe, card: Card) -> FusionDetector:
 class _Loss(nn.Module):
     """Forward and loss as one module, which is what DistributedDataParallel wraps."""
 
-    def __init__(self, detector: FusionDetector) -> None:
+    def __init__(self, detector: Detector) -> None:
         super().__init__()
         self.detector = detector
 

@@ -5,7 +5,8 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from mmfuse.model.detector import FusionDetector, create_detector
+from mmfuse.model.build import create_detector
+from mmfuse.model.detector import FusionDetector
 from mmfuse.model.weights import import_effdet
 
 with warnings.catch_warnings():

@@ -9,9 +9,11 @@ from torchvision.ops import batched_nms, box_iou
 from mmfuse import boxes as box_maths
 from mmfuse import scaling
 from mmfuse.errors import UserError
-from mmfuse.model import detector as detector_module
-from mmfuse.model.detector import IMAGENET_MEAN, Outputs, create_detector
+from mmfuse.model import postprocess
+from mmfuse.model.build import IMAGENET_MEAN, create_detector
+from mmfuse.model.detector import Outputs
 from mmfuse.model.fusion import FUSIONS
+from mmfuse.model.postprocess import Selection
 from mmfuse.sample import Targets
 from mmfuse.scaling import Size
 from mmfuse.sensor import Sensor
@@ -194,7 +196,7 @@ def test_a_sixth_level_needs_larger_inputs():
 @pytest.mark.parametrize("as_json", [False, True])
 def test_the_spec_builds_an_equal_detector(as_json):
     sensors = {"a": Sensor(1, mean=(90.5,), std=(30.25,))}
-    detector = make(pyramid="panet", fusion="channel", flavour="symmetric", modality_inputs="every", sensors=sensors)
+    detector = make(pyramid="panet", fusion="channel", flavour="symmetric", placement="every", sensors=sensors)
     spec = json.loads(json.dumps(detector.spec)) if as_json else detector.spec
     again = create_detector(**{**spec, "sensors": {m: Sensor(**values) for m, values in spec["sensors"].items()}})
     again.load_state_dict(detector.state_dict())
@@ -262,7 +264,7 @@ def test_decoding_is_torchvision_s_suppression_image_by_image(batch, threshold, 
     detector = make("a")
     out, size = crowd(detector, batch, 3, seed=batch), (100, 120)
     options = {"score_threshold": threshold, "iou_threshold": iou, "max_detections": most, "candidates": candidates}
-    got = detector.decode(out, size, **options)
+    got = detector.decode(out, size, Selection(**options))
     for mine, (boxes, scores, labels) in zip(
         got, slow_decode(detector, out, size, threshold, iou, most, candidates), strict=True
     ):
@@ -284,9 +286,9 @@ def test_suppression_grows_its_prefix_until_enough_is_kept(monkeypatch):
         lengths.append(len(boxes))
         return nms(boxes, scores, iou)
 
-    nms = detector_module.nms
-    monkeypatch.setattr(detector_module, "nms", count)
-    got = detector.decode(out, max_detections=20)
+    nms = postprocess.nms
+    monkeypatch.setattr(postprocess, "nms", count)
+    got = detector.decode(out, None, Selection(max_detections=20))
     assert lengths == [200, 800, 3200]
     for mine, (boxes, scores, labels) in zip(
         got, slow_decode(detector, out, (128, 128), 0, 0.5, 20, 5000), strict=True
@@ -301,9 +303,9 @@ def test_images_with_nothing_stand_between_others():
     detector = make("a")
     out = crowd(detector, 3, 3, seed=2)
     out.class_logits[1] = -30
-    counts = [len(d) for d in detector.decode(out, score_threshold=0.5, max_detections=7)]
+    counts = [len(d) for d in detector.decode(out, None, Selection(0.5, max_detections=7))]
     assert counts == [7, 0, 7]
-    assert [len(d) for d in detector.decode(out, score_threshold=1.0)] == [0, 0, 0]
+    assert [len(d) for d in detector.decode(out, None, Selection(1.0))] == [0, 0, 0]
 
 
 def test_boxes_of_different_classes_don_t_suppress_each_other():
@@ -311,7 +313,7 @@ def test_boxes_of_different_classes_don_t_suppress_each_other():
     out = crowd(detector, 1, 3, seed=2)
     out.class_logits.fill_(-30)
     out.class_logits[0, 500] = torch.tensor([3.0, 1.0, 2.0])
-    (found,) = detector.decode(out, score_threshold=0.5)
+    (found,) = detector.decode(out, None, Selection(0.5))
     assert found.labels.tolist() == [0, 2, 1]
     torch.testing.assert_close(found.scores, torch.tensor([3.0, 2.0, 1.0]).sigmoid())
 
@@ -409,7 +411,7 @@ def test_training_goes_on_after_detecting_at_the_same_size():
         ({"pyramid": "bifpm"}, r"pyramid: 'bifpm' is not a known pyramid; did you mean 'bifpn'\?"),
         ({"fusion": "faster"}, r"fusion: 'faster' is not a known fusion; did you mean 'fast'\?"),
         ({"flavour": "torch"}, r"flavour: 'torch' is not a known flavour; use one of tf, symmetric"),
-        ({"modality_inputs": "all"}, r"modality_inputs: 'all' is not a known choice"),
+        ({"placement": "all"}, r"placement: 'all' is not a known placement"),
         ({"backbone": "resnet19"}, r"backbone: 'resnet19' is not a timm model"),
         ({"backbone": {"rbg": "resnet18"}}, r"backbone: 'rbg' is not a known modality .*did you mean 'rgb'\?"),
         ({"sensors": {"rbg": Sensor(3)}}, r"sensors: 'rbg' is not a known modality .*did you mean 'rgb'\?"),

@@ -18,7 +18,8 @@ from oracle import (
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmfuse.model.detector import Outputs, create_detector
+from mmfuse.model.build import create_detector
+from mmfuse.model.detector import Outputs
 from mmfuse.model.weights import key_map
 from mmfuse.sample import Targets
 from mmfuse.scaling import PUBLISHED

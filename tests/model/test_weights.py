@@ -15,7 +15,8 @@ from torch import Tensor
 
 from mmfuse.errors import UserError
 from mmfuse.model import weights
-from mmfuse.model.detector import FusionDetector, create_detector
+from mmfuse.model.build import create_detector
+from mmfuse.model.detector import FusionDetector
 from mmfuse.model.weights import PUBLISHED, export_effdet, import_effdet, key_map, read_checkpoint
 
 State = dict[str, Tensor]
@@ -91,7 +92,7 @@ def test_one_sensor_of_many_gives_the_imported_output(
     model: EfficientDet, state: State, fusion: str, inputs: str
 ) -> None:
     modalities = {"thermal": 1, "rgb": 3, "depth": 2, "second": 3}
-    detector = create_detector("d0", modalities, 5, fusion=fusion, modality_inputs=inputs)
+    detector = create_detector("d0", modalities, 5, fusion=fusion, placement=inputs)
     result = import_effdet(detector, state)
     check_output(detector, model)
     assert "the stem of thermal from 3 input channels to 1" in result.to_text()
@@ -113,7 +114,7 @@ def test_softmax_weights_of_effdet() -> None:
     for key, value in model.named_parameters():
         if key.endswith("edge_weights"):
             torch.nn.init.normal_(value)
-    detector = create_detector("d0", {"rgb": 3, "thermal": 1}, 2, fusion="softmax", modality_inputs="every")
+    detector = create_detector("d0", {"rgb": 3, "thermal": 1}, 2, fusion="softmax", placement="every")
     import_effdet(detector, model.state_dict())
     check_output(detector, model)
 

@@ -5,7 +5,7 @@ import safetensors.torch
 import torch
 
 from mmfuse.errors import UserError
-from mmfuse.model.detector import create_detector
+from mmfuse.model.build import create_detector
 from mmfuse.sensor import Sensor
 from mmfuse.train import checkpoint
 

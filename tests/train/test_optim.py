@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mmfuse.config import TrainRecipe
-from mmfuse.model.detector import create_detector
+from mmfuse.model.build import create_detector
 from mmfuse.model.fusion import FUSIONS
 from mmfuse.train.optim import build_optimizer, rate_at
 

@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("inputs", nargs="+", metavar="RUN|RECIPE|key=value")
     add.add_argument("--seeds", type=int, nargs="+", help="training seeds for recipes")
     add.add_argument("--split", default="test")
+    add.add_argument("--reference", metavar="MODEL", help="what differences are taken to (default: best single sensor)")
     add.add_argument("--out", default="runs/comparison", help="report folder (default: %(default)s)")
 
     add = verb("predict", _predict, "find objects in one scene: --MODALITY FILE for each sensor", as_json=False)
@@ -131,7 +132,9 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> int:
     _no_rest(options, rest)
     assignments = [text for text in options.inputs if "=" in text and not Path(text).exists()]
     inputs = [text for text in options.inputs if text not in assignments]
-    comparison = compare(inputs, assignments, seeds=options.seeds, split=options.split, out=options.out)
+    comparison = compare(
+        inputs, assignments, seeds=options.seeds, split=options.split, reference=options.reference, out=options.out
+    )
     if options.json:
         print(json.dumps(comparison, indent=2))
     else:

@@ -14,9 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmfuse.config import Recipe, load_recipe, write_whole
 from mmfuse.data.readers import Record, split_digest
 from mmfuse.data.transforms import load_sample
-from mmfuse.errors import UserError
+from mmfuse.errors import UserError, unknown_name
 from mmfuse.evaluate.significance import Difference, paired_bootstrap
-from mmfuse.model.detector import Detector
+from mmfuse.model.detector import Detector, FusionDetector
 from mmfuse.report.pictures import GalleryRow, comparison_bars, gallery, share_heatmap, training_curves
 from mmfuse.report.tables import comparison_markdown
 from mmfuse.score import Evaluation, evaluate
@@ -42,32 +42,35 @@ def compare(
     *,
     seeds: Sequence[int] | None = None,
     split: str = "test",
+    reference: str | None = None,
     out: str | Path = "runs/comparison",
     rounds: int = 1000,
 ) -> dict[str, Any]:
     """Compares models on one split and writes `report.md`, `comparison.json` and pictures into `out`.
 
     A run folder is scored as it is; run folders that differ only in the seed are one model. A recipe is trained first,
-    once for each of `seeds` (its own seed if None), into `out/runs`; what is there already is resumed. The fused model
-    is the one with the most modalities. It is called better when the 95 % interval of its AP difference, by a paired
-    bootstrap over images, lies above zero against every single modality, so that no single one is chosen on the split.
+    once for each of `seeds` (its own seed if None), into `out/runs`; what is there already is resumed. Differences in
+    AP have a 95 % interval by a paired bootstrap over images. A model of several modalities is called better when its
+    difference lies above zero against every single modality, so that no single one is chosen on the split.
 
     Args:
         runs_or_recipes: run folders, recipe files, or folders of recipe files.
         assignments: changes to the recipe files, such as "train.epochs=20".
         seeds: training seeds for recipes.
         split: the split to score on.
+        reference: the model that differences are taken to; by default the best single modality or, for a model of
+            several modalities, the single one that is hardest to beat; where there is none, the first model.
         out: the report folder.
         rounds: bootstrap rounds.
 
     Raises:
-        UserError: nothing to compare, different cards or splits, or two models of one name.
+        UserError: nothing to compare, different cards or splits, two models of one name, or an unknown reference.
     """
     out = Path(out)
     runs = [run for path in runs_or_recipes for run in _runs(Path(path), tuple(assignments), seeds, out / "runs")]
     models = _group(runs, split)
     records = models[0].evaluations[0].records
-    comparison = _comparison(models, split, rounds)
+    comparison = _comparison(models, split, reference, rounds)
     write_whole(out / "comparison.json", json.dumps(comparison, indent=2).encode())
     write_whole(out / "report.md", _report(comparison, models).encode())
     _pictures(out, comparison, models, records)
@@ -110,26 +113,32 @@ def _group(runs: Sequence[Run], split: str) -> list[_Model]:
     return sorted(models.values(), key=lambda model: len(model.recipe.modalities))
 
 
-def _comparison(models: Sequence[_Model], split: str, rounds: int) -> dict[str, Any]:
-    fused = models[-1] if len(models[-1].recipe.modalities) > 1 else None
+def _comparison(models: Sequence[_Model], split: str, reference: str | None, rounds: int) -> dict[str, Any]:
+    by_name = {model.recipe.name: model for model in models}
+    if reference is not None and reference not in by_name:
+        raise UserError(f"reference: {unknown_name(reference, by_name, 'model of this comparison')}")
     singles = [model for model in models if len(model.recipe.modalities) == 1]
-    rivals = singles or [model for model in models if model is not fused]
+    best = max(singles, key=_mean_ap, default=models[0])
     classes = models[0].evaluations[0].detector.classes
     records = models[0].evaluations[0].records
-    best_single = max(rivals, key=lambda model: statistics.mean(e.scores.ap for e in model.evaluations))
-    rows, against = [], {}
+    rows, verdicts = [], []
     for model in models:
-        others = [rival for rival in rivals if rival is not model] if model is fused else [best_single]
+        fused = len(model.recipe.modalities) > 1
+        named = by_name[reference] if reference is not None else best
+        rivals = {r.recipe.name: r for r in [named, *(singles if fused else [])] if r is not model}
         differences = {
-            rival.recipe.name: paired_bootstrap(records, model.detections, rival.detections, classes, rounds)
-            for rival in others
-            if rival is not model
+            name: paired_bootstrap(records, model.detections, rival.detections, classes, rounds)
+            for name, rival in rivals.items()
         }
-        if model is fused:
-            against = differences
+        against = {rival.recipe.name: differences[rival.recipe.name] for rival in singles if fused}
+        if against:
+            verdicts.append(_verdict(model.recipe.name, against))
+        to = named.recipe.name
+        if against and reference is None:
+            to = min(against, key=lambda name: against[name].low)
+        shown = differences.get(to)
         detector = model.evaluations[0].detector
         _, input_size = prepare(model.recipe)
-        worst = min(differences.values(), key=lambda d: d.low, default=None)
         rows.append(
             {
                 "name": model.recipe.name,
@@ -142,7 +151,7 @@ def _comparison(models: Sequence[_Model], split: str, rounds: int) -> dict[str, 
                 "parameters": sum(p.numel() for p in detector.parameters()),
                 "gmacs": gmacs(detector, input_size),
                 "latency_ms": latency_ms(detector, input_size),
-                "difference": worst.to_dict() if worst else None,
+                "difference": {"to": to, **shown.to_dict()} if shown else None,
                 "differences": {name: d.to_dict() for name, d in differences.items()},
             }
         )
@@ -153,8 +162,8 @@ def _comparison(models: Sequence[_Model], split: str, rounds: int) -> dict[str, 
         "split": split,
         "digest": split_digest(records),
         "models": rows,
-        "best_single": best_single.recipe.name,
-        "verdict": _verdict(fused, against),
+        "reference": reference or best.recipe.name,
+        "verdicts": verdicts,
         "same_budget": len({(r.train, r.data, r.model) for r in recipes}) == 1,
         "command": "mmfuse compare " + " ".join(str(run.folder) for model in models for run in model.runs),
         "date": facts["date"],
@@ -162,14 +171,16 @@ def _comparison(models: Sequence[_Model], split: str, rounds: int) -> dict[str, 
     }
 
 
-def _verdict(fused: _Model | None, against: dict[str, Difference]) -> dict[str, Any]:
-    if fused is None or not against:
-        return {"fused": None, "better": None, "text": "no fused model was compared with single ones"}
+def _mean_ap(model: _Model) -> float:
+    return statistics.mean(evaluation.scores.ap for evaluation in model.evaluations)
+
+
+def _verdict(name: str, against: dict[str, Difference]) -> dict[str, Any]:
     better = all(difference.low > 0 for difference in against.values())
     rival, least = min(against.items(), key=lambda item: item[1].low)
     figures = f"{least.mean:+.3f} AP against {rival}, 95 % interval {least.low:+.3f} to {least.high:+.3f}"
-    text = f"fused is better than the best single: {'yes' if better else 'no'} ({figures})"
-    return {"fused": fused.recipe.name, "better": better, "text": text}
+    text = f"{name} is better than the best single: {'yes' if better else 'no'} ({figures})"
+    return {"model": name, "better": better, "text": text}
 
 
 def gmacs(detector: Detector, size: tuple[int, int]) -> float:
@@ -205,7 +216,7 @@ def _report(comparison: dict[str, Any], models: Sequence[_Model]) -> str:
     text = comparison_markdown(comparison)
     if not comparison["same_budget"]:
         text += "\nThe models differ in more than their modalities: see the recipes below `runs`.\n"
-    shares = "![Share of each modality](shares.png)\n\n" if len(models[-1].recipe.modalities) > 1 else ""
+    shares = "![Share of each modality](shares.png)\n\n" if _weighing(models) else ""
     return (
         f"{text}\n## Pictures\n\n![AP of each model](ap.png)\n\n![Training](training.png)\n\n{shares}"
         "![Ground truth and what each model found](gallery.png)\n"
@@ -215,10 +226,9 @@ def _report(comparison: dict[str, Any], models: Sequence[_Model]) -> str:
 def _pictures(out: Path, comparison: dict[str, Any], models: Sequence[_Model], records: Sequence[Record]) -> None:
     comparison_bars(comparison, out / "ap.png")
     training_curves({run.folder.name: run.metrics for model in models for run in model.runs}, out / "training.png")
-    last = models[-1]
-    detector = last.evaluations[0].detector
-    if len(last.recipe.modalities) > 1:
-        share_heatmap(detector.fusion_shares(), out / "shares.png")
+    detector = models[-1].evaluations[0].detector
+    for weighing in _weighing(models)[-1:]:
+        share_heatmap(weighing.fusion_shares(), out / "shares.png")
     sensors = {m: s for model in models for m, s in model.evaluations[0].detector.sensors.items()}
     rows = []
     for record in _telling(records):
@@ -228,6 +238,12 @@ def _pictures(out: Path, comparison: dict[str, Any], models: Sequence[_Model], r
         rows.append(GalleryRow(record.condition or f"image {record.image_id}", images, truth, found))
     shown_on = {model.recipe.name: model.recipe.modalities[0] for model in models}
     gallery(rows, sensors, shown_on, detector.classes, out / "gallery.png")
+
+
+def _weighing(models: Sequence[_Model]) -> list[FusionDetector]:
+    """Returns a detector of each model that merges modalities by weights."""
+    detectors = [model.evaluations[0].detector for model in models]
+    return [d for d in detectors if isinstance(d, FusionDetector) and len(d.modalities) > 1 and not d.stacked]
 
 
 def _telling(records: Sequence[Record], count: int = 4) -> list[Record]:

@@ -2,8 +2,9 @@ import math
 
 import pytest
 import torch
+from torchvision.ops import box_iou
 
-from mmfuse.boxes import clip, decode, encode
+from mmfuse.boxes import clip, decode, encode, iou
 
 
 def random_boxes(n: int, seed: int) -> torch.Tensor:
@@ -83,3 +84,10 @@ def test_clip_to_one_size_an_image():
     clipped = clip(boxes, heights[:, None, None], widths[:, None, None])
     expected = torch.tensor([[0.0, 0.0, 60.0, 50.0], [0.0, 0.0, 80.0, 70.0]])
     torch.testing.assert_close(clipped, expected[:, None].expand(2, 3, 4))
+
+
+def test_overlap_is_torchvision_s():
+    a, b = random_boxes(30, 4), random_boxes(20, 5)
+    torch.testing.assert_close(iou(a[:, None], b), box_iou(a, b))
+    torch.testing.assert_close(iou(a[:20], b), box_iou(a[:20], b).diagonal())
+    assert iou(a[:1], torch.tensor([[1.0, 1, 1, 1]])).item() == 0

@@ -43,7 +43,8 @@ def test_fused_is_better_only_above_every_single_one(low, better, report, folder
     monkeypatch.setitem(compare.__globals__, "paired_bootstrap", difference)
     monkeypatch.setitem(compare.__globals__, "_pictures", lambda *a: None)
     names = ["rgb-seed0", "thermal-seed0", "rgb_thermal-seed0"]
-    verdict = compare([folder / "runs" / name for name in names], out=folder / "again")["verdict"]
+    (verdict,) = compare([folder / "runs" / name for name in names], out=folder / "again")["verdicts"]
+    assert verdict["model"] == "rgb_thermal"
     if better:
         assert verdict["better"] is True
     else:

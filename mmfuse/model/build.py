@@ -95,6 +95,8 @@ def create_detector(
     if share_backbone and not alike:
         raise UserError(f"share_backbone: {dict(modalities)} differ in channels or backbone; don't share it")
     placement = placement if len(modalities) > 1 else "first"
+    if share_backbone and placement in ("channels", "boxes"):
+        raise UserError(f"share_backbone: placement {placement} has no backbones to share; use first")
     if placement == "channels" and len(set(choice.values())) > 1:
         raise UserError(f"backbone: {chosen} differ, but placement channels has one for all; name one")
     fusion = fusion or (scale.fusion if len(modalities) == 1 or placement == "boxes" else "fast")

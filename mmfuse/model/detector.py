@@ -18,7 +18,7 @@ from mmfuse.model.heads import Head
 from mmfuse.model.losses import detection_loss
 from mmfuse.model.nodes import Graph
 from mmfuse.model.postprocess import DEFAULT, Selection, select
-from mmfuse.model.pyramid import Pyramid, initialise, on_rows
+from mmfuse.model.pyramid import Pyramid, initialise, on_rows, rows_of
 from mmfuse.sample import Detections, Targets
 from mmfuse.sensor import Sensor
 
@@ -252,7 +252,7 @@ class FusionDetector(Detector):
     ) -> dict[str, Sequence[Tensor]]:
         features = {}
         for modality, x in images.items():
-            rows = None if present is None or bool(present[modality].all()) else present[modality]
+            rows = None if present is None else rows_of(present[modality])
             if rows is None or bool(rows.any()):
                 features[modality] = on_rows(rows, self._backbone(modality), x)
         return features

@@ -80,7 +80,7 @@ def soften(boxes: Tensor, scores: Tensor, labels: Tensor, selection: Selection) 
         score, place = left.max(1)
         taken.append(torch.where(score > least, rows * count + place, -1))
         softened[rows, place] = score
-        overlap = iou(boxes, boxes[rows, place][:, None])[..., 0]
+        overlap = iou(boxes, boxes[rows, place][:, None])
         same = labels == labels[rows, place][:, None]
         left = left * torch.where(same, torch.exp(-overlap.square() / SIGMA), 1.0)
         left[rows, place] = -1.0

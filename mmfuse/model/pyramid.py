@@ -75,7 +75,8 @@ class PyramidNode(nn.Module):
 
     def forward(self, inputs: Sequence[Tensor | None], same: bool, present: Tensor | None) -> Tensor:
         """Merges `inputs` (B, C, h, w), None where absent in the whole batch, under a mask (B, n) or None."""
-        maps = [None if x is None else self._resampled(place, x, same) for place, x in enumerate(inputs)]
+        rows = [rows_of(mask) for mask in present.unbind(1)] if present is not None else [None] * len(inputs)
+        maps = [self._resampled(place, x, rows[place], same) for place, x in enumerate(inputs)]
         if self.gate:
             scale = self._scale(maps, present)
             for place in self.gate.scaled:
@@ -84,12 +85,17 @@ class PyramidNode(nn.Module):
         mask = None if present is None else present[:, self.merged]
         return self.norm(self.conv(F.silu(self.merge([maps[place] for place in self.merged], mask))))
 
-    def _resampled(self, place: int, x: Tensor, same: bool) -> Tensor:
+    def _resampled(self, place: int, x: Tensor | None, rows: Tensor | None, same: bool) -> Tensor | None:
+        if x is None:
+            return None
         shift = self.shifts[place]
-        lateral = self.laterals[str(place)] if str(place) in self.laterals else nn.Identity()
-        if not self.transfer:
-            return resample(lateral(x), shift, same)
-        return lateral(pixels_from_channels(x, 2**-shift)) if shift < 0 else F.avg_pool2d(lateral(x), 2**shift)
+        if self.transfer and shift < 0:
+            x = pixels_from_channels(x, 2**-shift)
+        if str(place) in self.laterals:
+            x = on_rows(rows, self.laterals[str(place)], x)
+        if self.transfer:
+            return F.avg_pool2d(x, 2**shift) if shift > 0 else x
+        return resample(x, shift, same)
 
     def _scale(self, maps: Sequence[Tensor | None], present: Tensor | None) -> Tensor:
         """Returns what the gate multiplies by: (B, W, 1, 1) or (B, W, h, w); absent maps don't count."""
@@ -168,10 +174,10 @@ class Pyramid(nn.Module):
         for modality, maps in features.items():
             known.update({Feature(modality, level): x for level, x in zip(self.levels, maps, strict=False)})
             if modality in self.extend:
-                x = maps[-1]
-                for index, level in enumerate(self.levels[len(maps) :]):
-                    x = resample(self.extend[modality](x) if index == 0 else x, 1, self.same)
-                    known[Feature(modality, level)] = x
+                rows = None if present is None else rows_of(present[modality])
+                x = on_rows(rows, self.extend[modality], maps[-1])
+                for level in self.levels[len(maps) :]:
+                    x = known[Feature(modality, level)] = resample(x, 1, self.same)
         kept = outputs_of(self.graph)
         for index, (node, module) in enumerate(zip(self.graph, self.nodes, strict=True)):
             inputs = [known.get(source) for source in node.inputs]
@@ -199,7 +205,7 @@ class Pyramid(nn.Module):
             return None, None
         masks = torch.stack([torch.stack([present[m] for m in sorted(r)]).any(0) for r in reached], 1)
         rows = masks.any(1)
-        return masks[rows], None if bool(rows.all()) else rows
+        return masks[rows], rows_of(rows)
 
     def _level(self, source: Source) -> int:
         return source.level if isinstance(source, Feature) else self.graph[source].level
@@ -219,6 +225,11 @@ class Pyramid(nn.Module):
             m: {level: s.get(m, 0.0) / max(sum(s.values()), 1e-12) for level, s in sorted(sums.items())}
             for m in self.channels
         }
+
+
+def rows_of(mask: Tensor) -> Tensor | None:
+    """Returns a mask (B,) bool as `on_rows` takes it: None where it is all of the batch."""
+    return None if bool(mask.all()) else mask
 
 
 def on_rows(rows: Tensor | None, run: Callable[..., Any], *tensors: Tensor | None) -> Any:

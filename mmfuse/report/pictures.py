@@ -176,11 +176,11 @@ def comparison_bars(comparison: Mapping[str, Any], path: Path) -> None:
         axes[1].set_ylim(len(compared) - 0.4, -0.6)
         axes[1].margins(x=0.1)
         axes[1].locator_params(axis="x", nbins=5)
-        axes[1].set_xlabel(f"Δ AP to {comparison['best_single']}, 95 % interval")
+        axes[1].set_xlabel(f"Δ AP to {comparison['reference']}, 95 % interval")
         _plain_axes(axes[1], "x")
 
     _legend(figure, [_patch(colours[model["name"]], model["name"]) for model in models])
-    figure.suptitle(f"{comparison['card']}\n{comparison['verdict']['text']}", fontsize=11)
+    figure.suptitle("\n".join([comparison["card"], *(v["text"] for v in comparison["verdicts"])]), fontsize=11)
     _write(figure, path)
 
 

@@ -27,13 +27,13 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]], numb
 
 
 def comparison_markdown(comparison: dict[str, Any]) -> str:
-    """Returns a comparison as a Markdown page: the models, the verdict, AP per class and how it was made."""
+    """Returns a comparison as a Markdown page: the models, the verdicts, AP per class and how it was made."""
     models = comparison["models"]
     seeds = sorted({seed for model in models for seed in model["seeds"]})
     parts = [
-        f"# {comparison['card']}: single sensors and their fusion\n",
+        f"# {comparison['card']}: {len(models)} models compared\n",
         _models_table(comparison),
-        f"**{_sentence(comparison['verdict']['text'])}**\n",
+        *(f"**{_sentence(verdict['text'])}**\n" for verdict in comparison["verdicts"]),
         _reading(comparison),
         "## AP per class\n",
         _class_table(models),
@@ -85,7 +85,7 @@ def _models_table(comparison: dict[str, Any]) -> str:
     models = comparison["models"]
     conditions = conditions_of(models)
     header = ["model", "modalities", "AP", "AP50", *(f"AP {c}" for c in conditions)]
-    header += [f"Δ AP to {comparison['best_single']}", "params (M)", "GMACs", "latency (ms)"]
+    header += [f"Δ AP to {comparison['reference']}", "params (M)", "GMACs", "latency (ms)"]
     rows = []
     for model in models:
         tags = (mean_and_spread([s["per_condition"].get(c, {}).get("ap") for s in model["scores"]]) for c in conditions)
@@ -96,7 +96,7 @@ def _models_table(comparison: dict[str, Any]) -> str:
                 mean_and_spread(model["ap"]),
                 mean_and_spread(model["ap50"]),
                 *tags,
-                _difference(model["difference"]),
+                _difference(model["difference"], comparison["reference"]),
                 f"{model['parameters'] / 1e6:.2f}",
                 f"{model['gmacs']:.2f}",
                 f"{model['latency_ms']:.1f}",
@@ -105,10 +105,11 @@ def _models_table(comparison: dict[str, Any]) -> str:
     return markdown_table(header, rows, numbers_from=2)
 
 
-def _difference(difference: dict[str, float] | None) -> str | None:
+def _difference(difference: dict[str, Any] | None, reference: str) -> str | None:
     if difference is None:
         return None
-    return f"{difference['mean']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"
+    to = "" if difference["to"] == reference else f" to {difference['to']}"
+    return f"{difference['mean']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]{to}"
 
 
 def _reading(comparison: dict[str, Any]) -> str:

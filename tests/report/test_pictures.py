@@ -57,8 +57,8 @@ def comparison(difference):
         "card": "street",
         "split": "test",
         "models": models,
-        "best_single": "rgb",
-        "verdict": {"fused": "both", "better": True, "text": "fused is better than the best single: yes"},
+        "reference": "rgb",
+        "verdicts": [{"model": "both", "better": True, "text": "both is better than the best single: yes"}],
     }
 
 

@@ -32,18 +32,32 @@ def model(name, modalities, ap, difference=None):
     }
 
 
+def difference(to, mean, low, high):
+    return {"to": to, "mean": mean, "low": low, "high": high, "rounds": 1000}
+
+
 @pytest.fixture
 def comparison():
     return {
         "card": "street",
         "split": "test",
         "models": [
-            model("rgb", ["rgb"], [0.30, 0.32], {"mean": -0.04, "low": -0.07, "high": 0.01, "rounds": 1000}),
+            model(
+                "rgb",
+                ["rgb"],
+                [0.30, 0.32],
+                {"to": "thermal", "mean": -0.04, "low": -0.07, "high": 0.01, "rounds": 1000},
+            ),
             model("thermal", ["thermal"], [0.34, 0.36]),
-            model("both", ["rgb", "thermal"], [0.42, 0.44], {"mean": 0.08, "low": 0.05, "high": 0.11, "rounds": 1000}),
+            model(
+                "both",
+                ["rgb", "thermal"],
+                [0.42, 0.44],
+                {"to": "rgb", "mean": 0.08, "low": 0.05, "high": 0.11, "rounds": 1000},
+            ),
         ],
-        "best_single": "thermal",
-        "verdict": {"fused": "both", "better": True, "text": "fused is better than the best single: yes (+0.080 AP)"},
+        "reference": "thermal",
+        "verdicts": [{"model": "both", "better": True, "text": "both is better than the best single: yes (+0.080 AP)"}],
         "command": "mmfuse compare a b c",
         "date": "2026-01-02",
         "hardware": "2 cores",
@@ -85,7 +99,7 @@ def test_row_of_a_model(comparison):
     ]
     assert cells(page, "both") == [
         *("both", "rgb + thermal", "0.430 ± 0.014", "0.630 ± 0.014", "0.530 ± 0.014", "0.330 ± 0.014"),
-        *("+0.080 [+0.050, +0.110]", "3.88", "2.50", "12.3"),
+        *("+0.080 [+0.050, +0.110] to rgb", "3.88", "2.50", "12.3"),
     ]
     assert cells(page, "thermal")[6] == "–"
     assert cells(page, "rgb")[6] == "-0.040 [-0.070, +0.010]"
@@ -100,7 +114,7 @@ def test_classes_have_a_column_for_each_model(comparison):
 
 def test_page_says_the_verdict_and_how_it_was_made(comparison):
     page = comparison_markdown(comparison)
-    assert "**Fused is better than the best single: yes (+0.080 AP).**" in page
+    assert "**Both is better than the best single: yes (+0.080 AP).**" in page
     assert "1000 rounds" in page
     for line in (
         "- split: test, 10 images, 17 objects",

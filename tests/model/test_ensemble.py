@@ -1,0 +1,132 @@
+"""Boxes of several detectors merged by probability, against sums by hand and a slow version."""
+
+import math
+
+import pytest
+import torch
+from tiny import SIZES, inputs, make
+from torchvision.ops import box_iou
+
+from mmfuse import scaling
+from mmfuse.model.detector import CLASS_PRIOR
+from mmfuse.model.ensemble import merge_boxes
+from mmfuse.model.postprocess import Selection
+from mmfuse.sample import Detections, Targets
+
+
+@pytest.fixture(autouse=True)
+def _sizes(monkeypatch):
+    for name, size in SIZES.items():
+        monkeypatch.setitem(scaling.PUBLISHED, name, size)
+
+
+def detections(*rows):
+    """Rows of x1, y1, x2, y2, score, label."""
+    values = torch.tensor(rows, dtype=torch.float32).reshape(-1, 6)
+    return Detections(values[:, :4], values[:, 4], values[:, 5].long())
+
+
+def odds(score):
+    return math.log(score / (1 - score))
+
+
+def test_two_that_agree_are_one_object_with_the_odds_of_both():
+    one, other = detections((0, 0, 10, 10, 0.6, 1)), detections((0, 0, 10, 8, 0.3, 1))
+    (found,) = merge_boxes([[one, other]], Selection())
+    assert found.labels.tolist() == [1]
+    logit = odds(0.6) + odds(0.3) - CLASS_PRIOR
+    assert found.scores.item() == pytest.approx(1 / (1 + math.exp(-logit)), abs=1e-5)
+    assert found.boxes[0].tolist() == pytest.approx([0, 0, 10, (0.6 * 10 + 0.3 * 8) / 0.9], abs=1e-4)
+
+
+def test_what_the_other_thinks_unlikely_loses_score():
+    one, other = detections((0, 0, 10, 10, 0.6, 0)), detections((0, 0, 10, 10, 0.002, 0))
+    assert merge_boxes([[one, other]], Selection())[0].scores.item() < 0.6
+
+
+@pytest.mark.parametrize("second", [(20, 20, 30, 30, 0.3, 1), (0, 0, 10, 10, 0.3, 0)])
+def test_other_places_and_other_classes_stay_apart(second):
+    (found,) = merge_boxes([[detections((0, 0, 10, 10, 0.6, 1)), detections(second)]], Selection())
+    assert found.scores.tolist() == pytest.approx([0.6, 0.3], abs=1e-5)
+    assert found.labels.tolist() == [1, second[-1]]
+
+
+def test_a_detector_has_one_vote_an_object():
+    one = detections((0, 0, 10, 10, 0.6, 0), (0, 0, 10, 4.9, 0.5, 0))
+    other = detections((0, 0, 10, 9, 0.4, 0), (0, 0, 10, 7, 0.35, 0))
+    (found,) = merge_boxes([[one, other]], Selection())
+    logit = odds(0.6) + odds(0.4) - CLASS_PRIOR
+    assert found.scores[0].item() == pytest.approx(1 / (1 + math.exp(-logit)), abs=1e-5)
+    assert found.scores.tolist()[1:] == pytest.approx([0.5], abs=1e-5)
+
+
+def slow_merge(image, threshold):
+    """One object after the other, best first."""
+    rows = [(float(s), b, int(c), k) for k, one in enumerate(image) for b, s, c in one]
+    rows.sort(key=lambda row: -row[0])
+    merged = []
+    while rows:
+        head, *rest = rows
+        near = [r for r in rest if r[2] == head[2] and float(box_iou(r[1][None], head[1][None])) > threshold]
+        rows = [r for r in rest if not any(r is n for n in near)]
+        votes = {head[3]: head}
+        for row in near:
+            votes.setdefault(row[3], row)
+        logit = sum(odds(v[0]) for v in votes.values()) - (len(votes) - 1) * CLASS_PRIOR
+        total = sum(v[0] for v in votes.values())
+        merged.append((1 / (1 + math.exp(-logit)), sum(v[0] * v[1] for v in votes.values()) / total, head[2]))
+    return sorted(merged, key=lambda row: -row[0])
+
+
+@pytest.mark.parametrize("members", [1, 2, 3])
+def test_merging_is_that_of_one_object_after_the_other(members):
+    generator = torch.Generator().manual_seed(members)
+    images = []
+    for size in (9, 0, 4):
+        image = []
+        for _ in range(members):
+            corner = torch.rand(size, 2, generator=generator) * 20
+            side = 8 + torch.rand(size, 2, generator=generator) * 8
+            scores = torch.rand(size, generator=generator) * 0.9 + 0.05
+            labels = torch.randint(2, (size,), generator=generator)
+            image.append(Detections(torch.cat((corner, corner + side), 1), scores, labels))
+        images.append(image)
+    found = merge_boxes(images, Selection())
+    assert [len(one) for one in found][1] == 0
+    for one, image in zip(found, images, strict=True):
+        expected = slow_merge(image, 0.5)
+        assert one.scores.tolist() == pytest.approx([row[0] for row in expected], abs=1e-4)
+        assert one.labels.tolist() == [row[2] for row in expected]
+        for box, row in zip(one.boxes, expected, strict=True):
+            torch.testing.assert_close(box, row[1], rtol=1e-4, atol=1e-3)
+    few = merge_boxes(images, Selection(0.5, max_detections=3))
+    assert [len(one) for one in few] == [min(3, int((one.scores > 0.5).sum())) for one in found]
+
+
+def targets():
+    return Targets(
+        [torch.tensor([[10.0, 10, 60, 60]]), torch.zeros(0, 4), torch.tensor([[0.0, 0, 128, 128]])],
+        [torch.tensor([1]), torch.zeros(0, dtype=torch.int64), torch.tensor([2])],
+    )
+
+
+def test_each_member_learns_as_if_it_were_alone():
+    detector, images = make("ab", placement="boxes"), inputs("ab", batch=3)
+    present = {"b": torch.tensor([True, False, True])}
+    loss = detector.loss(detector(images, present), targets())
+    own = targets()
+    a, b = detector.members["a"], detector.members["b"]
+    whole = a.loss(a({"a": images["a"]}), own)
+    part = b.loss(b({"b": images["b"][present["b"]]}), Targets(own.boxes[::2], own.labels[::2]))
+    for key, value in loss.items():
+        torch.testing.assert_close(value, whole[key] + part[key])
+
+
+def test_an_image_with_one_sensor_has_that_detector_s_boxes():
+    detector, images = make("ab", placement="boxes"), inputs("ab", batch=2)
+    with torch.no_grad():
+        found = detector.decode(detector(images, {"b": torch.tensor([False, True])}))
+        alone = detector.members["a"].decode(detector.members["a"]({"a": images["a"][:1]}))
+    torch.testing.assert_close(found[0].scores, alone[0].scores)
+    torch.testing.assert_close(found[0].boxes, alone[0].boxes)
+    assert not torch.allclose(found[1].scores, alone[0].scores)

@@ -1,0 +1,176 @@
+"""Suppression, hard and soft, against slow versions that take one image and one box at a time."""
+
+import math
+
+import pytest
+import torch
+from tiny import SIZES, make, raw
+from torchvision.ops import batched_nms, box_iou
+
+from mmfuse import boxes as box_maths
+from mmfuse import scaling
+from mmfuse.model import postprocess
+from mmfuse.model.detector import Outputs
+from mmfuse.model.postprocess import Selection, select
+
+
+@pytest.fixture(autouse=True)
+def _sizes(monkeypatch):
+    for name, size in SIZES.items():
+        monkeypatch.setitem(scaling.PUBLISHED, name, size)
+
+
+def crowd(detector, batch, classes, seed, spread=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    count = len(detector.anchors((128, 128)))
+    logits = torch.randn(batch, count, classes, generator=generator)
+    return Outputs(logits * spread, torch.randn(batch, count, 4, generator=generator) * 0.3, (128, 128))
+
+
+def slow_decode(detector, out, size, threshold, iou, most, candidates):
+    found = []
+    for logits, codes in zip(out.class_logits, out.box_codes, strict=True):
+        scores, order = logits.sigmoid().flatten().sort(descending=True, stable=True)
+        scores, order = scores[:candidates], order[:candidates]
+        order, scores = order[scores > threshold], scores[scores > threshold]
+        labels, places = order % logits.shape[1], order // logits.shape[1]
+        boxes = box_maths.clip(box_maths.decode(codes[places], detector.anchors(out.size)[places]), *size)
+        kept = batched_nms(boxes.double(), scores.double(), labels, iou)[:most]
+        found.append((boxes[kept], scores[kept], labels[kept]))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("batch", "threshold", "iou", "most", "candidates"),
+    [
+        (3, 0.0, 0.5, 100, 5000),
+        (2, 0.0, 0.5, 3, 5000),
+        (2, 0.6, 0.5, 100, 5000),
+        (2, 0.0, 0.05, 40, 5000),  # few survive: the first 200 candidates don't yield 40
+        (2, 0.99999, 0.5, 100, 5000),
+        (2, 0.0, 0.9, 100, 30),
+        (1, 0.0, 0.3, 9000, 10**6),
+    ],
+)
+def test_decoding_is_torchvision_s_suppression_image_by_image(batch, threshold, iou, most, candidates):
+    detector = make("a")
+    out, size = crowd(detector, batch, 3, seed=batch), (100, 120)
+    options = {"score_threshold": threshold, "iou_threshold": iou, "max_detections": most, "candidates": candidates}
+    got = detector.decode(out, size, Selection(**options))
+    for mine, (boxes, scores, labels) in zip(
+        got, slow_decode(detector, out, size, threshold, iou, most, candidates), strict=True
+    ):
+        torch.testing.assert_close(mine.boxes, boxes)
+        torch.testing.assert_close(mine.scores, scores)
+        assert torch.equal(mine.labels, labels)
+        assert len(mine) <= most
+
+
+def test_suppression_grows_its_prefix_until_enough_is_kept(monkeypatch):
+    """One place holds the best 700 candidates, so that the first prefix keeps one box alone."""
+    detector, lengths = make("a"), []
+    out = crowd(detector, 2, 3, seed=9)
+    same = box_maths.encode(torch.tensor([10.0, 10, 50, 50]), detector.anchors((128, 128))[:700])
+    out.box_codes[0, :700] = same
+    out.class_logits[0, :700, 1] = torch.linspace(20, 10, 700)
+
+    def count(boxes, scores, iou):
+        lengths.append(len(boxes))
+        return nms(boxes, scores, iou)
+
+    nms = postprocess.nms
+    monkeypatch.setattr(postprocess, "nms", count)
+    got = detector.decode(out, None, Selection(max_detections=20))
+    assert lengths == [200, 800, 3200]
+    for mine, (boxes, scores, labels) in zip(
+        got, slow_decode(detector, out, (128, 128), 0, 0.5, 20, 5000), strict=True
+    ):
+        torch.testing.assert_close(mine.boxes, boxes)
+        torch.testing.assert_close(mine.scores, scores)
+        assert torch.equal(mine.labels, labels)
+        assert len(mine) == 20
+
+
+def test_images_with_nothing_stand_between_others():
+    detector = make("a")
+    out = crowd(detector, 3, 3, seed=2)
+    out.class_logits[1] = -30
+    counts = [len(d) for d in detector.decode(out, None, Selection(0.5, max_detections=7))]
+    assert counts == [7, 0, 7]
+    assert [len(d) for d in detector.decode(out, None, Selection(1.0))] == [0, 0, 0]
+
+
+def test_boxes_of_different_classes_don_t_suppress_each_other():
+    detector = make("a")
+    out = crowd(detector, 1, 3, seed=2)
+    out.class_logits.fill_(-30)
+    out.class_logits[0, 500] = torch.tensor([3.0, 1.0, 2.0])
+    (found,) = detector.decode(out, None, Selection(0.5))
+    assert found.labels.tolist() == [0, 2, 1]
+    torch.testing.assert_close(found.scores, torch.tensor([3.0, 2.0, 1.0]).sigmoid())
+
+
+# ---- soft
+
+
+def slow_soft(boxes, scores, labels, least, most):
+    """One image, one box after the other: (place, score) of what is kept."""
+    left, kept = {i: float(s) for i, s in enumerate(scores)}, []
+    overlap = box_iou(boxes, boxes)
+    while len(kept) < most:
+        best = max(left, key=lambda i: (left[i], -i), default=None)
+        if best is None or left[best] <= least:
+            break
+        kept.append((best, left.pop(best)))
+        for i in left:
+            if labels[i] == labels[best]:
+                left[i] *= math.exp(-(float(overlap[best, i]) ** 2) / 0.5)
+    return kept
+
+
+def crowded(batch, count, classes, seed):
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(batch, count, 2, generator=generator) * 40
+    boxes = torch.cat((corner, corner + 10 + torch.rand(batch, count, 2, generator=generator) * 30), 2)
+    scores = torch.rand(batch, count, generator=generator).sort(1, descending=True).values
+    return boxes, scores, torch.randint(classes, (batch, count), generator=generator)
+
+
+@pytest.mark.parametrize(("most", "threshold"), [(100, 0.0), (7, 0.0), (100, 0.3)])
+@pytest.mark.parametrize("classes", [1, 4])
+def test_soft_suppression_lowers_scores_box_by_box(classes, most, threshold):
+    boxes, scores, labels = crowded(3, 60, classes, seed=classes)
+    found = select(boxes, scores, labels, Selection(threshold, max_detections=most, soft=True))
+    for row, one in enumerate(found):
+        expected = slow_soft(boxes[row], scores[row], labels[row], max(threshold, 0.001), most)
+        places = [place for place, _ in expected]
+        torch.testing.assert_close(one.scores, torch.tensor([score for _, score in expected]), rtol=1e-4, atol=1e-6)
+        assert torch.equal(one.boxes, boxes[row, places])
+        assert torch.equal(one.labels, labels[row, places])
+    assert max(len(one) for one in found) <= most
+
+
+def test_soft_suppression_keeps_two_that_overlap_where_hard_drops_one():
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 8], [0, 0, 10, 8]]])
+    scores, labels = torch.tensor([[0.9, 0.8, 0.7]]), torch.tensor([[0, 0, 1]])
+    (hard,) = select(boxes, scores, labels, Selection())
+    (soft,) = select(boxes, scores, labels, Selection(soft=True))
+    assert hard.scores.tolist() == pytest.approx([0.9, 0.7])
+    assert soft.scores.tolist() == pytest.approx([0.9, 0.7, 0.8 * math.exp(-(0.8**2) / 0.5)])
+    assert soft.labels.tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_nothing_to_choose_from(soft):
+    empty = (torch.zeros(2, 0, 4), torch.zeros(2, 0), torch.zeros(2, 0, dtype=torch.int64))
+    assert [len(one) for one in select(*empty, Selection(soft=soft))] == [0, 0]
+    boxes, _, labels = crowded(2, 5, 2, seed=0)
+    assert [len(one) for one in select(boxes, torch.zeros(2, 5), labels, Selection(soft=soft))] == [0, 0]
+
+
+def test_detect_offers_both():
+    detector = make("a")
+    hard, soft = (detector.detect(raw("a"), soft=soft)[0] for soft in (False, True))
+    assert soft.scores[0] == hard.scores[0]
+    assert not torch.equal(soft.scores, hard.scores)
+    assert soft.scores.tolist() == sorted(soft.scores.tolist(), reverse=True)

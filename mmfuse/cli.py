@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("run", help="run folder")
     add.add_argument("--split", default="test")
     add.add_argument("--without", action="append", default=[], metavar="MODALITY", help="leave a sensor out")
+    add.add_argument("--soft-nms", action="store_true", help="lower the scores of overlapping boxes, don't drop them")
 
     add = verb("compare", _compare, "compare runs or recipes in one table")
     add.add_argument("inputs", nargs="+", metavar="RUN|RECIPE|key=value")
@@ -123,7 +124,8 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
 
 def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
     _no_rest(options, rest)
-    scores = evaluate(options.run, split=options.split, without=options.without).scores
+    found = evaluate(options.run, split=options.split, without=options.without, soft=options.soft_nms)
+    scores = found.scores
     _print(options, scores.to_dict(), scores_text(scores.to_dict()))
     return 0
 

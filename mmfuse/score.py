@@ -29,11 +29,13 @@ class Evaluation:
     scores: Scores
 
 
-def evaluate(run: str | Path | Run, *, split: str = "test", without: Collection[str] = ()) -> Evaluation:
-    """Scores a run's best detector on a split and writes `SPLIT[-without-M…].json` into the run folder.
+def evaluate(
+    run: str | Path | Run, *, split: str = "test", without: Collection[str] = (), soft: bool = False
+) -> Evaluation:
+    """Scores a run's best detector on a split and writes `SPLIT[-without-M…][-soft].json` into the run folder.
 
-    `without` names modalities to leave out, as if those sensors were broken. The file holds the digest of the split,
-    so that a result can be tied to its images.
+    `without` names modalities to leave out, as if those sensors were broken; `soft` uses Soft-NMS. The file holds the
+    digest of the split, so that a result can be tied to its images.
 
     Raises:
         UserError: the run, the split or a modality doesn't exist.
@@ -53,10 +55,11 @@ def evaluate(run: str | Path | Run, *, split: str = "test", without: Collection[
     records = read_split(card, split)
     loader = eval_loader(records, detector.sensors, input_size, recipe.train.batch_size, recipe.data.workers)
     title = f"evaluating {recipe.name}" + "".join(f" without {m}" for m in without)
-    found = collect(detector, loader, without=without, progress=title)
+    found = collect(detector, loader, without=without, soft=soft, progress=title)
     scores = coco_scores(records, found, detector.classes)
-    name = "-without-".join((split, *sorted(without)))
-    result = {"split": split, "digest": split_digest(records), "without": sorted(without), "scores": scores.to_dict()}
+    name = "-without-".join((split, *sorted(without))) + ("-soft" if soft else "")
+    chosen = {"split": split, "digest": split_digest(records), "without": sorted(without), "soft": soft}
+    result = chosen | {"scores": scores.to_dict()}
     write_whole(
         run.folder / f"{name}.json",
         json.dumps(result | {"environment": environment(next(detector.parameters()).device)}, indent=2).encode(),

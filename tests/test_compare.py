@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -73,6 +74,10 @@ def test_a_run_is_scored_with_and_without_a_sensor(report, folder):
     assert stored["without"] == ["rgb"]
     assert stored["digest"] == json.loads((run / "test.json").read_text())["digest"]
     assert len(whole.detections) == 4
+    soft = evaluate(run, soft=True)
+    assert json.loads((run / "test-soft.json").read_text())["scores"] == soft.scores.to_dict()
+    assert json.loads((run / "test.json").read_text())["scores"] == whole.scores.to_dict()
+    assert any(len(soft.detections[k]) > len(whole.detections[k]) for k in whole.detections) or soft != whole
     for options, message in (
         ({"without": ["depth"]}, "'depth' is not a known modality"),
         ({"without": ["rgb", "thermal"]}, "leaves none"),
@@ -109,3 +114,28 @@ def test_an_existing_run_is_used_again(report, folder, recipe_file):
     before = (folder / "runs" / "rgb-seed0" / "last.safetensors").stat().st_mtime_ns
     train(recipe_file("rgb"), folder=folder / "runs" / "rgb-seed0", resume=True)
     assert (folder / "runs" / "rgb-seed0" / "last.safetensors").stat().st_mtime_ns == before
+
+
+def test_differences_are_taken_to_the_reference(report, folder):
+    runs = [folder / "runs" / f"{name}-seed0" for name in ("rgb", "thermal", "rgb_thermal")]
+    again = compare(runs, reference="rgb", out=folder / "named", rounds=5)
+    assert again["reference"] == "rgb"
+    assert [m["difference"] and m["difference"]["to"] for m in again["models"]] == [None, "rgb", "rgb"]
+    assert [v["model"] for v in again["verdicts"]] == ["rgb_thermal"]
+    assert set(again["models"][2]["differences"]) == {"rgb", "thermal"}
+    with pytest.raises(UserError, match=r"^reference: 'rbg' is not a known model .*did you mean 'rgb'\?$"):
+        compare(runs, reference="rbg", out=folder / "named")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ablation", ["placement", "weighting", "pyramids"])
+def test_an_ablation_runs_on_any_card(ablation, paired_set, tmp_path):
+    root = Path(__file__).parents[1] / "configs" / "ablations" / ablation
+    tiny = ["model.size=d-4", "data.input_size=[96, 128]", "data.workers=0", "train.epochs=1", "train.batch_size=4"]
+    result = compare([root], [f"card={paired_set}", *tiny], out=tmp_path, rounds=2)
+    assert {model["name"] for model in result["models"]} == {path.stem for path in root.glob("*.yaml")}
+    assert len(result["verdicts"]) == (5 if ablation == "placement" else 0)
+    assert (tmp_path / "ap.png").exists()
+    assert (tmp_path / "gallery.png").exists()
+    text = (tmp_path / "report.md").read_text()
+    assert all(f"| {model['name']} " in text for model in result["models"])

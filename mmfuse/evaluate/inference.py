@@ -11,12 +11,17 @@ from mmfuse.sample import Batch, Detections
 
 
 def collect(
-    detector: Detector, batches: Iterable[Batch], *, without: Collection[str] = (), progress: str | None = None
+    detector: Detector,
+    batches: Iterable[Batch],
+    *,
+    without: Collection[str] = (),
+    soft: bool = False,
+    progress: str | None = None,
 ) -> dict[int, Detections]:
     """Returns the detections of every image, by its id, in original pixels, on the CPU.
 
-    `without` names modalities to leave out; an image that has no other is left without detections. `progress` is the
-    title of a progress bar, None for none. Uses bf16 on CUDA.
+    `without` names modalities to leave out; an image that has no other is left without detections. `soft` uses
+    Soft-NMS. `progress` is the title of a progress bar, None for none. Uses bf16 on CUDA.
 
     Raises:
         UserError: `without` leaves the detector nothing to read.
@@ -35,6 +40,7 @@ def collect(
             results = detector.detect(
                 {m: batch.images[m] if bool(seen.all()) else batch.images[m].float()[seen] for m in rest},
                 {m: batch.present[m][seen] for m in rest},
+                soft=soft,
             )
         for row, detections in zip(seen.nonzero()[:, 0].tolist(), results, strict=True):
             found[batch.image_ids[row]] = detections.rescale(batch.scale[row].to(device)).to("cpu")

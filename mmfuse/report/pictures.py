@@ -132,55 +132,53 @@ def gallery(
 
 
 def comparison_bars(comparison: Mapping[str, Any], path: Path) -> None:
-    """Writes AP of each model, on all images and per condition, and its difference to the best single modality.
+    """Writes AP of each model, on all images and per condition, and its difference to another model: a row a model.
 
     Bars are means over seeds, dots the seeds, and the lines of the differences their 95 % intervals.
     """
     models = comparison["models"]
-    colours = {model["name"]: _series_colour(i) for i, model in enumerate(models)}
-    compared = [model for model in models if model["difference"]]
-    conditions = conditions_of(models)
-    figure = _figure(max(7.5, 4.0 + 1.6 * len(conditions) + (4.4 if compared else 0)), 4.4)
-    ratios = [2 + len(conditions), 2.4] if compared else [1]
-    axes = figure.subplots(1, len(ratios), width_ratios=ratios, squeeze=False)[0]
-
-    groups = ["all images", *conditions]
-    bar = 0.8 / len(models)
-    for i, model in enumerate(models):
-        for g, group in enumerate(groups):
-            values = model["ap"] if g == 0 else [s["per_condition"].get(group, {}).get("ap") for s in model["scores"]]
-            known = [v for v in values if v is not None]
-            if not known:
-                continue
-            x = g + (i - (len(models) - 1) / 2) * bar
-            axes[0].bar(x, np.mean(known), bar * 0.92, color=colours[model["name"]])
-            axes[0].plot([x] * len(known), known, "o", color="black", alpha=0.6, markersize=3)
-            axes[0].annotate(
-                f"{np.mean(known):.2f}", (x, max(known)), (0, 4), textcoords="offset points", ha="center", fontsize=8
-            )
-    axes[0].set_xticks(range(len(groups)), groups)
-    axes[0].set_ylabel(f"AP, {comparison['split']} split")
-    axes[0].margins(y=0.12)
-    _plain_axes(axes[0], "y")
-
+    groups = ["all images", *conditions_of(models)]
+    compared = any(model["difference"] for model in models)
+    columns = len(groups) + compared
+    figure = _figure(1.6 + 2.6 * columns + compared, 0.42 * len(models) + 1.5 + 0.25 * len(comparison["verdicts"]))
+    widths = [1.0] * len(groups) + [1.6] * compared
+    axes = figure.subplots(1, columns, sharey=True, squeeze=False, width_ratios=widths)[0]
+    colours = [SERIES_COLOURS[len(model["modalities"]) > 1] for model in models]
+    for group, ax in zip(groups, axes, strict=False):
+        for y, model in enumerate(models):
+            of_group = [s["per_condition"].get(group, {}).get("ap") for s in model["scores"]]
+            known = [v for v in (model["ap"] if group == "all images" else of_group) if v is not None]
+            if known:
+                ax.barh(y, np.mean(known), 0.72, color=colours[y])
+                ax.plot(known, [y] * len(known), "o", color="black", alpha=0.6, markersize=3)
+                offset = {"textcoords": "offset points", "va": "center", "fontsize": 8}
+                ax.annotate(f"{np.mean(known):.3f}", (max(known), y), (5, 0), **offset)
+        ax.set_xlabel(f"AP, {group}")
+        _plain_axes(ax, "x")
+    widest = max(ax.get_xlim()[1] for ax in axes[: len(groups)])
+    for ax in axes[: len(groups)]:
+        ax.set_xlim(0, 1.25 * widest)
     if compared:
-        for y, model in enumerate(compared):
-            d = model["difference"]
-            axes[1].plot([d["low"], d["high"]], [y, y], color=colours[model["name"]], linewidth=3)
-            axes[1].plot(d["mean"], y, "o", color=colours[model["name"]], markersize=9)
-            axes[1].annotate(
-                f"{d['mean']:+.3f}", (d["mean"], y), (0, 9), textcoords="offset points", ha="center", fontsize=9
-            )
-        axes[1].axvline(0, color="black", linewidth=1)
-        axes[1].set_yticks(range(len(compared)), [model["name"] for model in compared])
-        axes[1].set_ylim(len(compared) - 0.4, -0.6)
-        axes[1].margins(x=0.1)
-        axes[1].locator_params(axis="x", nbins=5)
-        axes[1].set_xlabel(f"Δ AP to {comparison['reference']}, 95 % interval")
-        _plain_axes(axes[1], "x")
-
-    _legend(figure, [_patch(colours[model["name"]], model["name"]) for model in models])
-    figure.suptitle("\n".join([comparison["card"], *(v["text"] for v in comparison["verdicts"])]), fontsize=11)
+        for y, model in enumerate(models):
+            if (d := model["difference"]) is None:
+                continue
+            axes[-1].plot([d["low"], d["high"]], [y, y], color=colours[y], linewidth=3)
+            axes[-1].plot(d["mean"], y, "o", color=colours[y], markersize=7)
+            to = "" if d["to"] == comparison["reference"] else f" to {d['to']}"
+            offset = {"textcoords": "offset points", "ha": "center", "fontsize": 8}
+            axes[-1].annotate(f"{d['mean']:+.3f}{to}", (d["mean"], y), (0, 6), **offset)
+        axes[-1].axvline(0, color="black", linewidth=1)
+        axes[-1].margins(x=0.15)
+        axes[-1].set_xlabel(f"Δ AP to {comparison['reference']}, 95 % interval")
+        _plain_axes(axes[-1], "x")
+    axes[0].set_yticks(range(len(models)), [model["name"] for model in models])
+    axes[0].set_ylim(len(models) - 0.4, -0.6)
+    for ax in axes:
+        ax.locator_params(axis="x", nbins=4)
+    title = "\n".join(
+        [f"{comparison['card']}, {comparison['split']} split", *(v["text"] for v in comparison["verdicts"])]
+    )
+    figure.suptitle(title, fontsize=10)
     _write(figure, path)
 
 

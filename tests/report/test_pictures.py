@@ -50,8 +50,8 @@ def scores(ap):
 
 def comparison(difference):
     models = [
-        {"name": name, "seeds": [0, 1], "ap": ap, "scores": [scores(a) for a in ap], "difference": d}
-        for name, ap, d in (("rgb", [0.3, 0.4], None), ("both", [0.5, 0.6], difference))
+        {"name": name, "modalities": m, "seeds": [0, 1], "ap": ap, "scores": [scores(a) for a in ap], "difference": d}
+        for name, m, ap, d in (("rgb", ["rgb"], [0.3, 0.4], None), ("both", ["rgb", "d"], [0.5, 0.6], difference))
     ]
     return {
         "card": "street",
@@ -128,8 +128,19 @@ def test_gallery_has_a_row_for_each_image_and_room_for_what_lacks(images, tmp_pa
 
 def test_comparison_bars_show_differences_where_there_are_any(tmp_path):
     comparison_bars(comparison(None), tmp_path / "bars.png")
-    comparison_bars(comparison({"mean": 0.2, "low": 0.1, "high": 0.3, "rounds": 100}), tmp_path / "both.png")
+    comparison_bars(
+        comparison({"to": "rgb", "mean": 0.2, "low": 0.1, "high": 0.3, "rounds": 100}), tmp_path / "both.png"
+    )
     assert pixels(tmp_path / "both.png").shape[1] > pixels(tmp_path / "bars.png").shape[1]
+
+
+def test_comparison_bars_have_a_row_for_each_of_many_models(tmp_path):
+    many = comparison(None)
+    many["models"] = [{**model, "name": f"{model['name']} {i}"} for i in range(6) for model in many["models"]]
+    comparison_bars(comparison(None), tmp_path / "two.png")
+    comparison_bars(many, tmp_path / "twelve.png")
+    assert pixels(tmp_path / "twelve.png").shape[0] > 2 * pixels(tmp_path / "two.png").shape[0]
+    assert pixels(tmp_path / "twelve.png").shape[1] == pixels(tmp_path / "two.png").shape[1]
 
 
 def test_training_curves_read_rows_of_a_csv(tmp_path):

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 
 from mmfuse.model import graphs
 from mmfuse.model.fusion import FUSIONS, Fast
-from mmfuse.model.nodes import Feature, Node
+from mmfuse.model.nodes import Feature, Gate, Node
 from mmfuse.model.pyramid import Pyramid, initialise, resample
 
 LEVELS, WIDTH = (3, 4, 5, 6, 7), 8
@@ -62,6 +62,53 @@ def test_a_graph_run_by_hand():
     n3 = node(3, p5, down(n2))
     for got, wanted in zip(pyramid({"a": [p3, p4, p5]}), (n1, n2, n3), strict=True):
         torch.testing.assert_close(got, wanted)
+
+
+def of_one_node(node, maps, channels=(8, 8, 8), levels=(3, 4, 5)):
+    """What a node makes of maps of levels 3 to 5, before its own convolution, and the pyramid that holds it."""
+    rest = tuple(Node(level, (Feature("a", level),)) for level in levels if level != node.level)
+    torch.manual_seed(0)
+    pyramid = Pyramid((*rest, node), {"a": channels}, 8, FUSIONS["sum"], same=True, bias=True).eval()
+    seen = []
+    pyramid.nodes[-1].conv.register_forward_hook(lambda module, inputs, out: seen.append(inputs[0]))
+    with torch.no_grad():
+        pyramid({"a": maps})
+    return seen[0], pyramid.nodes[-1]
+
+
+def test_attention_scales_by_the_largest_value_of_the_other():
+    p3, p4, p5 = (torch.randn(2, 8, n, n) for n in (8, 4, 2))
+    node = Node(4, (Feature("a", 5), Feature("a", 4), Feature("a", 3)), Gate("attention", (0,), (1,)))
+    got, _ = of_one_node(node, [p3, p4, p5])
+    scale = p5.amax((2, 3), keepdim=True).sigmoid()
+    up = p5.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    torch.testing.assert_close(got, F.silu(up + scale * p4 + resample(p3, 1, True)))
+
+
+def test_a_gate_unit_scales_place_by_place_and_is_not_added():
+    p3, p4, p5 = (torch.randn(2, 8, n, n) for n in (8, 4, 2))
+    node = Node(4, (Feature("a", 5), Feature("a", 4), Feature("a", 3)), Gate("unit", (0,), (1,)))
+    got, module = of_one_node(node, [p3, p4, p5])
+    up = p5.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    scale = F.relu(module.unit.norm(module.unit.conv(up)))
+    torch.testing.assert_close(got, F.silu(scale * p4 + resample(p3, 1, True)))
+
+
+@pytest.mark.parametrize("width", [8, 6])
+def test_scale_transfer_turns_channels_into_pixels(width):
+    """A width that four doesn't divide is filled up with zeros."""
+    maps = [torch.randn(1, 8, 8, 8), torch.randn(1, 8, 4, 4), torch.randn(1, width, 2, 2)]
+    got, module = of_one_node(Node(4, (Feature("a", 5),), transfer=True), maps, (8, 8, width))
+    shuffled = torch.zeros(1, 2, 4, 4)
+    for channel in range(width):
+        shuffled[:, channel // 4, channel % 4 // 2 :: 2, channel % 2 :: 2] = maps[2][:, channel]
+    torch.testing.assert_close(got, F.silu(module.laterals["0"](shuffled)))
+
+
+def test_scale_transfer_averages_on_the_way_down():
+    maps = [torch.randn(1, 8, 8, 8), torch.randn(1, 8, 4, 4), torch.randn(1, 8, 2, 2)]
+    got, _ = of_one_node(Node(5, (Feature("a", 3),), transfer=True), maps)
+    torch.testing.assert_close(got, F.silu(maps[0].view(1, 8, 2, 4, 2, 4).mean((3, 5))))
 
 
 @pytest.mark.parametrize(("same", "padding"), [(True, (0, 1, 0, 1)), (False, (1, 1, 1, 1))])

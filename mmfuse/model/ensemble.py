@@ -64,9 +64,9 @@ class BoxEnsemble(Detector):
     def decode(
         self, outputs: EnsembleOutputs, size: tuple[int, int] | None = None, selection: Selection = DEFAULT
     ) -> list[Detections]:
-        """Finds the boxes of each member, and merges those of one object."""
+        """Finds the boxes of each member, by hard suppression, and merges those of one object."""
         found: list[list[Detections]] = [[] for _ in range(outputs.batch)]
-        every = replace(selection, score_threshold=0.0)
+        every = replace(selection, score_threshold=0.0, soft=False)
         for modality, member in outputs.members.items():
             detections = self._member(modality).decode(member, size or outputs.size, every)
             for row, one in zip(outputs.rows[modality].tolist(), detections, strict=True):
@@ -103,8 +103,10 @@ def merge_boxes(found: Sequence[Sequence[Detections]], selection: Selection) -> 
     labels, member = labels.gather(1, order), member.gather(1, order)
     boxes = boxes.gather(1, order[..., None].expand(-1, -1, 4))
     batch, count = scores.shape
+    if count == 0:
+        return [image[0] for image in found]
     heads = torch.zeros(batch * count, dtype=torch.bool, device=boxes.device)
-    heads[suppress(boxes, scores, labels, replace(selection, score_threshold=0.0, max_detections=max(count, 1)))] = True
+    heads[suppress(boxes, scores, labels, replace(selection, score_threshold=0.0, max_detections=count))] = True
     heads = heads.view(batch, count)
 
     number = torch.arange(count, device=boxes.device)

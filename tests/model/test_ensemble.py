@@ -103,6 +103,10 @@ def test_merging_is_that_of_one_object_after_the_other(members):
     assert [len(one) for one in few] == [min(3, int((one.scores > 0.5).sum())) for one in found]
 
 
+def test_nothing_found_by_anyone():
+    assert [len(one) for one in merge_boxes([[Detections.empty()] * 2] * 3, Selection())] == [0, 0, 0]
+
+
 def targets():
     return Targets(
         [torch.tensor([[10.0, 10, 60, 60]]), torch.zeros(0, 4), torch.tensor([[0.0, 0, 128, 128]])],

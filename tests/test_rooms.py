@@ -17,7 +17,7 @@ ALLOWED = {
     "data": {"plain"},
     "train": {"plain", "model", "data", "evaluate"},
     "evaluate": {"plain", "model", "data"},
-    "report": {"plain", "data", "evaluate"},
+    "report": {"plain", "model", "data", "evaluate"},
     "top": {"plain", "model", "data", "train", "evaluate", "report", "package"},
     "cli": {"plain", "model", "data", "train", "evaluate", "report", "package", "top"},
 }

@@ -38,7 +38,8 @@ class Separable(nn.Module):
 class GateUnit(nn.Module):
     """Turns the map that gates into a scale for each place and channel: convolution, batch norm, ReLU.
 
-    G-FRNet (CVPR 2017), section 3.2, with the separable convolution of the other nodes.
+    It runs at the gating map's own level, and what it makes is resampled (G-FRNet, CVPR 2017, with the separable
+    convolution of the other nodes; there the gated map has a convolution too, which here is its lateral).
     """
 
     def __init__(self, width: int, bias: bool) -> None:
@@ -78,7 +79,7 @@ class PyramidNode(nn.Module):
         rows = [rows_of(mask) for mask in present.unbind(1)] if present is not None else [None] * len(inputs)
         maps = [self._resampled(place, x, rows[place], same) for place, x in enumerate(inputs)]
         if self.gate:
-            scale = self._scale(maps, present)
+            scale = self._scale(maps, same, present)
             for place in self.gate.scaled:
                 x = maps[place]
                 maps[place] = None if x is None else x * scale
@@ -88,7 +89,7 @@ class PyramidNode(nn.Module):
     def _resampled(self, place: int, x: Tensor | None, rows: Tensor | None, same: bool) -> Tensor | None:
         if x is None:
             return None
-        shift = self.shifts[place]
+        shift = self.shifts[place] if place in self.merged else 0
         if self.transfer and shift < 0:
             x = pixels_from_channels(x, 2**-shift)
         if str(place) in self.laterals:
@@ -97,7 +98,7 @@ class PyramidNode(nn.Module):
             return F.avg_pool2d(x, 2**shift) if shift > 0 else x
         return resample(x, shift, same)
 
-    def _scale(self, maps: Sequence[Tensor | None], present: Tensor | None) -> Tensor:
+    def _scale(self, maps: Sequence[Tensor | None], same: bool, present: Tensor | None) -> Tensor:
         """Returns what the gate multiplies by: (B, W, 1, 1) or (B, W, h, w); absent maps don't count."""
         assert self.gate is not None
         attention = self.gate.kind == "attention"
@@ -111,8 +112,8 @@ class PyramidNode(nn.Module):
         there = torch.stack(masks).to(stack.device)[..., None, None, None]
         if attention:
             return torch.where(there, stack, -torch.inf).amax(0).sigmoid()
-        scale: Tensor = self.unit(torch.where(there, stack, 0).sum(0) / there.sum(0))
-        return scale
+        mean = torch.where(there, stack, 0).sum(0) / there.sum(0)
+        return resample(self.unit(mean), self.shifts[self.gate.by[0]], same)
 
 
 class Pyramid(nn.Module):

@@ -89,8 +89,7 @@ def test_a_gate_unit_scales_place_by_place_and_is_not_added():
     p3, p4, p5 = (torch.randn(2, 8, n, n) for n in (8, 4, 2))
     node = Node(4, (Feature("a", 5), Feature("a", 4), Feature("a", 3)), Gate("unit", (0,), (1,)))
     got, module = of_one_node(node, [p3, p4, p5])
-    up = p5.repeat_interleave(2, 2).repeat_interleave(2, 3)
-    scale = F.relu(module.unit.norm(module.unit.conv(up)))
+    scale = F.relu(module.unit.norm(module.unit.conv(p5))).repeat_interleave(2, 2).repeat_interleave(2, 3)
     torch.testing.assert_close(got, F.silu(scale * p4 + resample(p3, 1, True)))
 
 

@@ -4,24 +4,34 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 from tqdm import tqdm
 
 from mmfuse.data.cards import Card, load_card
-from mmfuse.data.readers import Reading, Record, scan_split
+from mmfuse.data.readers import scan_split
+from mmfuse.data.records import Reading
 from mmfuse.data.transforms import read_image, size_problem
 from mmfuse.errors import UserError
 
 _LINES_OF_A_KIND = 20
+_NEAR = 2
+_PLAIN = 6
+_ROWS = 1024
 
 
 @dataclass
 class SplitReport:
     """What one split holds.
 
-    `boxes` counts boxes by class, crowds included; `conditions` images by tag; `sizes` is the smallest and the largest
-    image (width, height) by area; `clipped` counts the boxes that reach more than a pixel out of their image.
+    `boxes` counts boxes by class, crowds included; `ignored` the crowds and ignore regions among them; `conditions`
+    images by tag; `sizes` is the smallest and the largest image (width, height) by area; `absent` counts images without
+    a sensor; `clipped` the boxes that reach more than a pixel out of their image, `left_out` those that the card drops.
     """
 
     images: int = 0
@@ -30,6 +40,9 @@ class SplitReport:
     conditions: dict[str, int] = field(default_factory=dict)
     sizes: tuple[tuple[int, int], ...] = ()
     clipped: int = 0
+    left_out: int = 0
+    ignored: int = 0
+    absent: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -64,8 +77,9 @@ def check(card_path: str | Path, root: str | None = None) -> Report:
 
     Errors: what `load_card` and `read_split` refuse; an image that is missing, unreadable, or of other channels or size
     than said; images of one pair that differ in size; a file, an image's content or a sequence in two splits.
-    Warnings: boxes that reach out of their image, images without objects, classes without boxes, an image twice in one
-    split, no split named train or val.
+    Warnings: boxes that reach out of their image or are left out, images without objects or without a sensor, classes
+    without boxes, counts other than the published ones, an image twice in one split, images of two splits that look
+    alike, no split named train or val.
     """
     report = Report(str(card_path))
     try:
@@ -79,11 +93,14 @@ def check(card_path: str | Path, root: str | None = None) -> Report:
         try:
             readings[split] = scan_split(card, split)
         except UserError as error:
-            report.errors.append(str(error))
+            if str(error) not in report.errors:
+                report.errors.append(str(error))
             continue
         report.errors += readings[split].errors
         report.splits[split] = _count(card, readings[split])
+        report.warnings += readings[split].warnings
         report.warnings += _split_warnings(split, report.splits[split])
+        report.warnings += _count_warnings(card, split, report.splits[split])
     for split in ("train", "val"):
         if split not in card.splits:
             report.warnings.append(f"{card.path}: there is no split {split!r}, which training needs; add it")
@@ -103,17 +120,33 @@ def _count(card: Card, reading: Reading) -> SplitReport:
         conditions=dict(Counter(r.condition for r in records if r.condition is not None)),
         sizes=(sizes[0], sizes[-1]) if sizes else (),
         clipped=reading.clipped,
+        left_out=reading.left_out,
+        ignored=sum(int(record.ignore.sum()) for record in records),
+        absent={m: sum(m not in record.files for record in records) for m in card.modalities},
     )
 
 
 def _split_warnings(split: str, found: SplitReport) -> Iterable[str]:
     if found.clipped:
         yield f"{split}: boxes that reach more than a pixel out of their image: {found.clipped}; they are clipped to it"
+    if found.left_out:
+        yield f"{split}: boxes without area or outside their image: {found.left_out}; they are left out"
+    for m, count in found.absent.items():
+        if count:
+            yield f"{split}: images without {m}: {count}; the card allows it"
     if found.empty:
         yield f"{split}: images without objects: {found.empty}; they are kept, as background"
     for name, count in found.boxes.items():
         if not count and found.images:
             yield f"{split}: the class {name!r} has no boxes; its accuracy can't be learnt or measured here"
+
+
+def _count_warnings(card: Card, split: str, found: SplitReport) -> Iterable[str]:
+    rule = card.splits[split]
+    boxes = sum(found.boxes.values()) - found.ignored
+    for what, count, published in (("images", found.images, rule.images), ("boxes", boxes, rule.boxes)):
+        if published is not None and count != published:
+            yield f"{split}: {count} {what}, but {published} are published; check the copy and the list"
 
 
 def _check_sequences(readings: dict[str, Reading], report: Report) -> None:
@@ -127,28 +160,56 @@ def _check_sequences(readings: dict[str, Reading], report: Report) -> None:
 
 def _check_images(card: Card, readings: dict[str, Reading], report: Report) -> None:
     seen: dict[tuple[str, str], tuple[str, Path]] = {}
+    looks: dict[str, list[tuple[Path, np.ndarray]]] = {split: [] for split in readings}
+    looked_at = card.labels.reference or next(iter(card.modalities))
+    exact = set()
     records = [(split, record) for split, reading in readings.items() for record in reading.records]
     for split, record in tqdm(records, desc="reading images", unit="image"):
-        report.errors += _image_problems(card, record)
+        images = {}
         for m, path in record.files.items():
             try:
+                images[m] = read_image(path, card.modalities[m])
                 content = hashlib.sha256(path.read_bytes()).hexdigest()
-            except OSError:
+            except UserError as error:
+                report.errors.append(str(error))
                 continue
             other, twin = seen.setdefault((m, content), (split, path))
             if other != split:
+                exact.add(path)
                 report.errors.append(f"{path}: is in {split}, and the same image {twin} in {other}; keep one of them")
             elif (other, twin) != (split, path):
                 report.warnings.append(f"{path}: is the same image as {twin}, both in {split}")
+        if problem := size_problem(record, images):
+            report.errors.append(problem)
+        if looked_at in images and record.files[looked_at] not in exact:
+            looks[split].append((record.files[looked_at], difference_hash(images[looked_at])))
+    report.warnings += look_alikes(looks)
 
 
-def _image_problems(card: Card, record: Record) -> Iterable[str]:
-    images = {}
-    for m, path in record.files.items():
-        try:
-            images[m] = read_image(path, card.modalities[m])
-        except UserError as error:
-            yield str(error)
-    problem = size_problem(record, images)
-    if problem:
-        yield problem
+def difference_hash(image: Tensor) -> np.ndarray:
+    """Returns 64 bits of how an image (C, H, W) looks: where its grey, shrunk to 8 x 9, falls from left to right."""
+    grey = image.to(torch.float32).mean(0)[None, None].nan_to_num(0, 0, 0)
+    shrunk = F.interpolate(grey, (8, 9), mode="area")[0, 0]
+    return (shrunk[:, 1:] < shrunk[:, :-1]).flatten().numpy()
+
+
+def look_alikes(looks: dict[str, list[tuple[Path, np.ndarray]]]) -> Iterable[str]:
+    """Yields, for each image, the one in an earlier split that looks most like it, if it does.
+
+    Hashes of plain images, nearly all zeros or ones, say nothing.
+    """
+    told = {
+        split: [(path, bits) for path, bits in found if _PLAIN <= bits.sum() <= bits.size - _PLAIN]
+        for split, found in looks.items()
+    }
+    signs = {
+        split: np.array([bits for _, bits in found], np.float32).reshape(-1, 64) * 2 - 1
+        for split, found in told.items()
+    }
+    for (split, found), (other, others) in combinations(told.items(), 2):
+        for start in range(0, len(others), _ROWS) if found else ():
+            agreed = signs[other][start : start + _ROWS] @ signs[split].T
+            nearest = agreed.argmax(1)
+            for row in np.flatnonzero((64 - agreed.max(1)) / 2 <= _NEAR):
+                path, twin = others[start + row][0], found[nearest[row]][0]
+                yield f"{path}: in {other}, looks like {twin} in {split}; keep views of one scene in one split"

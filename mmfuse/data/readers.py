@@ -3,47 +3,21 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
-import numpy as np
-
-from mmfuse.data.cards import Card, inside
+from mmfuse.config import plain
+from mmfuse.data import formats
+from mmfuse.data.cards import Card
+from mmfuse.data.coco_reader import read_coco
+from mmfuse.data.layout import Entry, entries_of, entry_files, entry_path, image_size
+from mmfuse.data.records import Mark, Objects, Reading, Record, make_record, objects_from
 from mmfuse.errors import UserError, unknown_name
 
-
-@dataclass(frozen=True, eq=False)
-class Record:
-    """One image of every sensor, on disk, with its objects.
-
-    `files` maps a modality to its file. `boxes` (N, 4) are xyxy pixels, float32, inside the image of `width` x `height`
-    pixels; `labels` (N,) int64 count the card's classes from 0; `ignore` (N,) bool marks crowds, which are neither
-    learnt nor scored. `condition` is a tag such as night; images of one `sequence` show the same scene.
-    """
-
-    image_id: int
-    files: dict[str, Path]
-    width: int
-    height: int
-    boxes: np.ndarray
-    labels: np.ndarray
-    ignore: np.ndarray
-    condition: str | None = None
-    sequence: str | None = None
-
-
-@dataclass
-class Reading:
-    """What a reader found in a split: the good records, one line for each problem, and how many boxes were cut.
-
-    `clipped` counts the boxes that reached more than a pixel out of their image.
-    """
-
-    records: list[Record] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
-    clipped: int = 0
+Parse = Callable[[bytes, tuple[int, int]], Iterable[Mark]]
 
 
 def read_split(card: Card, split: str) -> list[Record]:
@@ -63,17 +37,18 @@ def scan_split(card: Card, split: str) -> Reading:
     """Reads a split and collects its problems in place of stopping at the first.
 
     Raises:
-        UserError: nothing can be read: the split or the reader is unknown, or the file is missing or isn't COCO JSON.
+        UserError: nothing can be read: the split or the reader is unknown, or the split's file is missing or of
+            another format.
     """
     if split not in card.splits:
         raise UserError(f"{card.path}: {unknown_name(split, card.splits, 'split')}")
     if card.reader not in READERS:
         raise UserError(f"{card.path}: reader: {unknown_name(card.reader, READERS, 'reader')}")
-    return READERS[card.reader](card, inside(card.root, card.splits[split], f"{card.path}: splits.{split}"))
+    return READERS[card.reader](card, split)
 
 
 def split_digest(records: Sequence[Record]) -> str:
-    """Returns the SHA-256, in hex, of the records: ids, files (wherever their folder lies), boxes, labels, crowds."""
+    """Returns the SHA-256, in hex, of the records: ids, files (wherever their folder lies) and objects."""
     files = [str(path) for record in records for path in record.files.values()]
     folder = os.path.commonpath([os.path.dirname(path) for path in files]) if files else ""
     digest = hashlib.sha256()
@@ -81,6 +56,11 @@ def split_digest(records: Sequence[Record]) -> str:
         names = [(m, Path(os.path.relpath(path, folder)).as_posix()) for m, path in sorted(record.files.items())]
         digest.update(json.dumps([record.image_id, names, record.boxes.tolist()]).encode())
         digest.update(json.dumps([record.labels.tolist(), record.ignore.tolist()]).encode())
+        if record.occlusion is not None:
+            digest.update(json.dumps({"occlusion": record.occlusion.tolist()}).encode())
+        if record.objects_of:
+            others = {m: _annotations(objects) for m, objects in sorted(record.objects_of.items())}
+            digest.update(json.dumps({"objects_of": others}).encode())
     return digest.hexdigest()
 
 
@@ -88,19 +68,9 @@ def coco_ground_truth(records: Sequence[Record], classes: Sequence[str]) -> dict
     """Returns the records as a COCO dictionary, whose category id is label + 1 and whose annotation ids start at 1."""
     annotations: list[dict[str, Any]] = []
     for record in records:
-        for (x1, y1, x2, y2), label, ignore in zip(
-            record.boxes.tolist(), record.labels.tolist(), record.ignore.tolist(), strict=True
-        ):
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": record.image_id,
-                    "category_id": label + 1,
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "area": (x2 - x1) * (y2 - y1),
-                    "iscrowd": int(ignore),
-                }
-            )
+        objects = Objects(record.boxes, record.labels, record.ignore, record.occlusion)
+        for annotation in _annotations(objects):
+            annotations.append({"id": len(annotations) + 1, "image_id": record.image_id, **annotation})
     return {
         "info": {},
         "images": [{"id": r.image_id, "width": r.width, "height": r.height} for r in records],
@@ -109,156 +79,118 @@ def coco_ground_truth(records: Sequence[Record], classes: Sequence[str]) -> dict
     }
 
 
-def _read_coco(card: Card, path: Path) -> Reading:
-    """Reads COCO JSON whose images name a file for each modality, below the root; categories are matched by name.
+def coco_split(card: Card, records: Sequence[Record]) -> dict[str, Any]:
+    """Returns records of a card as a COCO dictionary that the reader `coco` turns back into the same records.
 
-    The areas in the file aren't used: an object's area is that of its box.
+    Files are relative to the card's root. `coco_card` makes the card to go with it.
     """
-    tables, has_nan = _read_json(path)
+    truth = coco_ground_truth(records, card.classes)
+    for image, record in zip(truth["images"], records, strict=True):
+        names = {m: path.relative_to(card.root).as_posix() for m, path in record.files.items()}
+        image |= {"file_name": names.get(card.labels.reference or "", next(iter(names.values()))), "modalities": names}
+        tags = {"condition": record.condition, "sequence": record.sequence}
+        image |= {key: value for key, value in tags.items() if value is not None}
+        if record.objects_of:
+            image["objects_of"] = {m: _annotations(objects) for m, objects in record.objects_of.items()}
+    return truth
+
+
+def coco_card(card: Card, files: dict[str, str]) -> dict[str, Any]:
+    """Returns the plain values of a COCO card of the same dataset; `files` maps each split to its JSON file."""
+    values = {
+        "name": card.name,
+        "root": str(card.root),
+        "reader": "coco",
+        "modalities": {m: sensor.to_dict() for m, sensor in card.modalities.items()},
+        "classes": card.classes,
+        "splits": files,
+        "conditions": card.conditions,
+        "licence": card.licence,
+        "source": card.source,
+        "notes": card.notes,
+        "labels": {"reference": card.labels.reference} if card.labels.reference else {},
+        "missing": card.missing,
+    }
+    result: dict[str, Any] = plain(values)
+    return result
+
+
+def _annotations(objects: Objects) -> list[dict[str, Any]]:
+    columns = (objects.boxes.tolist(), objects.labels.tolist(), objects.ignore.tolist())
+    annotations = [
+        {
+            "category_id": label + 1,
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "area": (x2 - x1) * (y2 - y1),
+            "iscrowd": int(ignore),
+        }
+        for (x1, y1, x2, y2), label, ignore in zip(*columns, strict=True)
+    ]
+    if objects.occlusion is not None:
+        for annotation, degree in zip(annotations, objects.occlusion.tolist(), strict=True):
+            annotation["occlusion"] = degree
+    return annotations
+
+
+def _read_each(parse: Parse, card: Card, split: str) -> Reading:
+    """Reads a dataset that has one annotation file for each image; entries count from 1, which is their id."""
+    if card.layout is None or not card.layout.annotations:
+        raise UserError(f"{card.path}: layout.annotations: the reader {card.reader!r} needs it; add its template")
     reading = Reading()
-
-    def wrong(message: str) -> None:
-        reading.errors.append(f"{path}: {message}")
-
-    labels: dict[int, int | None] = {}
-    category_names: dict[int, object] = {}
-    for category in tables["categories"]:
-        number, name = category.get("id"), category.get("name")
-        if not _is_int(number) or number in labels:
-            wrong(f"category {name!r}: the id {number!r} is not a whole number of its own; give it one")
+    labelled = card.layout.annotations
+    reference = card.labels.reference or next(iter(labelled))
+    for number, entry in enumerate(entries_of(card, split, reading), 1):
+        files = entry_files(card, entry, reading)
+        if files is None:
             continue
-        labels[number] = card.classes.index(name) if name in card.classes else None
-        category_names[number] = name
-
-    images: dict[int, dict[str, Any]] = {}
-    sizeless = set()
-    for image in tables["images"]:
-        image_id, width, height, condition = (image.get(key) for key in ("id", "width", "height", "condition"))
-        if not _is_int(image_id) or image_id in images:
-            wrong(f"image {image_id!r}: its id is not a whole number of its own; give it one")
+        measured = [m for m in labelled if m in files] or [next(iter(files))]
+        try:
+            sizes = {m: image_size(files[m]) for m in measured}
+        except UserError as error:
+            reading.errors.append(str(error))
             continue
-        images[image_id] = image
-        if not (_is_int(width) and _is_int(height) and width > 0 and height > 0):
-            wrong(f"image {image_id}: width {width!r} and height {height!r} are not both pixels; give the image's size")
-            sizeless.add(image_id)
-        if condition is not None and card.conditions and condition not in card.conditions:
-            wrong(f"image {image_id}: {unknown_name(condition, card.conditions, f'condition of {card.path}')}")
-
-    objects: dict[int, list[tuple[dict[str, Any], int]]] = {image_id: [] for image_id in images}
-    annotation_ids = set()
-    foreign = set()
-    for annotation in tables["annotations"]:
-        number, image_id, category_id = (annotation.get(key) for key in ("id", "image_id", "category_id"))
-        if not _is_int(number) or number in annotation_ids:
-            wrong(f"annotation {number!r}: its id is not a whole number of its own; give it one")
-            continue
-        annotation_ids.add(number)
-        if not _is_int(image_id) or image_id not in images:
-            wrong(f"annotation {number}: there is no image {image_id!r}; remove the annotation or add the image")
-        elif not _is_int(category_id) or category_id not in labels:
-            wrong(f"annotation {number}: there is no category {category_id!r}; add it to the categories")
-        elif (label := labels[category_id]) is None:
-            if category_id not in foreign:
-                wrong(f"category {unknown_name(category_names[category_id], card.classes, f'class of {card.path}')}")
-            foreign.add(category_id)
-        else:
-            objects[image_id].append((annotation, label))
-
-    for image_id, image in images.items():
-        record = None if image_id in sizeless else _record(card, path, image, objects[image_id], reading)
-        if record is not None:
+        size = sizes.get(reference, sizes[measured[0]])
+        found: dict[str, Objects] = {}
+        for m in labelled:
+            marks = _marks(parse, card, entry, m, sizes.get(m, size), reading)
+            if marks is not None:
+                found[m] = objects_from(marks, sizes.get(m, size), card, reading)
+        if len(found) == len(labelled):
+            objects = found.pop(reference)
+            others = {m: other for m, other in found.items() if m in files}
+            record = make_record(number, files, size, objects, others, entry.condition, entry.sequence)
             reading.records.append(record)
-    if not tables["images"]:
-        wrong("holds no image; add some or remove the split from the card")
-    if has_nan and not reading.errors:
-        wrong("holds NaN or Infinity, which JSON has no word for; write numbers")
     return reading
 
 
-READERS: dict[str, Callable[[Card, Path], Reading]] = {"coco": _read_coco}
-
-
-def _read_json(path: Path) -> tuple[dict[str, list[dict[str, Any]]], bool]:
-    constants: list[str] = []
-
-    def keep_constant(text: str) -> float:
-        constants.append(text)
-        return float(text.replace("Infinity", "inf"))
-
+def _marks(
+    parse: Parse, card: Card, entry: Entry, modality: str, size: tuple[int, int], reading: Reading
+) -> list[Mark] | None:
+    path = None
     try:
-        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=keep_constant)
+        path = entry_path(card, entry, f"annotations.{modality}")
+        if path is None:
+            raise UserError(f"{entry.where}: {entry.name}: there is no pair in the card's map; add it")
+        if not os.path.isfile(path):
+            if card.labels.unlabelled == "background":
+                return []
+            fix = "add it, remove the entry or set labels.unlabelled"
+            raise UserError(f"{entry.where}: {entry.name}: the annotation file {path} is missing; {fix}")
+        return [replace(mark, where=f"{path}: {mark.where}") for mark in parse(path.read_bytes(), size)]
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; check the path in the card") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is not JSON: {error}; write it anew") from None
-    for key in ("images", "annotations", "categories"):
-        table = values.get(key) if isinstance(values, dict) else None
-        if not isinstance(table, list) or not all(isinstance(entry, dict) for entry in table):
-            raise UserError(f"{path}: {key!r} is not a list of mappings; write COCO JSON")
-    return values, bool(constants)
+        reading.errors.append(f"{path}: {error.strerror}; make it readable")
+    except UserError as error:
+        text = str(error)
+        reading.errors.append(text if path is None or str(path) in text else f"{path}: {text}")
+    return None
 
 
-def _is_int(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _record(
-    card: Card, path: Path, image: dict[str, Any], objects: list[tuple[dict[str, Any], int]], reading: Reading
-) -> Record | None:
-    files = _image_files(card, image, f"{path}: image {image['id']}", reading)
-    boxes = [_box(annotation, image["width"], image["height"], path, reading) for annotation, _ in objects]
-    good = [
-        (box, label, bool(a.get("iscrowd"))) for box, (a, label) in zip(boxes, objects, strict=True) if box is not None
-    ]
-    condition, sequence = image.get("condition"), image.get("sequence")
-    if files is None:
-        return None
-    return Record(
-        image["id"],
-        files,
-        image["width"],
-        image["height"],
-        np.array([box for box, _, _ in good], np.float32).reshape(-1, 4),
-        np.array([label for _, label, _ in good], np.int64),
-        np.array([crowd for _, _, crowd in good], bool),
-        None if condition is None else str(condition),
-        None if sequence is None else str(sequence),
-    )
-
-
-def _image_files(card: Card, image: dict[str, Any], where: str, reading: Reading) -> dict[str, Path] | None:
-    names = image.get("modalities")
-    if not isinstance(names, dict):
-        reading.errors.append(f"{where}: has no 'modalities'; map each modality to its file")
-        return None
-    files = {}
-    for modality in card.modalities:
-        name = names.get(modality)
-        if not isinstance(name, str) or not name:
-            reading.errors.append(f"{where}: has no file for the modality {modality!r}; add it or remove the image")
-            continue
-        try:
-            inside(card.root, name, where)
-        except UserError as error:
-            reading.errors.append(str(error))
-        else:
-            files[modality] = card.root / name
-    return files if len(files) == len(card.modalities) else None
-
-
-def _box(annotation: dict[str, Any], width: int, height: int, path: Path, reading: Reading) -> np.ndarray | None:
-    where, box = f"{path}: annotation {annotation['id']}", annotation.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, int | float) and abs(v) < 1e9 for v in box):
-        reading.errors.append(f"{where}: bbox {box!r} is not four finite numbers; give x, y, width, height in pixels")
-        return None
-    x, y, w, h = box
-    inside_image = np.array([max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)], np.float32)
-    if not (w > 0 and h > 0):
-        reading.errors.append(f"{where}: bbox {box!r} has no area; mend or remove it")
-        return None
-    if not (inside_image[2:] > inside_image[:2]).all():
-        fix = "mend or remove it"
-        reading.errors.append(f"{where}: bbox {box!r} lies outside the image of {width} x {height} pixels; {fix}")
-        return None
-    reading.clipped += max(-x, -y, x + w - width, y + h - height) > 1
-    return inside_image
+READERS: dict[str, Callable[[Card, str], Reading]] = {
+    "coco": read_coco,
+    "voc": partial(_read_each, formats.pascal_voc),
+    "bbgt": partial(_read_each, formats.bbgt),
+    "yolo": partial(_read_each, formats.yolo),
+    "kitti": partial(_read_each, formats.kitti),
+    "vedai": partial(_read_each, formats.vedai),
+    "centred": partial(_read_each, formats.centred),
+}

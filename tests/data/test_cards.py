@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mmfuse.data.cards import load_card
+from mmfuse.data.cards import Split, load_card
 from mmfuse.errors import UserError
 from mmfuse.sensor import Sensor
 
@@ -39,9 +39,58 @@ def test_root_is_overridden(tmp_path):
     assert load_card(write_card(tmp_path, root="nowhere"), str(other)).root == other.resolve()
 
 
+def layout(**changes):
+    files = {"rgb": "rgb/{id}.png", "depth": "depth/{id}.png"}
+    return {"files": files, "annotations": {"depth": "labels/{id}.txt"}, **changes}
+
+
+def test_a_layout_brings_the_reference_and_the_conditions(tmp_path):
+    rules = {"day": "d.*", "night": "n.*"}
+    splits = {"train": {"folder": "a", "only": "d.*"}, "val": {"folder": "a", "only": "n.*", "images": 3}}
+    card = load_card(write_card(tmp_path, reader="yolo", layout=layout(conditions=rules), splits=splits))
+    assert card.labels.reference == "depth"
+    assert card.conditions == ("day", "night")
+    assert card.splits["val"] == Split(folder="a", only="n.*", images=3)
+    assert load_card(write_card(tmp_path, splits={"train": "train.json"})).splits == {"train": Split("train.json")}
+
+
+def test_names_in_the_files_become_labels(tmp_path):
+    labels = {"aliases": {"man": "person", 3: "car"}, "ignored": {"crowd": ["person", "car"]}, "dropped": ["dog"]}
+    card = load_card(write_card(tmp_path, labels=labels))
+    assert [card.labels_of(name) for name in ("car", "man", "3")] == [((1,), False), ((0,), False), ((1,), False)]
+    assert card.labels_of("crowd") == ((0, 1), True)
+    assert card.labels_of("dog") == ((), False)
+    assert card.labels_of("cat") is None
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"layout": {"files": {"rgb": "{id}.png"}}}, "layout.files: there is none for the modality 'depth'"),
+        ({"layout": layout(file="x")}, "did you mean 'files'?"),
+        ({"layout": {"entry": "{id}"}}, "the key 'files' is missing"),
+        ({"layout": layout(annotations={"dpth": "{id}.xml"})}, "layout.annotations: 'dpth' is not a known modality"),
+        ({"layout": layout(annotations={"depth": "{ids}.xml"})}, "annotations.depth: 'ids' is not a known placeholder"),
+        ({"layout": layout(annotations={"depth": "{id.xml"})}, "'{id.xml' is not a template"),
+        ({"layout": layout(annotations={"depth": "{pair}.xml"})}, "{pair} needs 'pairs'"),
+        ({"layout": layout(sequence="{pair}", pairs="p.json")}, "sequence: {pair} is not known of every entry"),
+        ({"layout": layout(entry="{entry}")}, "{entry} is made from the whole entry"),
+        ({"layout": layout(conditions={"day": "("})}, "conditions.day: '(' is not a regular expression"),
+        ({"layout": layout(conditions={"dya": "x"}), "conditions": ["day"]}, "did you mean 'day'?"),
+        ({"layout": layout(sequence="{folder}"), "splits": {"train": {}}}, "the key 'folder' is missing"),
+        ({"layout": layout(), "splits": {"train": {}, "val": {"images": 3}}}, "train and val are the same entries"),
+        ({"layout": layout(), "splits": {"train": {"file": "a"}, "val": "a"}}, "train and val are the same file 'a'"),
+        ({"splits": {"train": {}}}, "splits.train: the key 'file' is missing"),
+        ({"splits": {"train": {"file": "a", "first": "1"}}}, "only, first and last need a layout"),
+        ({"splits": {"train": {"file": "a", "only": "["}}}, "splits.train: only: '[' is not a regular expression"),
+        ({"splits": {"train": {"file": "a", "image": 3}}}, "did you mean 'images'?"),
+        ({"labels": {"reference": "lidar"}}, "labels.reference: 'lidar' is not a known modality"),
+        ({"layout": layout(), "labels": {"reference": "rgb"}}, "labels.reference: 'rgb' has no annotations"),
+        ({"layout": layout(condition_lists={"dya": "x"}), "conditions": ["day"]}, "did you mean 'day'?"),
+        ({"labels": {"aliases": {"man": "persn"}}}, "labels.aliases.man: 'persn' is not a known class"),
+        ({"labels": {"ignored": {"crowd": ["persn"]}}}, "labels.ignored.crowd: 'persn' is not a known class"),
+        ({"labels": {"dropped": ["car"]}}, "'car' stands in two of classes, aliases, ignored and dropped"),
+        ({"missing": "alow"}, "did you mean 'allow'?"),
         ({"clases": ["person"]}, "did you mean 'classes'?"),
         ({"reader": None}, "'reader' is missing"),
         ({"modalities": {"rgb": {"chanels": 3}}}, "did you mean 'channels'?"),

@@ -3,10 +3,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
-from mmfuse.data.check import Report, check
+from mmfuse.data.check import Report, check, difference_hash, look_alikes
 
 REPOSITORY = Path(__file__).parents[2]
 SHARED = REPOSITORY.parent / "shared" / "data"
@@ -132,6 +133,35 @@ def test_a_split_or_card_that_cannot_be_read_is_an_error_and_the_rest_is_still_c
     assert "2_t.png" in report.errors[1]
     assert any("no split 'val'" in warning for warning in report.warnings)
     assert "No such file" in check(tmp_path / "nothing.yaml").errors[0]
+
+
+def test_images_of_two_splits_that_look_alike_are_a_warning(dataset):
+    rng = np.random.default_rng(1)
+    scene = Image.fromarray(rng.integers(0, 256, (8, 9), dtype=np.uint8)).resize((16, 12), Image.Resampling.BILINEAR)
+    scene.convert("RGB").save(dataset.folder / "1_rgb.png")
+    scene.convert("RGB").point(lambda v: v * 0.8 + 9).save(dataset.folder / "6_rgb.png")
+    for number in (2, 3):
+        Image.new("RGB", (16, 12), (number, 0, 0)).save(dataset.folder / f"{number}_rgb.png")
+    report = dataset.check()
+    assert report.errors == []
+    (warning,) = report.warnings
+    assert "6_rgb.png: in test, looks like" in warning
+    assert "1_rgb.png in train" in warning
+
+
+def test_many_images_are_compared_at_once():
+    rng = np.random.default_rng(0)
+    looks = {s: [(Path(f"{s}{i}"), rng.random(64) < 0.5) for i in range(3000)] for s in ("train", "test")}
+    looks["test"][2500] = (Path("test2500"), looks["train"][17][1])
+    assert [line.split(";")[0] for line in look_alikes(looks)] == ["test2500: in test, looks like train17 in train"]
+
+
+def test_a_difference_hash_says_where_grey_falls():
+    falling = torch.arange(90, 0, -1).repeat(3, 80, 1)
+    assert difference_hash(falling).all()
+    assert not difference_hash(falling.flip(-1)).any()
+    assert difference_hash(torch.full((1, 4, 4), 60000, dtype=torch.uint16)).shape == (64,)
+    assert not difference_hash(torch.full((1, 9, 9), float("nan"))).any()
 
 
 def test_a_long_list_is_cut_in_the_text_only():

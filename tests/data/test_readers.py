@@ -4,10 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools.coco import COCO
 
-from mmfuse.data.cards import Card, load_card
+from mmfuse.data.cards import Card, Labels, Layout, Split, load_card
 from mmfuse.data.readers import coco_ground_truth, read_split, scan_split, split_digest
+from mmfuse.data.records import Objects
 from mmfuse.errors import UserError
 from mmfuse.sensor import Sensor
 
@@ -21,7 +23,7 @@ def make_card(root, **changes):
         reader="coco",
         modalities={"rgb": Sensor(3), "thermal": Sensor(1)},
         classes=("person", "car"),
-        splits={"train": "train.json"},
+        splits={"train": Split("train.json")},
         conditions=("day", "night"),
         licence="",
         source="",
@@ -79,13 +81,13 @@ def test_boxes_are_clipped_and_those_far_out_are_counted(tmp_path):
 @pytest.mark.parametrize(
     ("image", "annotation", "message"),
     [
-        ({}, {"bbox": [1, 2, float("nan"), 5]}, "annotation 3: bbox [1, 2, nan, 5] is not four finite numbers"),
-        ({}, {"bbox": [1, 2, float("inf"), 5]}, "annotation 3: bbox [1, 2, inf, 5] is not four finite numbers"),
+        ({}, {"bbox": [1, 2, float("nan"), 5]}, "annotation 3: box [1, 2, nan, 5] is not four finite numbers"),
+        ({}, {"bbox": [1, 2, float("inf"), 5]}, "annotation 3: box [1, 2, inf, 5] is not four finite numbers"),
         ({}, {"bbox": [1, 2, 10**400, 5]}, "is not four finite numbers"),
         ({}, {"bbox": [1, 2, 3]}, "is not four finite numbers"),
-        ({}, {"bbox": [1, 2, 0, 5]}, "annotation 3: bbox [1, 2, 0, 5] has no area; mend or remove it"),
+        ({}, {"bbox": [1, 2, 0, 5]}, "annotation 3: box [1, 2, 0, 5] has no area; mend or remove it"),
         ({}, {"bbox": [5, 5, -2, 5]}, "has no area"),
-        ({}, {"bbox": [40, 2, 10, 5]}, "annotation 3: bbox [40, 2, 10, 5] lies outside the image of 40 x 30 pixels"),
+        ({}, {"bbox": [40, 2, 10, 5]}, "annotation 3: box [40, 2, 10, 5] lies outside the image of 40 x 30 pixels"),
         ({}, {"bbox": [1, -9, 10, 5]}, "lies outside the image"),
         ({}, {"category_id": 9}, "annotation 3: there is no category 9"),
         ({}, {"image_id": 2}, "annotation 3: there is no image 2"),
@@ -166,6 +168,63 @@ def test_the_digest_follows_the_content_and_not_the_folder(tmp_path):
         digests.append(split_digest(read_split(card, "train")))
     assert digests[0] == digests[1]
     assert digests[0] != digests[2]
+
+
+def test_the_digest_of_plain_records_is_kept(tmp_path):
+    card = write_split(tmp_path, [make_image(1), make_image(2)], [make_annotation(1)])
+    records = read_split(card, "train")
+    assert split_digest(records) == "3c462d6506429b00037c05627306d742abff2fce58f65ffb0519d6d0485885a8"
+    degree = dataclasses.replace(records[0], occlusion=np.array([1]))
+    other = dataclasses.replace(records[0], objects_of={"rgb": Objects(degree.boxes, degree.labels, degree.ignore)})
+    assert len({split_digest([r]) for r in (records[0], degree, other)}) == 3
+
+
+def test_an_image_may_lack_a_sensor_where_the_card_allows_it(tmp_path):
+    images = [make_image(1, modalities={"thermal": "t/1.png"}), make_image(2)]
+    card = dataclasses.replace(write_split(tmp_path, images, []), missing="allow")
+    assert [list(r.files) for r in read_split(card, "train")] == [["thermal"], ["rgb", "thermal"]]
+    write_split(tmp_path, [make_image(1, modalities={})], [])
+    (error,) = scan_split(card, "train").errors
+    assert "image 1: has no file of any sensor" in error
+
+
+def test_an_annotation_with_the_id_zero_is_a_warning(tmp_path):
+    card = write_split(tmp_path, [make_image(1)], [make_annotation(0)])
+    (warning,) = scan_split(card, "train").warnings
+    assert "annotation 0: pycocotools loses a match" in warning
+
+
+@pytest.mark.parametrize(
+    ("objects_of", "message"),
+    [
+        (3, "'objects_of' doesn't map modalities"),
+        ({"lidar": []}, "'objects_of' doesn't map modalities"),
+        ({"rgb": [3]}, "'objects_of' doesn't map modalities"),
+        ({"rgb": [{"category_id": 9, "bbox": [1, 2, 3, 4]}]}, "objects_of.rgb[0]: there is no category 9"),
+        (
+            {"rgb": [{"category_id": 7, "bbox": [1, 2, 3], "occlusion": 10**30}]},
+            "objects_of.rgb[0]: box [1, 2, 3] is not four finite",
+        ),
+    ],
+)
+def test_objects_of_other_modalities_are_checked(tmp_path, objects_of, message):
+    card = write_split(tmp_path, [make_image(1, objects_of=objects_of)], [])
+    (tmp_path / "rgb").mkdir()
+    Image.new("RGB", (40, 30)).save(tmp_path / "rgb/1.png")
+    (error,) = scan_split(card, "train").errors
+    assert message in error
+    assert "image 1" in error
+
+
+def test_what_a_reader_does_not_use_is_refused(tmp_path):
+    card = write_split(tmp_path, [make_image(1)], [])
+    with pytest.raises(UserError, match=r"labels.one_based: has no use for COCO JSON"):
+        read_split(dataclasses.replace(card, labels=Labels(one_based=True)), "train")
+    layout = Layout({"rgb": "{id}", "thermal": "{id}"}, {"rgb": "{id}"})
+    with pytest.raises(UserError, match=r"layout.annotations: has no use for COCO JSON"):
+        read_split(dataclasses.replace(card, layout=layout), "train")
+    with pytest.raises(UserError, match=r"layout.annotations: the reader 'voc' needs it"):
+        read_split(dataclasses.replace(card, reader="voc"), "train")
 
 
 def test_ground_truth_is_what_pycocotools_reads(tmp_path, capsys):

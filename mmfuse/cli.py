@@ -4,18 +4,20 @@ import argparse
 import dataclasses
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmfuse.compare import compare
+from mmfuse.convert import from_effdet, to_effdet
 from mmfuse.data.check import check
 from mmfuse.data.synthetic import generate
 from mmfuse.demo import demo
 from mmfuse.errors import UserError
 from mmfuse.predict import predict
-from mmfuse.report.tables import markdown_table, scores_text
+from mmfuse.report.tables import markdown_table, other_scores_text, scores_text
 from mmfuse.score import evaluate
 from mmfuse.train.checkpoint import load
 from mmfuse.train.loop import Run, train
@@ -90,6 +92,14 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("card", help="dataset card (YAML)")
     add.add_argument("--root", help="the dataset's folder, in place of the card's")
 
+    add = verb("convert", _convert, "convert a detector from or to effdet's weights")
+    add.add_argument("source", nargs="+", metavar="SOURCE", help="effdet FILE|NAME; or with --to: run folder, detector")
+    add.add_argument("--to", choices=("effdet",), help="what to write; a detector of mmfuse's if not given")
+    add.add_argument("--out", required=True, help="file to write")
+    add.add_argument("--size", help="size of the detector, where the weights don't tell it")
+    add.add_argument("--modality", action="append", metavar="NAME=CHANNELS", help="once for each (default: rgb=3)")
+    add.add_argument("--classes", metavar="NAME,NAME", help="names of the classes (default: numbers)")
+
     add = verb("shares", _shares, "show each modality's share in the fusion, level by level")
     add.add_argument("run", help="run folder")
     return parser
@@ -125,8 +135,9 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
 def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
     _no_rest(options, rest)
     found = evaluate(options.run, split=options.split, without=options.without, soft=options.soft_nms)
-    scores = found.scores
-    _print(options, scores.to_dict(), scores_text(scores.to_dict()))
+    scores = found.scores.to_dict()
+    text = "\n\n".join(part for part in (scores_text(scores), other_scores_text(found.others)) if part)
+    _print(options, scores | found.others, text)
     return 0
 
 
@@ -163,6 +174,33 @@ def _check(options: argparse.Namespace, rest: list[str]) -> int:
     report = check(options.card, options.root)
     _print(options, dataclasses.asdict(report), report.to_text())
     return 2 if report.errors else 0
+
+
+def _convert(options: argparse.Namespace, rest: list[str]) -> int:
+    _no_rest(options, rest)
+    details = {"--size": options.size, "--modality": options.modality, "--classes": options.classes}
+    given = [flag for flag, value in details.items() if value is not None]
+    if options.to is None and options.source[0] == "effdet" and len(options.source) == 2:
+        classes = None if options.classes is None else options.classes.split(",")
+        modalities = _channels(options.modality or [])
+        done = from_effdet(options.source[1], options.out, size=options.size, modalities=modalities, classes=classes)
+    elif options.to == "effdet" and len(options.source) == 1 and not given:
+        done = to_effdet(options.source[0], options.out)
+    else:
+        options.usage("write effdet FILE|NAME --out FILE, or RUN|DETECTOR --to effdet --out FILE")
+    _print(options, dataclasses.asdict(done), done.to_text())
+    return 0
+
+
+def _channels(words: Sequence[str]) -> dict[str, int]:
+    """Returns the channels of each modality of NAME=CHANNELS words."""
+    channels: dict[str, int] = {}
+    for word in words:
+        name, _, count = word.partition("=")
+        if not name or name in channels or not re.fullmatch("[1-9][0-9]*", count):
+            raise UserError(f"--modality: {word!r} is not allowed; write each once as NAME=CHANNELS, such as thermal=1")
+        channels[name] = int(count)
+    return channels
 
 
 def _shares(options: argparse.Namespace, rest: list[str]) -> int:

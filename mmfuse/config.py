@@ -19,7 +19,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ModelRecipe:
-    """The detector; see `mmfuse.create_detector` for what each name means."""
+    """The detector; see `mmfuse.create_detector` for what each name means.
+
+    `weights` is the name of a published checkpoint or, with a suffix, a file.
+    """
 
     size: str = "d0"
     pyramid: str = "bifpn"
@@ -32,6 +35,7 @@ class ModelRecipe:
     pyramid_depth: int | None = None
     head_depth: int | None = None
     pretrained: bool = False
+    weights: str | None = None
 
 
 @dataclass(frozen=True)
@@ -269,20 +273,26 @@ def override(values: dict[str, Any], assignments: Iterable[str]) -> dict[str, An
 def load_recipe(path: str | Path, assignments: Iterable[str] = ()) -> Recipe:
     """Reads a recipe file and makes `key=value` changes to it.
 
-    `name` defaults to the file's name. A relative `card` is looked up from the recipe's folder, and from the current
-    folder where an assignment gives it.
+    `name` defaults to the file's name. A relative `card`, or file of `model.weights`, is looked up from the recipe's
+    folder, and from the current folder where an assignment gives it.
 
     Raises:
         UserError: the file or a value isn't right.
     """
     path = Path(path)
-    values = {"name": path.stem, **read_yaml(path)}
-    if isinstance(values.get("card"), str):
-        values["card"] = str(path.parent / values["card"])
-    values = override(values, assignments)
-    if isinstance(values.get("card"), str):
-        values["card"] = str(Path(values["card"]).resolve())
+    values = _looked_up({"name": path.stem, **read_yaml(path)}, path.parent)
+    values = _looked_up(override(values, assignments), Path())
     return build(Recipe, values, str(path))
+
+
+def _looked_up(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Returns a recipe's values with the files in it made absolute; relative ones lie in `folder`."""
+    card, model = values.get("card"), values.get("model")
+    if isinstance(card, str):
+        values = {**values, "card": str((folder / card).resolve())}
+    if isinstance(model, dict) and isinstance(weights := model.get("weights"), str) and Path(weights).suffix:
+        values = {**values, "model": {**model, "weights": str((folder / weights).resolve())}}
+    return values
 
 
 def save_yaml(path: Path, values: dict[str, Any]) -> None:

@@ -4,15 +4,19 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from mmfuse.config import write_whole
+from mmfuse.data.cards import Card
 from mmfuse.data.loader import eval_loader
 from mmfuse.data.readers import Record, read_split, split_digest
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.evaluate.coco import Scores, coco_scores
 from mmfuse.evaluate.inference import collect
+from mmfuse.evaluate.miss_rate import ALL, REASONABLE, miss_rates
+from mmfuse.evaluate.voc import voc_scores
 from mmfuse.model.detector import Detector
 from mmfuse.sample import Detections
 from mmfuse.train.checkpoint import load
@@ -21,12 +25,16 @@ from mmfuse.train.loop import Run, environment, prepare
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A detector's scores on a split, with what they were computed from."""
+    """A detector's scores on a split, with what they were computed from.
+
+    `others` are the scores by the card's own `metrics`, as plain values.
+    """
 
     detector: Detector
     records: Sequence[Record]
     detections: dict[int, Detections]
     scores: Scores
+    others: dict[str, dict[str, Any]]
 
 
 def evaluate(
@@ -59,9 +67,22 @@ def evaluate(
     scores = coco_scores(records, found, detector.classes)
     name = "-without-".join((split, *sorted(without))) + ("-soft" if soft else "")
     chosen = {"split": split, "digest": split_digest(records), "without": sorted(without), "soft": soft}
-    result = chosen | {"scores": scores.to_dict()}
+    others = _other_scores(card, records, found)
+    result = chosen | {"scores": scores.to_dict(), **others}
     write_whole(
         run.folder / f"{name}.json",
         json.dumps(result | {"environment": environment(next(detector.parameters()).device)}, indent=2).encode(),
     )
-    return Evaluation(detector, records, found, scores)
+    return Evaluation(detector, records, found, scores, others)
+
+
+def _other_scores(card: Card, records: Sequence[Record], found: dict[int, Detections]) -> dict[str, dict[str, Any]]:
+    scores: dict[str, dict[str, Any]] = {}
+    for metric in card.metrics:
+        if metric == "miss_rate":
+            for setup in (REASONABLE, ALL):
+                scores[f"miss_rate_{setup.name}"] = miss_rates(records, found, card.classes, setup).to_dict()
+        else:
+            method = metric.removeprefix("voc_").replace("_", "-")
+            scores[metric] = voc_scores(records, found, card.classes, method).to_dict()
+    return scores

@@ -29,6 +29,33 @@ def test_verbs_print_what_they_found(run, paired_set, tmp_path, capsys):
     assert "errors: 0" in capsys.readouterr().out
 
 
+def test_a_card_s_own_metrics_are_scored_too(paired_set, tmp_path, capsys):
+    card = yaml.safe_load(paired_set.read_text()) | {"root": str(paired_set.parent)}
+    (tmp_path / "card.yaml").write_text(yaml.safe_dump(card | {"metrics": ["miss_rate", "voc_11_point"]}))
+    recipe = tmp_path / "rgb.yaml"
+    recipe.write_text(
+        "card: card.yaml\nmodalities: [rgb]\nmodel: {size: d-4}\ndata: {input_size: [96, 128], workers: 0}\n"
+        "train: {epochs: 1, batch_size: 4}\n"
+    )
+    assert main(["train", str(recipe), "--out", str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "run"), "--soft-nms"]) == 0
+    text = capsys.readouterr().out
+    for words in ("miss rate reasonable, %", "miss rate all, %", "voc 11 point", "| night"):
+        assert words in text
+    assert main(["evaluate", str(tmp_path / "run"), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    stored = json.loads((tmp_path / "run" / "test.json").read_text())
+    for name in ("miss_rate_reasonable", "miss_rate_all", "voc_11_point"):
+        assert printed[name] == stored[name]
+    assert 0 <= printed["miss_rate_all"]["miss_rate"] <= 1
+    assert (tmp_path / "run" / "test-soft.json").exists()
+    card["metrics"] = ["mr2"]
+    (tmp_path / "card.yaml").write_text(yaml.safe_dump(card))
+    assert main(["evaluate", str(tmp_path / "run")]) == 2
+    assert "'mr2' is not a known value" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -275,3 +275,23 @@ def test_a_card_that_an_assignment_gives_is_looked_up_from_the_current_folder(tm
     monkeypatch.chdir(tmp_path)
     assert load_recipe(recipe, ["card=cards/mine.yaml"]).card == str((tmp_path / "cards" / "mine.yaml").resolve())
     assert load_recipe(recipe).card == str((tmp_path / "recipes" / "other.yaml").resolve())
+
+
+def test_weights_are_a_name_or_a_file_that_is_looked_up_like_the_card(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "recipes" / "r.yaml"
+    path.parent.mkdir()
+
+    def weights(model, *assignments):
+        path.write_text(f"card: c.yaml\nmodalities: [a]\nmodel: {model}\n")
+        return load_recipe(path, assignments).model.weights
+
+    assert weights("{}") is None
+    assert weights("{weights: tf_efficientdet_d0}") == "tf_efficientdet_d0"
+    assert weights("{weights: ../w/x.pth}") == str(tmp_path / "w" / "x.pth")
+    assert weights("{weights: x.pth}", "model.weights=y.safetensors") == str(tmp_path / "y.safetensors")
+    assert weights("{}", "model.weights=tf_efficientdet_d1") == "tf_efficientdet_d1"
+    assert weights("{weights: /w/x.pth}", "model.size=d1") == "/w/x.pth"
+    fails(lambda: weights("{weights: 5}"), "model: weights: 5 is not text")
+    save_yaml(tmp_path / "elsewhere" / "config.yaml", load_recipe(path, ["model.weights=x.pth"]).to_dict())
+    assert load_recipe(tmp_path / "elsewhere" / "config.yaml").model.weights == str(tmp_path / "x.pth")

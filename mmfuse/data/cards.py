@@ -11,6 +11,8 @@ from mmfuse.data.templates import placeholders
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.sensor import Sensor
 
+Metric = Literal["miss_rate", "voc_11_point", "voc_area"]
+
 
 @dataclass(frozen=True)
 class Split:
@@ -124,6 +126,7 @@ class _CardFile:
     layout: Layout | None = None
     labels: Labels = field(default_factory=Labels)
     missing: Literal["error", "allow"] = "error"
+    metrics: tuple[Metric, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,7 @@ class Card:
 
     `conditions` lists the tags that images may carry; when it is empty any tag is allowed. Without a `layout`, the
     annotation file itself names the images. `missing` says whether an image may lack some of its sensors' files.
+    `metrics` are scored beside COCO's AP, where the field reports them.
     """
 
     name: str
@@ -148,6 +152,7 @@ class Card:
     layout: Layout | None = None
     labels: Labels = field(default_factory=Labels)
     missing: Literal["error", "allow"] = "error"
+    metrics: tuple[Metric, ...] = ()
 
     def labels_of(self, name: str) -> tuple[tuple[int, ...], bool] | None:
         """Returns the labels that an object of this name in the files gets, and whether it is an ignore region.
@@ -209,6 +214,7 @@ def load_card(path: str | Path, root: str | None = None) -> Card:
         layout=file.layout,
         labels=labels,
         missing=file.missing,
+        metrics=file.metrics,
     )
 
 

@@ -14,13 +14,17 @@ class Merge(nn.Module):
     """The plain sum of `count` inputs, and the frame of the weighted ones.
 
     Absent inputs can't change the result, whatever they hold: a missing one is None in the list, one that is missing
-    in some images is False in `present`, and the weights of the others are normalised again, per image.
+    in some images is False in `present`, and the weights of the others are normalised again, per image. `gain`
+    multiplies the result: 1, but where imported weights add up to something else (`weights.import_effdet`).
     """
+
+    gain: Tensor
 
     def __init__(self, count: int, width: int) -> None:
         super().__init__()
         self.count = count
         self.width = width
+        self.register_buffer("gain", torch.ones(()))
 
     def weights(self, inputs: Sequence[Tensor | None], present: Tensor) -> Tensor:
         """Returns the weight of each input, broadcastable to (B, count, W), given `present` (B or 1, count) as 0 or 1.
@@ -35,7 +39,7 @@ class Merge(nn.Module):
         mask = given[0].new_tensor([[x is not None for x in inputs]], dtype=torch.float32)
         if present is not None:
             mask = mask * present.to(given[0].device)
-        weights = self.weights(inputs, mask).to(given[0].dtype)
+        weights = (self.weights(inputs, mask) * self.gain).to(given[0].dtype)
         total: Tensor | None = None
         for index, x in enumerate(inputs):
             if x is None:

@@ -3,11 +3,13 @@
 import math
 import re
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
@@ -15,32 +17,53 @@ from torch import Tensor, nn
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.model import graphs
 from mmfuse.model.backbones import STRIDES
-from mmfuse.model.detector import CLASS_PRIOR, FusionDetector
-from mmfuse.model.nodes import Feature
-from mmfuse.model.pyramid import initialise
+from mmfuse.model.detector import CLASS_PRIOR, SHARED, STACKED, Detector, FusionDetector
+from mmfuse.model.fusion import EPSILON
+from mmfuse.model.nodes import Feature, Graph
+from mmfuse.model.pyramid import PyramidNode, initialise
 
 RELEASE = "https://github.com/rwightman/efficientdet-pytorch/releases/download/v0.1/"
 _FILES = """
 tf_efficientdet_d0_34-f153e0cf tf_efficientdet_d1_40-a30f94af tf_efficientdet_d2_43-8107aa99
 tf_efficientdet_d3_47-0b525f35 tf_efficientdet_d4_49-f56376d9 tf_efficientdet_d5_51-c79f9be6
 tf_efficientdet_d6_52-4eda3773 tf_efficientdet_d7_53-6d1d7a95 tf_efficientdet_d7x-f390b87c
-efficientdet_d0-f3276ba8 efficientdet_d1-bb7e98fe
+efficientdet_d0-f3276ba8 efficientdet_d1-bb7e98fe efficientdet_q0-bdf1bdb5 efficientdet_q2-0f7564e5
 """
 PUBLISHED = {re.split("_[0-9]|-", file)[0]: f"{file}.pth" for file in _FILES.split()}
-"""Known checkpoints and their files in the release, whose names end in the first digits of their SHA-256."""
+"""Known checkpoints and their files in the release, whose names end in the first digits of their SHA-256.
+
+effdet's others have another backbone, activation, resampling (q1) or normalisation (AdvProp, `_ap`).
+"""
+
+FPN_NAMES = {
+    ("bifpn", "fast"): "bifpn_fa",
+    ("bifpn", "softmax"): "bifpn_attn",
+    ("bifpn", "sum"): "bifpn_sum",
+    ("panet", "fast"): "pan_fa",
+    ("panet", "sum"): "pan_sum",
+    ("quad_fpn", "fast"): "qufpn_fa",
+}
+"""effdet's `fpn_name` of each pyramid and fusion that it has."""
 
 _PARTS = {"norm": "bn", "depthwise": "conv_dw", "pointwise": "conv_pw", "convs": "conv_rep"}
 _HEADS = {"class_head": "class_net", "box_head": "box_net"}
 _EDGES = ".combine.edge_weights"
-_FIX = "use the size and flavour of the checkpoint (tf_efficientdet_*: tf, efficientdet_*: symmetric)"
+_LAST_LAYER = "class_head.predict.pointwise"
+_FIX = (
+    "use the size, flavour and pyramid of the checkpoint "
+    "(tf_efficientdet_*: tf, efficientdet_*: symmetric, efficientdet_q*: quad_fpn)"
+)
 _NEW_SHARE = 1e-9
 """Weight of an edge that the checkpoint has nothing like: too small to be seen, but not zero, where ReLU is stuck."""
+_LINEAR = 2.0**-22
+"""Scale at which SiLU(x) is x / 2 up to rounding."""
 
 
 @dataclass(frozen=True)
 class Imported:
     """What an import did: how many tensors it set, what it adapted, and what it left as it was or fresh."""
 
+    modalities: tuple[str, ...]
     loaded: int
     adapted: tuple[str, ...]
     left: tuple[str, ...]
@@ -48,7 +71,7 @@ class Imported:
     def to_text(self) -> str:
         """Returns a line for the tensors loaded and one for each thing adapted or left."""
         lines = [f"adapted {line}" for line in self.adapted] + [f"left {line}" for line in self.left]
-        return "\n".join([f"loaded {self.loaded} tensors", *lines])
+        return "\n".join([f"loaded {self.loaded} tensors for {', '.join(self.modalities)}", *lines])
 
 
 def read_checkpoint(source: str | Path) -> dict[str, Tensor]:
@@ -58,75 +81,103 @@ def read_checkpoint(source: str | Path) -> dict[str, Tensor]:
     averaged weights first), and so are names under `module.` or `model.`.
 
     Raises:
-        UserError: it isn't there, or can't be downloaded, or is damaged, holds code, or holds no tensors.
+        UserError: it isn't there, or can't be downloaded, or is damaged, holds code, or holds no weights of effdet's.
     """
-    url = RELEASE + PUBLISHED[str(source)] if str(source) in PUBLISHED else None
-    if not url and not Path(source).exists():
-        raise UserError(f"weights: {unknown_name(str(source), PUBLISHED, 'file or checkpoint')}")
+    file = PUBLISHED.get(str(source))
+    where = RELEASE + file if file else str(source)
+    if not file and not Path(source).exists():
+        if Path(source).suffix:
+            raise UserError(f"weights: {source} does not exist; check the path")
+        raise UserError(f"weights: {unknown_name(str(source), PUBLISHED, 'checkpoint')}")
     try:
-        if url:
-            loaded = torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
+        if file:
+            loaded = torch.hub.load_state_dict_from_url(where, map_location="cpu", check_hash=True, weights_only=True)
         elif Path(source).suffix == ".safetensors":
             loaded = load_file(source)
         else:
             with torch.serialization.safe_globals([Namespace]):
                 loaded = torch.load(source, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise UserError(f"weights: {url or source} can't be read ({_line(error)}); connect, or give a file") from None
+        raise UserError(f"weights: {where} can't be read ({_line(error)}); connect, or give a file") from None
     except Exception as error:  # a broken pickle can raise anything
-        what = f"weights: {url or source} is damaged or holds more than tensors ({_line(error)})"
-        raise UserError(f"{what}; get it again, or save the state dict alone") from None
-    return _unwrap(loaded, url or source)
+        fix = f"delete {torch.hub.get_dir()}/checkpoints/{file}" if file else "get it again, or save its tensors alone"
+        raise UserError(f"weights: {where} is damaged or holds more than tensors ({_line(error)}); {fix}") from None
+    return _unwrap(loaded, where)
 
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:120] or type(error).__name__
 
 
-def _unwrap(loaded: object, where: str | Path) -> dict[str, Tensor]:
+def _unwrap(loaded: object, where: str) -> dict[str, Tensor]:
     for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
             break
     if not isinstance(loaded, dict) or not loaded or not all(isinstance(x, Tensor) for x in loaded.values()):
         raise UserError(f"weights: {where} holds no state dict (tensors by name); give a checkpoint of effdet's")
+    if any("backbones." in str(name) for name in loaded):
+        raise UserError(f"weights: {where} is a checkpoint of mmfuse's, not of effdet's; read it with mmfuse.load")
     state = {str(name).removeprefix("module.").removeprefix("model."): x for name, x in loaded.items()}
-    state.pop("anchors.boxes", None)
-    return state
+    return {name: x for name, x in state.items() if not name.endswith("anchors.boxes")}
 
 
 def key_map(detector: FusionDetector, *, level_first: bool = False) -> dict[str, str]:
     """Returns effdet's name of each tensor of the detector that effdet has; modalities share names.
 
     `level_first` is effdet's `head_bn_level_first`: its heads' batch norms are sorted by level, then repeat.
+
+    Raises:
+        UserError: effdet hasn't the detector's pyramid.
     """
     return {key: name for key, (name, _) in _counterparts(detector, level_first).items()}
 
 
-def _counterparts(detector: FusionDetector, level_first: bool) -> dict[str, tuple[str, str | None]]:
-    """Returns for each tensor that effdet has its name there, and the modality that it belongs to, "shared" or None."""
-    return {key: pair for key in detector.state_dict() if (pair := _counterpart(key, detector, level_first))}
+Counterpart = tuple[str, str | None]
+"""effdet's name of a tensor, and whose it is: a modality's, SHARED or STACKED, or None where it is the detector's."""
 
 
-def _counterpart(key: str, detector: FusionDetector, level_first: bool) -> tuple[str, str | None] | None:
+def _counterparts(detector: FusionDetector, level_first: bool) -> dict[str, Counterpart]:
+    plain = _plain(detector)
+    return {key: pair for key in detector.state_dict() if (pair := _counterpart(key, detector, plain, level_first))}
+
+
+def _plain(detector: FusionDetector) -> Graph:
+    """Returns effdet's graph, whose one modality is "".
+
+    The detector's is one with more edges, or one for each modality and then the joints: nodes that merge them.
+    """
+    pyramid, size = detector.spec["pyramid"], detector.size
+    known = sorted({name for name, _ in FPN_NAMES})
+    if pyramid not in known:
+        raise UserError(f"weights: effdet hasn't the pyramid {pyramid}; use {' or '.join(known)}")
+    return graphs.build(graphs.PYRAMIDS[pyramid], size.levels, [""], size.pyramid_depth)
+
+
+def _joints(detector: FusionDetector, plain: Graph) -> range:
+    count = len(detector.pyramid.graph)
+    return range(count - count % len(plain), count)
+
+
+def _counterpart(key: str, detector: FusionDetector, plain: Graph, level_first: bool) -> Counterpart | None:
     graph = detector.pyramid.graph
-    cell = len(graph) // detector.size.pyramid_depth
     match [_PARTS.get(part, part) for part in key.split(".")]:
         case ["backbones", owner, "net", *_]:
             return f"backbone.{key.split('.', 3)[3]}", owner
         case ["pyramid", "extend", owner, part, name]:
             return f"fpn.resample.{len(STRIDES)}.conv.{part}.{name}", owner
-        case ["pyramid", "nodes", index, *rest]:
-            node = f"fpn.cell.{int(index) // cell}.fnode.{int(index) % cell}"
+        case ["pyramid", "nodes", index, *rest] if int(index) not in _joints(detector, plain):
+            cell, number = divmod(int(index) % len(plain), len(plain) // detector.size.pyramid_depth)
+            node = f"fpn.cell.{cell}.fnode.{number}"
             match rest:
-                case ["laterals", place, part, name] if int(index) < cell:
-                    source = graph[int(index)].inputs[int(place)]
+                case ["laterals", edge, part, name] if cell == 0:
+                    source = graph[int(index)].inputs[int(edge)]
                     assert isinstance(source, Feature)
                     offset = source.level - detector.size.levels[0]
                     return f"{node}.combine.resample.{offset}.conv.{part}.{name}", source.modality
                 case ["merge", "weight"]:
                     return node + _EDGES, None
-                case ["conv", part, name] | [part, name]:
+                case ["conv", part, name] | [part, name] if part != "merge":
                     return f"{node}.after_combine.conv.{part}.{name}", None
         case [head, "norms", repeat, level, name]:
             place = f"{level}.{repeat}" if level_first else f"{repeat}.{level}.bn"
@@ -136,100 +187,216 @@ def _counterpart(key: str, detector: FusionDetector, level_first: bool) -> tuple
     return None
 
 
-def import_effdet(detector: FusionDetector, state: Mapping[str, Tensor], modality: str | None = None) -> Imported:
-    """Sets the detector's weights from effdet's state dict.
+def import_effdet(
+    detector: FusionDetector,
+    state: Mapping[str, Tensor],
+    modality: str | None = None,
+    *,
+    edges: Literal["fast", "softmax"] = "fast",
+) -> Imported:
+    """Sets the detector's weights from effdet's state dict, so that one modality alone gives the imported output.
 
     `modality` is the one like the images that the checkpoint was trained on; by default the first with 3 channels, or
     else the first. The others get the same branch, where they have the same backbone, with the stem adapted to their
-    channels, and their edges start with the weight of that modality's: with it alone present, the output is the
-    imported model's. The last layer of the class head starts fresh where the number of classes differs.
+    channels, and their edges start with the weight of that modality's. Where the channels of all are stacked, those of
+    the others start at 0; where each has its own pyramid, the nodes that merge them start as the identity. The last
+    layer of the class head starts fresh where the number of classes differs.
+
+    Names and shapes don't tell how weights of edges are normalised: `edges` does, by effdet's `fastattn`, as in all
+    published checkpoints, or its `attn`. Neither do they tell activation and resampling, which must be SiLU,
+    max-pooling and nearest.
 
     Raises:
-        UserError: a key is missing or unknown, a shape is wrong, or the fusions differ; the detector is as it was.
+        UserError: a key is missing or unknown, a shape is wrong, or the pyramid or fusion can't hold the weights; the
+            detector is as it was.
     """
-    channels = detector.spec["modalities"]
+    channels, fusion = detector.spec["modalities"], detector.spec["fusion"]
     if modality is not None and modality not in channels:
         raise UserError(f"modality: {unknown_name(modality, channels, 'modality of this detector')}")
     main = modality or next((m for m, count in channels.items() if count == 3), next(iter(channels)))
     pairs = _counterparts(detector, level_first="class_net.bn_rep.0.0.weight" in state)
-    weighted = any(name.endswith(_EDGES) for name in state)
-    values = _edges(detector, state, main, weighted)
-    trunk = (None, "shared", main)
-    needed = {name for name, owner in pairs.values() if owner in trunk and (weighted or not name.endswith(_EDGES))}
-    for what, wrong in (("lacks", needed - state.keys()), ("has an unknown", state.keys() - needed)):
-        if wrong:
-            raise UserError(f"weights: the checkpoint {what} {min(wrong)!r} (of {len(wrong)} such); {_FIX}")
-    own = detector.state_dict()
-    adapted, fresh, unlike = [], False, set()
-    for key, (name, owner) in pairs.items():
-        value, here = state.get(name), own[key]
-        if key in values:
-            continue
-        if value is not None and value.shape == here.shape:
-            values[key] = value
-        elif (
-            value is not None and key.startswith("backbones.") and value.shape == (*here.shape[:1], 3, *here.shape[2:])
-        ):
-            values[key] = adapt_input_conv(here.shape[1], value)
-            adapted.append(f"the stem of {owner} from 3 input channels to {here.shape[1]}")
-        elif value is not None and key.startswith("class_head.predict.pointwise") and value.shape[1:] == here.shape[1:]:
-            fresh = True
-        elif owner in trunk:
-            raise UserError(f"weights: {name} is {tuple(state[name].shape)}, not {tuple(here.shape)}; {_FIX}")
-        else:
-            unlike.add(owner)
-    values = {key: value for key, value in values.items() if pairs[key][1] not in unlike}
-    others = ", ".join(m for m in channels if m != main and m not in unlike)
-    adapted += [f"the edges of {others}, which start like those of {main}"] if others else []
+    form = edges if any(map(_is_edge, state)) else "sum"
+    if fusion == "sum" and (form != "sum" or (detector.spec["placement"] == "every" and len(channels) > 1)):
+        what = "placement every has edges that must start at 0" if form == "sum" else "the checkpoint weighs its edges"
+        raise UserError(f"weights: {what}, but fusion sum has no weights; use fusion fast")
+    trunk = [name for name, owner in pairs.values() if owner in _trunk(main)]
+    needed = {name for name in trunk if form != "sum" or not _is_edge(name)}
+    _check_names(state, needed)
+    values, adapted, unlike, fresh = _fitted(detector, state, pairs, needed, main)
+    merges, joints = _merges(detector, state, pairs, form), _identities(detector, values)
+    loaded = len(values) + (sum(key in pairs for key in merges) if form != "sum" else 0)
+    values |= merges | joints
+
+    others = ", ".join(m for m in channels if m != main)
+    if others and not detector.stacked:
+        adapted.append(f"the edges of {others}, which start like those of {main}")
+    if joints:
+        adapted.append("the nodes that merge the pyramids of the modalities, which start as the identity")
+    if form == "fast" and fusion == "softmax":
+        adapted.append("the weights of edges, taken as those of fast fusion")
     left = [f"the branch of {m}, whose backbone is another" for m in channels if m in unlike]
-    new = [key for key in own if key not in pairs and not key.startswith(("mean_", "std_"))]
+    rest = [key for key in detector.state_dict() if key not in pairs and key not in values]
+    new = [key for key in rest if not key.startswith(("mean_", "std_"))]
     left += [f"{len(new)} tensors that the checkpoint has nothing for, such as {new[0]}"] if new else []
     if fresh:
         initialise(detector.class_head.predict.pointwise)
-        nn.init.constant_(detector.get_parameter("class_head.predict.pointwise.bias"), CLASS_PRIOR)
+        nn.init.constant_(detector.get_parameter(f"{_LAST_LAYER}.bias"), CLASS_PRIOR)
         left.append(f"the last layer of the class head, which starts fresh for {len(detector.classes)} classes")
     detector.load_state_dict(values, strict=False)
-    return Imported(len(values), tuple(adapted), tuple(left))
+    return Imported(tuple(channels), loaded, tuple(adapted), tuple(left))
 
 
-def _edges(detector: FusionDetector, state: Mapping[str, Tensor], main: str, weighted: bool) -> dict[str, Tensor]:
-    """Returns the fusion weights of every node: those of the checkpoint, each modality's edge like that of `main`.
+def _is_edge(name: str) -> bool:
+    return name.endswith(_EDGES)
 
-    Where the checkpoint adds up, they are 1. Edges that it has nothing like get almost no share.
+
+def _trunk(main: str) -> tuple[str | None, ...]:
+    """Returns the owners of the tensors that the checkpoint must fill; other modalities' branches may be unlike."""
+    return None, SHARED, STACKED, main
+
+
+def _check_names(state: Mapping[str, Tensor], needed: Set[str]) -> None:
+    lacking = {name for name in needed - state.keys() if not name.endswith("num_batches_tracked")}
+    for what, wrong in (("lacks", lacking), ("has an unknown", state.keys() - needed)):
+        if wrong:
+            first = min(wrong)
+            fix = f"{_FIX}; other backbones, as effdet's lite, don't fit" if first.startswith("backbone.") else _FIX
+            raise UserError(f"weights: the checkpoint {what} {first!r} (of {len(wrong)} such); {fix}")
+
+
+def _fitted(
+    detector: FusionDetector,
+    state: Mapping[str, Tensor],
+    pairs: Mapping[str, Counterpart],
+    needed: Set[str],
+    main: str,
+) -> tuple[dict[str, Tensor], list[str], set[str | None], bool]:
+    """Returns tensors but for weights of edges, what was adapted, whose backbone is unlike, and if the classes are."""
+    own, stem = detector.state_dict(), next(name for name, owner in pairs.values() if owner in _trunk(main))
+    values, adapted, unlike, fresh = dict[str, Tensor](), list[str](), set[str | None](), set[str]()
+    for key, (name, owner) in pairs.items():
+        value, here = state.get(name), own[key]
+        if _is_edge(name) or (value is None and name in needed):
+            continue
+        if value is not None and name == stem and value.ndim == 4:
+            value, notes = _stem(value, here.shape[1], owner, main, detector.spec["modalities"])
+            adapted += notes
+        if value is not None and value.shape == here.shape:
+            values[key] = value
+        elif value is not None and key.startswith(_LAST_LAYER) and value.shape[1:] == here.shape[1:]:
+            fresh.add(name)
+        elif owner in _trunk(main):
+            raise UserError(f"weights: {name} is {tuple(state[name].shape)}, not {tuple(here.shape)}; {_FIX}")
+        else:
+            unlike.add(owner)
+    if len(fresh) == 1:
+        raise UserError(f"weights: {min(fresh)} doesn't fit the other tensor of its layer; {_FIX}")
+    return {k: x for k, x in values.items() if pairs[k][1] not in unlike}, adapted, unlike, bool(fresh)
+
+
+def _stem(
+    value: Tensor, width: int, owner: str | None, main: str, channels: Mapping[str, int]
+) -> tuple[Tensor, list[str]]:
+    """Returns the stem's kernel (O, C, h, w) for `width` input channels, and what was adapted."""
+    notes = []
+    own = channels[main] if owner == STACKED else width
+    if value.shape[1] == 3 != own:
+        value = adapt_input_conv(own, value)
+        notes.append(f"the stem of {main if owner == STACKED else owner} from 3 input channels to {own}")
+    if owner == STACKED:
+        names = list(channels)
+        before = sum(channels[m] for m in names[: names.index(main)])
+        value = F.pad(value, (0, 0, 0, 0, before, width - own - before))
+        notes.append(f"the stem, which starts at 0 for {', '.join(m for m in names if m != main)}")
+    return value, notes
+
+
+def _merges(
+    detector: FusionDetector, state: Mapping[str, Tensor], pairs: Mapping[str, Counterpart], form: str
+) -> dict[str, Tensor]:
+    """Returns weights and gain of every merge, with which each modality's inputs alone add up as in the checkpoint.
+
+    Edges that it has nothing like get almost no share.
     """
-    spec, size, names = detector.spec, detector.size, key_map(detector)
-    sums = ["sum", "unbounded"] if len(spec["modalities"]) == 1 else ["unbounded"]
-    fits = ["fast", "softmax", "channel", "gated"] if weighted else sums
-    for what, theirs in (("pyramid", ["bifpn"]), ("fusion", fits)):
-        if spec[what] not in theirs:
-            raise UserError(f"weights: the checkpoint doesn't fit {what} {spec[what]}; use {' or '.join(theirs)}")
-    if (fusion := spec["fusion"]) == "sum":
-        return {}
-    plain = graphs.build(graphs.PYRAMIDS["bifpn"], size.levels, (main,), size.pyramid_depth)
-    edges = {}
-    for index, (node, model) in enumerate(zip(detector.pyramid.graph, plain, strict=True)):
-        key = f"pyramid.nodes.{index}.merge.weight"
-        weights = state.get(names[key], torch.ones(len(model.inputs)))
-        if weights.shape != (len(model.inputs),):
-            raise UserError(f"weights: {names[key]} is {tuple(weights.shape)}, not ({len(model.inputs)},); {_FIX}")
-        new = weights.max() + math.log(_NEW_SHARE) if fusion == "softmax" else weights.new_tensor(_NEW_SHARE)
-        place = {source: i for i, source in enumerate(model.inputs)}
-        alike = [place.get(Feature(main, s.level) if isinstance(s, Feature) else s) for s in node.inputs]
-        chosen = torch.stack([new if i is None else weights[i] for i in alike])
-        chosen = chosen * 2 if fusion == "gated" else chosen  # a fresh gate is half open
-        edges[key] = chosen[:, None].expand(-1, size.width) if fusion == "channel" else chosen
-    return edges
+    plain, fusion, width = _plain(detector), detector.spec["fusion"], detector.size.width
+    values = {}
+    alike: list[int | None]
+    for index, node in enumerate(detector.pyramid.graph):
+        key = f"pyramid.nodes.{index}.merge"
+        if joint := index in _joints(detector, plain):
+            weights, alike = torch.ones(1), [0] * len(node.inputs)
+        else:
+            copy, place = divmod(index, len(plain))
+            places = {source: number for number, source in enumerate(plain[place].inputs)}
+            plainly = (Feature("", s.level) if isinstance(s, Feature) else s - copy * len(plain) for s in node.inputs)
+            alike = [places.get(source) for source in plainly]
+            name = pairs[f"{key}.weight"][0] if form != "sum" else ""
+            weights = state[name].float() if name else torch.ones(len(places))
+            if weights.shape != (len(places),):
+                raise UserError(f"weights: {name} is {tuple(weights.shape)}, not ({len(places)},); {_FIX}")
+        start, gain = _start(weights, "sum" if joint else form, fusion, alike)
+        values[f"{key}.gain"] = gain * _LINEAR if joint else gain
+        if fusion != "sum":
+            values[f"{key}.weight"] = start[:, None].expand(-1, width) if fusion == "channel" else start
+    return values
 
 
-def export_effdet(detector: FusionDetector, *, level_first: bool = False) -> dict[str, Tensor]:
+def _start(weights: Tensor, form: str, fusion: str, alike: Sequence[int | None]) -> tuple[Tensor, Tensor]:
+    """Returns the weights (n,) of a merge, and its gain, with which it multiplies inputs as the checkpoint does.
+
+    The checkpoint has `weights` of a `form`; input i of the merge is like its input `alike[i]`, or like none.
+    """
+    shares = weights.relu() / (EPSILON + weights.relu().sum())
+    factors = {"sum": weights, "softmax": weights.softmax(0), "fast": shares}[form]
+    gain = torch.ones(())
+    if fusion == "sum":
+        gain = gain * len(weights) / len(alike)
+    elif fusion == "unbounded":
+        weights = factors
+    elif fusion == "softmax" != form:
+        weights, gain = factors.clamp(min=_NEW_SHARE).log(), factors.sum()
+    elif fusion != "softmax" and form != "fast":
+        weights, gain = factors, factors.sum() + EPSILON
+    new = weights.max() + math.log(_NEW_SHARE) if fusion == "softmax" else weights.new_tensor(_NEW_SHARE)
+    start = torch.stack([new if i is None else weights[i] for i in alike])
+    return start * 2 if fusion == "gated" else start, gain  # a fresh gate is half open
+
+
+def _identities(detector: FusionDetector, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the tensors with which joints pass on what they merge, scaled down to where SiLU(x) is x / 2.
+
+    The depthwise kernel scales it up again, so it hardly learns; the statistics are those that the batch norm of the
+    pyramid before gives it.
+    """
+    graph, made = detector.pyramid.graph, dict[str, Tensor]()
+    for index in _joints(detector, _plain(detector)):
+        node, before = detector.pyramid.nodes[index], f"pyramid.nodes.{graph[index].inputs[0]}.norm"
+        assert isinstance(node, PyramidNode)
+        own = {key: torch.zeros_like(x) for key, x in node.state_dict().items() if key.startswith(("conv.", "norm."))}
+        own["conv.depthwise.weight"][:, 0, 1, 1] = 2 / _LINEAR
+        own["conv.pointwise.weight"][:, :, 0, 0].fill_diagonal_(1)
+        own["norm.bias"] += values[f"{before}.bias"]
+        own["norm.running_mean"] += values[f"{before}.bias"]
+        own["norm.running_var"] += values[f"{before}.weight"] ** 2
+        own["norm.weight"] += (own["norm.running_var"] + node.norm.eps).sqrt()
+        made |= {f"pyramid.nodes.{index}.{key}": x for key, x in own.items()}
+    return made
+
+
+def export_effdet(detector: Detector, *, level_first: bool = False) -> dict[str, Tensor]:
     """Returns the weights under effdet's names, which its models load strictly; see `key_map` for `level_first`.
 
     Raises:
-        UserError: the detector has several modalities, or a pyramid or fusion that effdet hasn't.
+        UserError: the detector has several modalities, a pyramid or fusion that effdet hasn't, or gains in its merges.
     """
     modalities, pyramid, fusion = (detector.spec[key] for key in ("modalities", "pyramid", "fusion"))
-    if len(modalities) > 1 or pyramid != "bifpn" or fusion not in ("fast", "softmax", "sum"):
+    if not isinstance(detector, FusionDetector) or len(modalities) > 1 or (pyramid, fusion) not in FPN_NAMES:
         what = f"modalities {', '.join(modalities)}, pyramid {pyramid}, fusion {fusion}"
-        raise UserError(f"{what}: effdet has one modality, bifpn and fast, softmax or sum; export such a detector")
+        fits = ", ".join(f"{p} with {f}" for p, f in FPN_NAMES)
+        raise UserError(f"{what}: effdet has one modality, and {fits}; export such a detector")
     own = detector.state_dict()
+    if any(key.endswith(".gain") and x != 1 for key, x in own.items()):
+        raise UserError(
+            f"fusion {fusion}: was started from a checkpoint that merges otherwise, which effdet can't hold"
+        )
     return {name: own[key] for key, name in key_map(detector, level_first=level_first).items()}

@@ -63,6 +63,18 @@ def scores_text(scores: dict[str, Any]) -> str:
     return "\n\n".join(part.strip() for part in parts)
 
 
+def other_scores_text(others: dict[str, dict[str, Any]]) -> str:
+    """Returns the scores by a card's own metrics as Markdown tables: miss rates in %, VOC's AP50."""
+    parts = []
+    for name, scores in others.items():
+        key, scale, digits = ("miss_rate", 100, 2) if "miss_rate" in scores else ("ap50", 1, 3)
+        values = {"all images": scores[key], **{c: one[key] for c, one in scores["per_condition"].items()}}
+        row = [None if value is None else f"{scale * value:.{digits}f}" for value in values.values()]
+        title = f"{name.replace('_', ' ')}{', %' if scale == 100 else ''}"
+        parts.append(markdown_table((title, *values), [(f"{scores['boxes']} objects", *row)]))
+    return "\n\n".join(part.strip() for part in parts)
+
+
 def _figure(value: float | None) -> str | None:
     return None if value is None else f"{value:.3f}"
 

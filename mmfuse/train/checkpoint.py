@@ -18,12 +18,21 @@ FORMAT = "mmfuse-1"
 
 
 def save(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-    """Writes tensors and a JSON header to one file, whole or not at all."""
+    """Writes tensors and a JSON header to one file, whole or not at all.
+
+    Raises:
+        UserError: the file can't be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     metadata = {"format": FORMAT, "header": json.dumps(header)}
-    safetensors.torch.save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, metadata)
-    partial.replace(path)
+    try:
+        safetensors.torch.save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, metadata)
+        partial.replace(path)
+    except SafetensorError as error:
+        raise UserError(f"{path}: can't be written ({error}); check the path and the space on the disk") from None
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read(path: Path, *, with_tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -58,12 +67,13 @@ def build(spec: dict[str, Any]) -> Detector:
 
 
 def fill(detector: Detector, tensors: dict[str, Tensor], path: Path) -> None:
-    """Loads tensors into a detector, strictly.
+    """Loads tensors into a detector, strictly; but gains of merges may be missing, as in older files, and stay 1.
 
     Raises:
         UserError: a tensor is missing, left over or of another shape; the detector is as it was.
     """
     own = detector.state_dict()
+    tensors = {key: x for key, x in own.items() if key.endswith(".merge.gain")} | tensors
     for key in own.keys() | tensors.keys():
         if key not in own or key not in tensors:
             state = "missing" if key in own else "unknown"

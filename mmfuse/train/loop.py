@@ -178,6 +178,8 @@ class _Training:
             card = dataclasses.replace(
                 card, modalities={**card.modalities, **{m: type(card.modalities[m])(**v) for m, v in spec.items()}}
             )
+            fresh = dataclasses.replace(recipe.model, pretrained=False, weights=None)
+            recipe = dataclasses.replace(recipe, model=fresh)
         torch.manual_seed(recipe.train.seed)
         self.detector = build_detector(recipe, card).to(world.device).to(memory_format=torch.channels_last)
         self.optimizer = build_optimizer(self.detector, recipe.train)

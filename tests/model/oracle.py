@@ -14,6 +14,7 @@ with warnings.catch_warnings():
     from effdet import EfficientDet, get_efficientdet_config
     from effdet.anchors import AnchorLabeler, Anchors
     from effdet.bench import _batch_detection, _post_process
+    from effdet.config.model_config import efficientdet_model_param_dict
     from effdet.loss import DetectionLoss
 
 __all__ = [
@@ -23,23 +24,29 @@ __all__ = [
     "EfficientDet",
     "_batch_detection",
     "_post_process",
-    "flavour",
+    "efficientdet_model_param_dict",
     "get_efficientdet_config",
+    "options",
     "ours",
     "reference",
     "rows",
 ]
 
 
-def flavour(name: str) -> str:
-    return "tf" if name.startswith("tf_") else "symmetric"
+def options(name: str) -> dict[str, str]:
+    """What `create_detector` must be told for the structure of effdet's model of that name."""
+    size = name.rpartition("_")[2]
+    flavour = "tf" if name.startswith("tf_") else "symmetric"
+    pyramid = "quad_fpn" if size.startswith("q") else "bifpn"
+    return {"size": size.replace("q", "d"), "flavour": flavour, "pyramid": pyramid}
 
 
-def reference(name: str, height: int, width: int, classes: int = 90) -> EfficientDet:
+def reference(name: str, height: int, width: int, classes: int = 90, **changes: object) -> EfficientDet:
     """effdet's model with weights and batch norm statistics that are random, but keep activations near 1."""
     config = get_efficientdet_config(name)
     config.image_size = (height, width)
     config.num_classes = classes
+    config.update(changes)
     model = EfficientDet(config, pretrained_backbone=False)
     norms = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
     with torch.no_grad():
@@ -62,8 +69,7 @@ def reference(name: str, height: int, width: int, classes: int = 90) -> Efficien
 
 
 def ours(name: str, model: EfficientDet) -> FusionDetector:
-    size, classes = name.rpartition("_")[2], model.config.num_classes
-    detector = create_detector(size, {"rgb": 3}, classes, flavour=flavour(name))
+    detector = create_detector(modalities={"rgb": 3}, num_classes=model.config.num_classes, **options(name))
     import_effdet(detector, model.state_dict())
     return detector.eval()
 

@@ -18,8 +18,11 @@ from oracle import (
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from mmfuse.boxes import iou
+from mmfuse.model import postprocess
 from mmfuse.model.build import create_detector
-from mmfuse.model.detector import Outputs
+from mmfuse.model.detector import CLASS_PRIOR, FusionDetector, Outputs
+from mmfuse.model.postprocess import SIGMA, Selection, soften
 from mmfuse.model.weights import key_map
 from mmfuse.sample import Targets
 from mmfuse.scaling import PUBLISHED
@@ -91,7 +94,7 @@ def check_outputs(name: str, height: int, width: int) -> None:
 
 
 @pytest.mark.parametrize("shape", [(256, 256), (256, 384)])
-@pytest.mark.parametrize("name", ["tf_efficientdet_d0", "efficientdet_d0"])
+@pytest.mark.parametrize("name", ["tf_efficientdet_d0", "efficientdet_d0", "efficientdet_q0"])
 def test_outputs_of_d0(name: str, shape: tuple[int, int]) -> None:
     check_outputs(name, *shape)
 
@@ -172,14 +175,16 @@ def test_loss_and_gradients(name: str) -> None:
     assert compared == len(gradients)
 
 
-def effdet_detections(class_levels: list[Tensor], box_levels: list[Tensor], model: torch.nn.Module) -> Tensor:
+def effdet_detections(
+    class_levels: list[Tensor], box_levels: list[Tensor], model: torch.nn.Module, soft: bool = False
+) -> Tensor:
     config = model.config
     height, width = config.image_size
     classes, boxes, places, labels = _post_process(class_levels, box_levels, config.num_levels, config.num_classes)
     batch = len(class_levels[0])
     anchors = Anchors.from_config(config).boxes
     size = torch.tensor([[width, height]] * batch, dtype=torch.float32)
-    return _batch_detection(batch, classes, boxes, anchors, places, labels, torch.ones(batch), size)
+    return _batch_detection(batch, classes, boxes, anchors, places, labels, torch.ones(batch), size, soft_nms=soft)
 
 
 def test_detections_are_the_same_box_for_box() -> None:
@@ -194,6 +199,52 @@ def test_detections_are_the_same_box_for_box() -> None:
         assert torch.equal(ours_.labels, theirs[:, 5].long() - 1)
         assert torch.allclose(ours_.scores, theirs[:, 4], atol=1e-6)
         assert torch.allclose(ours_.boxes, theirs[:, :4], atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def softened() -> tuple[FusionDetector, Outputs, Tensor]:
+    """A detector, outputs whose scores are around 0.5 and overlap a lot, and what effdet's Soft-NMS makes of them."""
+    classes = 3  # effdet moves classes apart by whole images, which rounds boxes
+    model = reference("tf_efficientdet_d0", 128, 256, classes)
+    with torch.no_grad():
+        class_levels, box_levels = model(torch.randn(2, 3, 128, 256))
+        class_levels = [x - CLASS_PRIOR for x in class_levels]
+        expected = effdet_detections(class_levels, box_levels, model, soft=True)
+    outputs = Outputs(rows(class_levels, classes), rows(box_levels, 4), (128, 256))
+    return ours("tf_efficientdet_d0", model), outputs, expected
+
+
+def check_soft(softened: tuple[FusionDetector, Outputs, Tensor]) -> None:
+    """Scores are the same in order; labels and boxes too, but for a pair in a near-tie."""
+    detector, outputs, expected = softened
+    for found, theirs in zip(detector.decode(outputs, selection=Selection(soft=True)), expected, strict=True):
+        assert len(found) == 100
+        assert (found.scores - theirs[:, 4]).abs().max() < 1e-5
+        alike = (found.labels == theirs[:, 5].long() - 1) & ((found.boxes - theirs[:, :4]).abs().amax(1) < 0.01)
+        assert alike.sum() >= 98
+
+
+def test_soft_detections_are_the_same_box_for_box(softened: tuple[FusionDetector, Outputs, Tensor]) -> None:
+    check_soft(softened)
+    assert softened[2][:, :, 4].std() > 0.01
+
+
+def across_classes(boxes: Tensor, scores: Tensor, labels: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
+    return soften(boxes, scores, torch.zeros_like(labels), selection)
+
+
+def linear(a: Tensor, b: Tensor) -> Tensor:
+    """What stands for the overlap where the decay is 1 - overlap."""
+    return (-(1 - iou(a, b)).clamp(min=1e-9).log() * SIGMA).sqrt()
+
+
+@pytest.mark.parametrize(("part", "wrong"), [("SIGMA", 0.49), ("soften", across_classes), ("iou", linear)])
+def test_another_decay_is_not_the_same(
+    softened: tuple[FusionDetector, Outputs, Tensor], part: str, wrong: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postprocess, part, wrong)
+    with pytest.raises(AssertionError):
+        check_soft(softened)
 
 
 def test_detect_finds_the_boxes_of_the_whole_reference() -> None:

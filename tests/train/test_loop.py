@@ -8,10 +8,14 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from mmfuse.config import load_recipe
+from mmfuse.data.cards import load_card
 from mmfuse.errors import UserError
+from mmfuse.model.build import create_detector
 from mmfuse.model.detector import FusionDetector
+from mmfuse.model.weights import export_effdet
 from mmfuse.train import checkpoint, loop
 from mmfuse.train.loop import train
 
@@ -71,6 +75,35 @@ def test_a_resumed_run_is_the_uninterrupted_one(recipe_file, tmp_path, monkeypat
     a, b = checkpoint.read(whole.last)[0], checkpoint.read(cut.last)[0]
     assert a.keys() == b.keys()
     assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_weights_are_read_at_the_start_alone(recipe_file, tmp_path, monkeypatch):
+    path, file = recipe_file("rgb", "thermal"), tmp_path / "start.safetensors"
+    path.write_text(path.read_text().replace("{size: d-4}", "{size: d-4, weights: start.safetensors}"))
+    start = export_effdet(create_detector("d-4", {"x": 3}, len(load_card(load_recipe(path).card).classes)))
+    save_file(start, file)
+    real = loop._Training._train_epoch
+
+    def interrupted(self, epoch, bar):
+        if epoch == 1:
+            raise KeyboardInterrupt
+        for branch in ("rgb", "thermal"):
+            kernel = self.detector.state_dict()[f"backbones.{branch}.net.blocks.0.0.conv_dw.weight"]
+            assert torch.equal(kernel, start["backbone.blocks.0.0.conv_dw.weight"])
+        return real(self, epoch, bar)
+
+    monkeypatch.setattr(loop._Training, "_train_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(path, folder=tmp_path / "run")
+    monkeypatch.undo()
+    file.unlink()
+    run = train(path, folder=tmp_path / "run", resume=True)
+    assert run.finished
+    assert run.recipe.model.weights == str(file)
+    assert checkpoint.load(run.best).modalities == ("rgb", "thermal")
+    with pytest.raises(UserError, match=r"^weights: .*start\.safetensors does not exist"):
+        train(path, folder=tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(recipe_file, tmp_path):

@@ -3,6 +3,9 @@
 from mmfuse.compare import compare as compare
 from mmfuse.config import Recipe as Recipe
 from mmfuse.config import load_recipe as load_recipe
+from mmfuse.convert import from_effdet as from_effdet
+from mmfuse.convert import to_coco as to_coco
+from mmfuse.convert import to_effdet as to_effdet
 from mmfuse.data.cards import load_card as load_card
 from mmfuse.data.check import check as check
 from mmfuse.errors import UserError as UserError

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmfuse.compare import compare
-from mmfuse.convert import from_effdet, to_effdet
+from mmfuse.convert import Conversion, ConvertedCard, from_effdet, to_coco, to_effdet
 from mmfuse.data.check import check
 from mmfuse.data.synthetic import generate
 from mmfuse.demo import demo
@@ -92,9 +92,9 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("card", help="dataset card (YAML)")
     add.add_argument("--root", help="the dataset's folder, in place of the card's")
 
-    add = verb("convert", _convert, "convert a detector from or to effdet's weights")
-    add.add_argument("source", nargs="+", metavar="SOURCE", help="effdet FILE|NAME; or with --to: run folder, detector")
-    add.add_argument("--to", choices=("effdet",), help="what to write; a detector of mmfuse's if not given")
+    add = verb("convert", _convert, "convert effdet's weights, a detector or a dataset")
+    add.add_argument("source", nargs="+", metavar="SOURCE", help="effdet FILE|NAME; with --to: run, detector or card")
+    add.add_argument("--to", choices=("effdet", "coco"), help="what to write; a detector of mmfuse's if not given")
     add.add_argument("--out", required=True, help="file to write")
     add.add_argument("--size", help="size of the detector, where the weights don't tell it")
     add.add_argument("--modality", action="append", metavar="NAME=CHANNELS", help="once for each (default: rgb=3)")
@@ -178,16 +178,17 @@ def _check(options: argparse.Namespace, rest: list[str]) -> int:
 
 def _convert(options: argparse.Namespace, rest: list[str]) -> int:
     _no_rest(options, rest)
+    done: Conversion | ConvertedCard
     details = {"--size": options.size, "--modality": options.modality, "--classes": options.classes}
     given = [flag for flag, value in details.items() if value is not None]
     if options.to is None and options.source[0] == "effdet" and len(options.source) == 2:
         classes = None if options.classes is None else options.classes.split(",")
         modalities = _channels(options.modality or [])
         done = from_effdet(options.source[1], options.out, size=options.size, modalities=modalities, classes=classes)
-    elif options.to == "effdet" and len(options.source) == 1 and not given:
-        done = to_effdet(options.source[0], options.out)
+    elif options.to is not None and len(options.source) == 1 and not given:
+        done = (to_effdet if options.to == "effdet" else to_coco)(options.source[0], options.out)
     else:
-        options.usage("write effdet FILE|NAME --out FILE, or RUN|DETECTOR --to effdet --out FILE")
+        options.usage("write effdet FILE|NAME, RUN|DETECTOR --to effdet or CARD --to coco, each with --out FILE")
     _print(options, dataclasses.asdict(done), done.to_text())
     return 0
 

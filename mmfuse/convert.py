@@ -1,7 +1,8 @@
-"""Converts detectors from and to the files of other libraries."""
+"""Converts detectors from and to the files of other libraries, and datasets to COCO JSON."""
 
 import dataclasses
 import io
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor
 
 from mmfuse import scaling
-from mmfuse.config import write_whole
+from mmfuse.config import save_yaml, write_whole
+from mmfuse.data.cards import load_card
+from mmfuse.data.readers import coco_card, coco_split, read_split
 from mmfuse.errors import UserError
 from mmfuse.model import graphs
 from mmfuse.model.anchors import PER_PLACE
@@ -39,6 +42,50 @@ class Conversion:
         what = ", ".join(f"{key} {value}" for key, value in self.detector.items())
         lines = [f"adapted {line}" for line in self.adapted] + [f"left {line}" for line in self.left]
         return "\n".join([f"{self.path}: {what}", f"took over {self.tensors} tensors", *lines])
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertedCard:
+    """A card that was written, and for each split its `file`, and how many `images` and `boxes` it holds."""
+
+    path: str
+    splits: dict[str, dict[str, str | int]]
+
+    def to_text(self) -> str:
+        """Returns a line for the card and one for each split."""
+        lines = (f"{s['file']}: {name}, {s['images']} images, {s['boxes']} boxes" for name, s in self.splits.items())
+        return "\n".join([self.path, *lines])
+
+
+def to_coco(card: str | Path, out: str | Path, *, root: str | None = None) -> ConvertedCard:
+    """Writes the splits of a card as COCO JSON with a file for each modality, and a card that reads them.
+
+    The JSON files, OUT_SPLIT.json, are put into the dataset's folder, which the paths in them are relative to. The new
+    card gives the same images, boxes, labels, conditions and sequences.
+
+    Args:
+        card: the dataset card.
+        out: the new card, .yaml.
+        root: the dataset's folder, in place of the card's.
+
+    Raises:
+        UserError: the card or a split has a mistake, or a file that isn't such a conversion would be replaced.
+    """
+    out, source = _writable(out, ".yaml"), load_card(card, root)
+    if out.resolve() == Path(card).resolve():
+        raise UserError(f"out: {out} is the card itself; give another name")
+    names = {split: f"{out.stem}_{split}.json" for split in source.splits}
+    taken = {split.file for split in source.splits.values()} & set(names.values())
+    if taken:
+        raise UserError(f"out: {min(taken)} is a split of {card} itself; give another name than {out.stem}")
+    splits: dict[str, dict[str, str | int]] = {}
+    dictionaries = {split: coco_split(source, read_split(source, split)) for split in source.splits}
+    for split, dictionary in dictionaries.items():
+        write_whole(source.root / names[split], json.dumps(dictionary).encode())
+        counts = {"images": len(dictionary["images"]), "boxes": len(dictionary["annotations"])}
+        splits[split] = {"file": str(source.root / names[split]), **counts}
+    save_yaml(out, coco_card(source, names))
+    return ConvertedCard(str(out), splits)
 
 
 def from_effdet(

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import mmfuse
 from mmfuse.cli import main
-from mmfuse.convert import from_effdet, structure, to_effdet
+from mmfuse.convert import from_effdet, structure, to_coco, to_effdet
+from mmfuse.data.cards import load_card
+from mmfuse.data.readers import read_split, split_digest
 from mmfuse.errors import UserError
 from mmfuse.model import weights
 from mmfuse.model.build import create_detector
@@ -358,3 +361,63 @@ def test_words_that_say_nothing_show_the_usage(words: list[str], capsys) -> None
         main(["convert", *words, "--out", "x.safetensors"])
     assert stopped.value.code == 2
     assert "usage: mmfuse convert" in capsys.readouterr().err
+
+
+# ---- datasets
+
+
+VOC = """<annotation><object><name>person</name><difficult>0</difficult>
+<bndbox><xmin>3</xmin><ymin>2</ymin><xmax>20</xmax><ymax>30</ymax></bndbox></object></annotation>"""
+
+
+@pytest.fixture
+def voc_card(tmp_path: Path) -> Path:
+    for folder, mode in (("rgb", "RGB"), ("thermal", "L")):
+        (tmp_path / folder / "train").mkdir(parents=True)
+        for name in ("a", "b"):
+            Image.new(mode, (64, 48), 7).save(tmp_path / folder / "train" / f"{name}.png")
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.xml").write_text(VOC)
+    card = tmp_path / "card.yaml"
+    card.write_text(
+        "name: tiny\nroot: .\nreader: voc\nmodalities: {rgb: {channels: 3}, thermal: {channels: 1}}\n"
+        "classes: [person]\nsplits: {train: {folder: train}}\nmetrics: [miss_rate]\n"
+        "layout: {entry: '{id}', sequence: '{id}', files: {rgb: 'rgb/{folder}/{id}.png', "
+        "thermal: 'thermal/{folder}/{id}.png'}, annotations: {rgb: '{id}.xml'}}\n"
+    )
+    return card
+
+
+def test_a_card_becomes_coco_and_reads_back_the_same(voc_card: Path, capsys) -> None:
+    out = voc_card.parent / "as_coco.yaml"
+    assert main(["convert", str(voc_card), "--to", "coco", "--out", str(out), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    file = str(voc_card.parent / "as_coco_train.json")
+    assert printed == {"path": str(out), "splits": {"train": {"file": file, "images": 2, "boxes": 2}}}
+    before, after = load_card(voc_card), load_card(out)
+    assert (after.reader, after.classes, after.metrics) == ("coco", before.classes, ("miss_rate",))
+    one, other = read_split(before, "train"), read_split(after, "train")
+    assert split_digest(one) == split_digest(other)
+    assert [r.sequence for r in other] == ["a", "b"]
+    assert [r.files for r in one] == [r.files for r in other]
+    assert main(["convert", str(voc_card), "--to", "coco", "--out", str(out)]) == 0
+    assert "train, 2 images, 2 boxes" in capsys.readouterr().out
+
+
+def test_a_conversion_replaces_neither_the_card_nor_its_splits(voc_card: Path, paired_set: Path) -> None:
+    before = voc_card.read_text()
+    for card, out, message in (
+        (voc_card, voc_card, "is the card itself"),
+        (voc_card, voc_card.with_suffix(".json"), "is not a file name for this; end it in .yaml"),
+    ):
+        with pytest.raises(UserError, match=message):
+            to_coco(card, out)
+    assert voc_card.read_text() == before
+    values = before.replace("{folder: train}", "{file: x_train.json}").replace("reader: voc", "reader: coco")
+    (voc_card.parent / "y.yaml").write_text(values)
+    with pytest.raises(UserError, match=r"x_train.json is a split of .* itself; give another name than x$"):
+        to_coco(voc_card.parent / "y.yaml", voc_card.parent / "x.yaml")
+    (voc_card.parent / "b.xml").write_text("<annotation>")
+    with pytest.raises(UserError, match=r"b\.xml"):
+        to_coco(voc_card, voc_card.parent / "z.yaml")
+    assert not list(voc_card.parent.glob("z*"))

@@ -110,6 +110,7 @@ def coco_card(card: Card, files: dict[str, str]) -> dict[str, Any]:
         "notes": card.notes,
         "labels": {"reference": card.labels.reference} if card.labels.reference else {},
         "missing": card.missing,
+        "metrics": card.metrics,
     }
     result: dict[str, Any] = plain(values)
     return result

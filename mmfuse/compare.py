@@ -121,10 +121,10 @@ def _comparison(models: Sequence[_Model], split: str, reference: str | None, rou
     best = max(singles, key=_mean_ap, default=models[0])
     classes = models[0].evaluations[0].detector.classes
     records = models[0].evaluations[0].records
+    named = by_name[reference] if reference is not None else best
     rows, verdicts = [], []
     for model in models:
         fused = len(model.recipe.modalities) > 1
-        named = by_name[reference] if reference is not None else best
         rivals = {r.recipe.name: r for r in [named, *(singles if fused else [])] if r is not model}
         differences = {
             name: paired_bootstrap(records, model.detections, rival.detections, classes, rounds)

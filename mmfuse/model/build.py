@@ -50,7 +50,8 @@ def create_detector(
         pyramid: a name of `graphs.PYRAMIDS`.
         placement: where the modalities meet, see `graphs.Placement`; "boxes" makes a `BoxEnsemble`, all others a
             `FusionDetector`.
-        fusion: a name of `fusion.FUSIONS`; by default the size's own for one modality, "fast" for several.
+        fusion: a name of `fusion.FUSIONS`; by default the size's own where a pyramid has one stream (one modality, or
+            placement "channels" or "boxes"), "fast" where it has several.
         flavour: "tf" pads and biases like the published weights, "symmetric" like plain PyTorch.
         backbone: a timm model, or one for each modality; by default the size's own.
         share_backbone: one backbone for all modalities, which then need the same number of channels.
@@ -99,7 +100,7 @@ def create_detector(
         raise UserError(f"share_backbone: placement {placement} has no backbones to share; use first")
     if placement == "channels" and len(set(choice.values())) > 1:
         raise UserError(f"backbone: {chosen} differ, but placement channels has one for all; name one")
-    fusion = fusion or (scale.fusion if len(modalities) == 1 or placement == "boxes" else "fast")
+    fusion = fusion or (scale.fusion if len(modalities) == 1 or placement in ("boxes", "channels") else "fast")
     spec: dict[str, Any] = {
         "size": size,
         "modalities": dict(modalities),

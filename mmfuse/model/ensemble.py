@@ -26,7 +26,10 @@ class EnsembleOutputs:
 
 
 class BoxEnsemble(Detector):
-    """Detectors of one modality each, trained side by side: they share nothing, and merge only the boxes they find."""
+    """Detectors of one modality each, trained side by side, which merge only the boxes that they find.
+
+    All that they share in training is the clipping of the gradient's norm.
+    """
 
     def __init__(self, members: Mapping[str, Detector], spec: Mapping[str, Any]) -> None:
         first = next(iter(members.values()))
@@ -64,9 +67,15 @@ class BoxEnsemble(Detector):
     def decode(
         self, outputs: EnsembleOutputs, size: tuple[int, int] | None = None, selection: Selection = DEFAULT
     ) -> list[Detections]:
-        """Finds the boxes of each member, by hard suppression, and merges those of one object."""
+        """Finds the boxes of each member, and merges those of one object.
+
+        Raises:
+            UserError: Soft-NMS is asked for, which keeps the boxes that are to be merged.
+        """
+        if selection.soft:
+            raise UserError("soft: placement boxes merges overlapping boxes, so Soft-NMS doesn't apply; leave it out")
         found: list[list[Detections]] = [[] for _ in range(outputs.batch)]
-        every = replace(selection, score_threshold=0.0, soft=False)
+        every = replace(selection, score_threshold=0.0)
         for modality, member in outputs.members.items():
             detections = self._member(modality).decode(member, size or outputs.size, every)
             for row, one in zip(outputs.rows[modality].tolist(), detections, strict=True):
@@ -84,7 +93,8 @@ def merge_boxes(found: Sequence[Sequence[Detections]], selection: Selection) -> 
     Boxes of one class that overlap the best of them by more than `selection.iou_threshold` are one object, to which
     each detector gives its best. Detectors are taken as independent given the class: the log-odds of the object are the
     sum of theirs, less the prior's for each detector but one; its box is their mean, weighted by score (ProbEn, ECCV
-    2022, with one class against the rest as the sigmoid has it, and as prior the one that the class head starts from).
+    2022, with one class against the rest as the sigmoid has it). The prior is our choice: the one that the class head
+    starts from.
     """
     lists = [
         (
@@ -110,9 +120,10 @@ def merge_boxes(found: Sequence[Sequence[Detections]], selection: Selection) -> 
     heads = heads.view(batch, count)
 
     number = torch.arange(count, device=boxes.device)
-    alike = (box_maths.iou(boxes[:, :, None], boxes[:, None]) > selection.iou_threshold) & (member >= 0)[:, None]
-    alike = alike & (labels[:, :, None] == labels[:, None]) | torch.eye(count, dtype=torch.bool, device=boxes.device)
+    overlap = box_maths.iou(boxes[:, :, None].double(), boxes[:, None].double())
+    alike = (overlap > selection.iou_threshold) & (labels[:, :, None] == labels[:, None])
     owner = torch.where(alike & heads[..., None], number[:, None], count).amin(1)
+    owner = torch.where(heads, number, owner)
     owned = owner[:, None] == number[:, None]
     votes, places = [], []
     for one in range(max(len(image) for image in found)):

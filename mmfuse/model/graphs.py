@@ -36,8 +36,10 @@ class _Stream:
         transfer: bool = False,
     ) -> Slot:
         """Adds a node. With a `gate`, the first of `inputs` scales the second."""
-        by, end = tuple(range(len(inputs[0]))), len(inputs[0]) + len(sum(inputs[1:2], ()))
-        gating = Gate(gate, by, tuple(range(len(by), end))) if gate else None
+        gating = None
+        if gate:
+            by, scaled = len(inputs[0]), len(inputs[1])
+            gating = Gate(gate, tuple(range(by)), tuple(range(by, by + scaled)))
         self.nodes.append(Node(level, sum(inputs, ()), gating, transfer))
         return (len(self.nodes) - 1,)
 
@@ -144,19 +146,20 @@ def nas_fpn(stream: _Stream) -> dict[int, Slot]:
     coarser than 7 has a node that reads its input and the level below.
     """
     last = stream.levels[-1]
-    slots = [(min(level, last), stream.current[min(level, last)]) for level in _NAS_FPN_LEVELS]
+    slots = [(level, stream.current[min(level, last)]) for level in _NAS_FPN_LEVELS]
     read = {place for place, level in enumerate(_NAS_FPN_LEVELS) if level > last}
     out = {}
     for index, (level, kind, a, b) in enumerate(_NAS_FPN):
-        level = min(level, last)
         first, second = (b, a) if kind == "attention" and slots[b][0] > slots[a][0] else (a, b)
         read |= {a, b}
-        idle = [p for p, (at, _) in enumerate(slots) if index >= _NAS_FPN_INNER and at == level and p not in read]
+        here = min(level, last)
+        outer = index >= _NAS_FPN_INNER
+        idle = [p for p, (at, _) in enumerate(slots) if outer and min(at, last) == here and p not in read]
         read |= set(idle)
         inputs = [slots[place][1] for place in (first, second, *idle)]
-        made = stream.merge(level, *inputs, gate="attention" if kind == "attention" else None)
+        made = stream.merge(here, *inputs, gate="attention" if kind == "attention" else None)
         slots.append((level, made))
-        out[level] = made
+        out[here] = made
     for level in stream.levels:
         if level > _NAS_FPN_LEVELS[-1]:
             out[level] = stream.merge(level, stream.current[level], out[level - 1])

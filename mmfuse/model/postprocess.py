@@ -83,6 +83,6 @@ def soften(boxes: Tensor, scores: Tensor, labels: Tensor, selection: Selection) 
         overlap = iou(boxes, boxes[rows, place][:, None])
         same = labels == labels[rows, place][:, None]
         left = left * torch.where(same, torch.exp(-overlap.square() / SIGMA), 1.0)
-        left[rows, place] = -1.0
+        left[rows, place] = -torch.inf
     kept = torch.stack(taken, 1).flatten() if taken else rows.new_zeros(0)
     return softened, kept[kept >= 0]

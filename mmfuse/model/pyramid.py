@@ -39,7 +39,7 @@ class GateUnit(nn.Module):
     """Turns the map that gates into a scale for each place and channel: convolution, batch norm, ReLU.
 
     It runs at the gating map's own level, and what it makes is resampled (G-FRNet, CVPR 2017, with the separable
-    convolution of the other nodes; there the gated map has a convolution too, which here is its lateral).
+    convolution of the other nodes; there the gated map passes a convolution and ReLU too, here it stays as it is).
     """
 
     def __init__(self, width: int, bias: bool) -> None:

@@ -14,7 +14,7 @@ from mmfuse.model.build import create_detector
 from mmfuse.model.detector import Detector
 from mmfuse.sensor import Sensor
 
-FORMAT = "mmfuse-1"
+FORMAT = "mmfuse-2"
 
 
 def save(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
@@ -44,7 +44,9 @@ def read(path: Path, *, with_tensors: bool = True) -> tuple[dict[str, Tensor], d
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
+            if (form := metadata.get("format", "")).startswith("mmfuse-") and form != FORMAT:
+                raise UserError(f"{path}: is of the format {form}, this version reads {FORMAT}; train it again")
+            if form != FORMAT:
                 raise UserError(f"{path}: is not an mmfuse checkpoint; give a run folder or its best.safetensors")
             keys = file.keys() if with_tensors else ()
             return {key: file.get_tensor(key) for key in keys}, json.loads(metadata["header"])
@@ -67,13 +69,12 @@ def build(spec: dict[str, Any]) -> Detector:
 
 
 def fill(detector: Detector, tensors: dict[str, Tensor], path: Path) -> None:
-    """Loads tensors into a detector, strictly; but gains of merges may be missing, as in older files, and stay 1.
+    """Loads tensors into a detector, strictly.
 
     Raises:
         UserError: a tensor is missing, left over or of another shape; the detector is as it was.
     """
     own = detector.state_dict()
-    tensors = {key: x for key, x in own.items() if key.endswith(".merge.gain")} | tensors
     for key in own.keys() | tensors.keys():
         if key not in own or key not in tensors:
             state = "missing" if key in own else "unknown"

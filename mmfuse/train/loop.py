@@ -6,7 +6,7 @@ import io
 import json
 import platform
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -170,6 +170,11 @@ class _Training:
         self.recipe, self.run, self.world = recipe, run, world
         card, input_size = prepare(recipe)
         train_records, val_records = read_split(card, "train"), read_split(card, "val")
+        if world.size > 1 and (lacking := _lacking(train_records, recipe.modalities)):
+            raise UserError(
+                f"{recipe.card}: image {lacking.image_id} lacks a modality, which {world.size} processes can't train on"
+                ": each must run all backbones; use one process, or leave such images out"
+            )
         last = checkpoint.read(run.last) if run.last.exists() else None
         if last is None:
             card = _measured(card, recipe, train_records)
@@ -337,6 +342,10 @@ def hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def _lacking(records: list[Record], modalities: Sequence[str]) -> Record | None:
+    return next((record for record in records if any(m not in record.files for m in modalities)), None)
 
 
 def _measured(card: Card, recipe: Recipe, records: list[Record]) -> Card:

@@ -215,6 +215,13 @@ def test_nas_fpn_with_fewer_and_more_levels():
         *[(4, [3, 1]), (4, [1, 4]), (3, [0, 5]), (4, [5, 6])],
         *[(5, [7, 6, 2]), (6, [8, 5]), (6, [9, 8])],
     ]
+    three = (3, 4, 5)
+    graph = build("nas_fpn", three)
+    assert numbered(graph, three) == [
+        *[(4, [2, 1]), (4, [1, 3]), (3, [0, 4]), (4, [4, 5])],
+        *[(5, [6, 5, 2]), (5, [7, 4]), (5, [8, 7])],
+    ]
+    assert [node.gate.by for node in graph if node.gate] == [(0,)] * 4
     six = (*LEVELS, 8)
     assert numbered(build("nas_fpn", six), six)[-1] == (8, [5, 6 + 5])
 

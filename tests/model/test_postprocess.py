@@ -160,6 +160,16 @@ def test_soft_suppression_keeps_two_that_overlap_where_hard_drops_one():
     assert soft.labels.tolist() == [0, 1, 0]
 
 
+def test_soft_suppression_takes_no_box_twice():
+    """Scores of a hundred boxes in one place sink to nothing, but those of the first ones stay."""
+    boxes = torch.tensor([0.0, 0, 10, 10]).expand(1, 100, 4) + torch.rand(1, 100, 1) * 1e-3
+    scores, labels = torch.linspace(0.9, 0.2, 100)[None], torch.zeros(1, 100, dtype=torch.int64)
+    few, many = (select(boxes, scores, labels, Selection(max_detections=n, soft=True))[0] for n in (10, 100))
+    assert len(few) > 2
+    torch.testing.assert_close(many.scores, few.scores)
+    assert many.scores[0] == scores[0, 0]
+
+
 @pytest.mark.parametrize("soft", [False, True])
 def test_nothing_to_choose_from(soft):
     empty = (torch.zeros(2, 0, 4), torch.zeros(2, 0), torch.zeros(2, 0, dtype=torch.int64))

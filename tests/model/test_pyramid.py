@@ -93,6 +93,32 @@ def test_a_gate_unit_scales_place_by_place_and_is_not_added():
     torch.testing.assert_close(got, F.silu(scale * p4 + resample(p3, 1, True)))
 
 
+@pytest.mark.parametrize("kind", ["attention", "unit"])
+def test_gates_of_several_modalities_take_those_that_are_there(kind):
+    both = tuple(Feature(m, level) for level in (5, 4) for m in "ab")
+    graph = (Node(3, (Feature("a", 3), Feature("b", 3))), Node(5, both[:2]), Node(4, both, Gate(kind, (0, 1), (2, 3))))
+    torch.manual_seed(0)
+    pyramid = Pyramid(graph, dict.fromkeys("ab", (8, 8, 8)), 8, FUSIONS["sum"], same=True, bias=True).eval()
+    module, seen = pyramid.nodes[-1], []
+    module.conv.register_forward_hook(lambda module, inputs, out: seen.append(inputs[0]))
+    maps = {m: [torch.randn(2, 8, n, n) for n in (8, 4, 2)] for m in "ab"}
+    with torch.no_grad():
+        pyramid(maps, {"a": torch.tensor([True, True]), "b": torch.tensor([True, False])})
+
+    def up(x):
+        return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+    for image, there in ((0, "ab"), (1, "a")):
+        coarse, fine = ([maps[m][i][image : image + 1] for m in there] for i in (2, 1))
+        if kind == "attention":
+            scale = torch.cat(coarse).amax((0, 2, 3), keepdim=True).sigmoid()
+            total = sum(up(x) for x in coarse) + sum(x * scale for x in fine)
+        else:
+            scale = up(F.relu(module.unit.norm(module.unit.conv(sum(coarse) / len(there)))))
+            total = sum(x * scale for x in fine)
+        torch.testing.assert_close(seen[0][image : image + 1], F.silu(total * 2 / len(there)))
+
+
 @pytest.mark.parametrize("width", [8, 6])
 def test_scale_transfer_turns_channels_into_pixels(width):
     """A width that four doesn't divide is filled up with zeros."""

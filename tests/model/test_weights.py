@@ -189,13 +189,6 @@ def test_gains_are_needed_and_kept(forms: dict[str, EfficientDet], placement: st
     check_output(detector, forms["fast"])
 
 
-def test_a_detector_file_without_gains_has_gains_of_1(tmp_path: Path) -> None:
-    detector = create_detector("d-4", {"a": 1}, 2)
-    tensors = {key: value for key, value in detector.state_dict().items() if not key.endswith("gain")}
-    checkpoint.save(tmp_path / "x.safetensors", tensors, {"spec": detector.spec, "notes": {}})
-    assert same(dict(checkpoint.load(tmp_path / "x.safetensors").state_dict()), dict(detector.state_dict()))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["tf_efficientdet_d6", "tf_efficientdet_d7x"])
 def test_the_large_sizes_go_into_many_sensors(name: str) -> None:

@@ -82,3 +82,13 @@ def test_a_failed_write_leaves_the_good_file(detector, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         checkpoint.save_detector(path, detector, {})
     assert path.read_bytes() == good
+
+
+def test_a_file_of_another_version_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "FORMAT", "mmfuse-1")
+    checkpoint.save(tmp_path / "x.safetensors", {"a": torch.zeros(1)}, {})
+    monkeypatch.undo()
+    with pytest.raises(
+        UserError, match=r"x\.safetensors: is of the format mmfuse-1, this version reads mmfuse-2; train"
+    ):
+        checkpoint.read(tmp_path / "x.safetensors")

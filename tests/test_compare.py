@@ -128,10 +128,11 @@ def test_differences_are_taken_to_the_reference(report, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ablation", ["placement", "weighting", "pyramids"])
+@pytest.mark.parametrize("ablation", ["placement", "weighting", "pyramids", "backbone", "scaling"])
 def test_an_ablation_runs_on_any_card(ablation, paired_set, tmp_path):
     root = Path(__file__).parents[1] / "configs" / "ablations" / ablation
     tiny = ["model.size=d-4", "data.input_size=[96, 128]", "data.workers=0", "train.epochs=1", "train.batch_size=4"]
+    tiny += ["model.pretrained=false"]
     result = compare([root], [f"card={paired_set}", *tiny], out=tmp_path, rounds=2)
     assert {model["name"] for model in result["models"]} == {path.stem for path in root.glob("*.yaml")}
     assert len(result["verdicts"]) == (5 if ablation == "placement" else 0)

@@ -33,7 +33,7 @@ def comparison_markdown(comparison: dict[str, Any]) -> str:
     parts = [
         f"# {comparison['card']}: {len(models)} models compared\n",
         _models_table(comparison),
-        *(f"**{_sentence(verdict['text'])}**\n" for verdict in comparison["verdicts"]),
+        *(f"**{verdict['text']}.**\n" for verdict in comparison["verdicts"]),
         _reading(comparison),
         "## AP per class\n",
         _class_table(models),
@@ -148,7 +148,3 @@ def _class_table(models: Sequence[dict[str, Any]]) -> str:
 def _counted(models: Sequence[dict[str, Any]]) -> str:
     scores = models[0]["scores"][0]
     return f"{scores['images']} images, {scores['boxes']} objects"
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")

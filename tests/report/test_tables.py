@@ -114,7 +114,7 @@ def test_classes_have_a_column_for_each_model(comparison):
 
 def test_page_says_the_verdict_and_how_it_was_made(comparison):
     page = comparison_markdown(comparison)
-    assert "**Both is better than the best single: yes (+0.080 AP).**" in page
+    assert "**both is better than the best single: yes (+0.080 AP).**" in page
     assert "1000 rounds" in page
     for line in (
         "- split: test, 10 images, 17 objects",

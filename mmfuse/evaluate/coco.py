@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from mmfuse.data.readers import Record, coco_ground_truth
 from mmfuse.errors import UserError
+from mmfuse.evaluate.arrays import paired
 from mmfuse.sample import Detections
 
 MAX_DETECTIONS = 100
@@ -82,27 +82,17 @@ def coco_pair(
     Raises:
         UserError: a box isn't finite; a label or an image id is unknown.
     """
-    for r in records:
-        if not np.isfinite(r.boxes).all():
-            raise UserError(f"image {r.image_id}: a ground-truth box isn't finite; mend or remove its annotation")
+    pairs = paired(records, detections, classes)
     truth = coco_ground_truth(records, classes)
-    unknown = set(detections) - {r.image_id for r in records}
-    if unknown:
-        raise UserError(f"image {min(unknown)}: has detections but isn't among those to score; use its own split")
     annotations: list[dict[str, Any]] = []
-    for image_id, found in detections.items():
-        boxes = found.boxes.detach().cpu().double().numpy()
-        scores = found.scores.detach().cpu().double().numpy()
-        if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
-            raise UserError(f"image {image_id}: a detection isn't finite; the detector has diverged, lower train.lr")
-        for (x1, y1, x2, y2), score, label in zip(boxes.tolist(), scores.tolist(), found.labels.tolist(), strict=True):
-            if not 0 <= label < len(classes):
-                raise UserError(f"image {image_id}: label {label} is none of {len(classes)} classes; use the same card")
+    for record, found in pairs:
+        columns = (found.boxes.tolist(), found.scores.tolist(), found.labels.tolist())
+        for (x1, y1, x2, y2), score, label in zip(*columns, strict=True):
             w, h = x2 - x1, y2 - y1
             annotations.append(
                 {
                     "id": len(annotations) + 1,  # pycocotools reads 0 as "not matched"
-                    "image_id": image_id,
+                    "image_id": record.image_id,
                     "category_id": label + 1,
                     "bbox": [x1, y1, w, h],
                     "area": w * h,

@@ -199,14 +199,15 @@ class Pyramid(nn.Module):
         if present is None:
             return None, None
         whole = frozenset(present)
-        reached = [
-            frozenset({s.modality}) if isinstance(s, Feature) else self.reached[s] for s in self.graph[index].inputs
-        ]
+        reached = [self._modalities(source) for source in self.graph[index].inputs]
         if all(r == whole for r in reached):
             return None, None
         masks = torch.stack([torch.stack([present[m] for m in sorted(r)]).any(0) for r in reached], 1)
         rows = masks.any(1)
         return masks[rows], rows_of(rows)
+
+    def _modalities(self, source: Source) -> frozenset[str]:
+        return frozenset({source.modality}) if isinstance(source, Feature) else self.reached[source]
 
     def _level(self, source: Source) -> int:
         return source.level if isinstance(source, Feature) else self.graph[source].level
@@ -218,7 +219,7 @@ class Pyramid(nn.Module):
             assert isinstance(module, PyramidNode)
             sources = [node.inputs[place] for place in module.merged]
             for source, share in zip(sources, module.merge.shares().tolist(), strict=True):
-                own = {source.modality} if isinstance(source, Feature) else self.reached[source]
+                own = self._modalities(source)
                 if len(own) == 1 and (len(self.reached[index]) > 1 or len(self.channels) == 1):
                     at_level = sums.setdefault(self._level(source), {})
                     at_level[min(own)] = at_level.get(min(own), 0.0) + share

@@ -2,20 +2,15 @@ import json
 
 import pytest
 import torch
-from tiny import CHANNELS, SIZES, inputs, make, raw
+from tiny import CHANNELS, inputs, make, raw
 
-from mmfuse import scaling
 from mmfuse.errors import UserError
 from mmfuse.model.build import create_detector
 from mmfuse.model.detector import FusionDetector
 from mmfuse.model.ensemble import BoxEnsemble
 from mmfuse.sensor import Sensor
 
-
-@pytest.fixture(autouse=True)
-def _sizes(monkeypatch):
-    for name, size in SIZES.items():
-        monkeypatch.setitem(scaling.PUBLISHED, name, size)
+pytestmark = pytest.mark.usefixtures("tiny_sizes")
 
 
 def test_a_shared_backbone_is_one_backbone():

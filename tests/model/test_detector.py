@@ -3,11 +3,10 @@ from typing import get_args
 
 import pytest
 import torch
-from tiny import SIZES, inputs, make, raw
+from tiny import inputs, make, raw
 from torch import nn
 from torchvision.ops import box_iou
 
-from mmfuse import scaling
 from mmfuse.errors import UserError
 from mmfuse.model.build import IMAGENET_MEAN, create_detector
 from mmfuse.model.detector import FusionDetector, Outputs
@@ -17,11 +16,7 @@ from mmfuse.model.nodes import Feature
 from mmfuse.sample import Targets
 from mmfuse.sensor import Sensor
 
-
-@pytest.fixture(autouse=True)
-def _sizes(monkeypatch):
-    for name, size in SIZES.items():
-        monkeypatch.setitem(scaling.PUBLISHED, name, size)
+pytestmark = pytest.mark.usefixtures("tiny_sizes")
 
 
 ARRANGEMENTS = [

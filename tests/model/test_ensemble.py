@@ -4,21 +4,16 @@ import math
 
 import pytest
 import torch
-from tiny import SIZES, inputs, make
+from tiny import inputs, make
 from torchvision.ops import box_iou
 
-from mmfuse import scaling
 from mmfuse.errors import UserError
 from mmfuse.model.detector import CLASS_PRIOR
 from mmfuse.model.ensemble import merge_boxes
 from mmfuse.model.postprocess import Selection
 from mmfuse.sample import Detections, Targets
 
-
-@pytest.fixture(autouse=True)
-def _sizes(monkeypatch):
-    for name, size in SIZES.items():
-        monkeypatch.setitem(scaling.PUBLISHED, name, size)
+pytestmark = pytest.mark.usefixtures("tiny_sizes")
 
 
 def detections(*rows):

@@ -4,20 +4,15 @@ import math
 
 import pytest
 import torch
-from tiny import SIZES, make, raw
+from tiny import make, raw
 from torchvision.ops import batched_nms, box_iou
 
 from mmfuse import boxes as box_maths
-from mmfuse import scaling
 from mmfuse.model import postprocess
 from mmfuse.model.detector import Outputs
 from mmfuse.model.postprocess import Selection, select
 
-
-@pytest.fixture(autouse=True)
-def _sizes(monkeypatch):
-    for name, size in SIZES.items():
-        monkeypatch.setitem(scaling.PUBLISHED, name, size)
+pytestmark = pytest.mark.usefixtures("tiny_sizes")
 
 
 def crowd(detector, batch, classes, seed, spread=1.0):

@@ -12,8 +12,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmfuse.config import Recipe, load_recipe, write_whole
+from mmfuse.data.images import load_sample
 from mmfuse.data.readers import Record, split_digest
-from mmfuse.data.transforms import load_sample
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.evaluate.significance import Difference, paired_bootstrap
 from mmfuse.model.detector import Detector, FusionDetector
@@ -164,7 +164,7 @@ def _comparison(models: Sequence[_Model], split: str, reference: str | None, rou
         "models": rows,
         "reference": reference or best.recipe.name,
         "verdicts": verdicts,
-        "same_budget": len({(r.train, r.data, r.model) for r in recipes}) == 1,
+        "same_budget": len({(r.train, r.data, r.model, tuple(r.init.items())) for r in recipes}) == 1,
         "command": "mmfuse compare " + " ".join(str(run.folder) for model in models for run in model.runs),
         "date": facts["date"],
         "hardware": f"{facts['hardware']}, torch {facts['versions']['torch']}",

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from mmfuse.data.transforms import letterbox, read_image
+from mmfuse.data.images import read_scene
+from mmfuse.data.transforms import letterbox
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.report.pictures import overlay
 from mmfuse.sample import Detections
@@ -20,9 +21,10 @@ def predict(
     picture: str | Path | None = None,
     threshold: float = 0.3,
 ) -> Detections:
-    """Returns the objects of one scene, in pixels of the given files, best first, down to a score of `threshold`.
+    """Returns the objects of one scene, best first, down to a score of `threshold`.
 
-    `images` maps modalities of the run to files of one size; one that is left out is treated as a broken sensor.
+    `images` maps modalities of the run to files, of one size unless the card says how to register them; one that is
+    left out is treated as a broken sensor. Boxes are in pixels of the reference's file.
     `picture` is where to write the sensors side by side with the boxes drawn in.
 
     Raises:
@@ -36,12 +38,14 @@ def predict(
             raise UserError(f"{unknown_name(modality, detector.modalities, 'modality of this run')}")
     if not images:
         raise UserError(f"no image given; give at least one of {', '.join(detector.modalities)}")
-    raw = {m: read_image(path, detector.sensors[m]) for m, path in images.items()}
-    sizes = {str(images[m]): f"{x.shape[2]}x{x.shape[1]}" for m, x in raw.items()}
+    scene = read_scene(images, detector.sensors, {})
+    sizes = {str(images[m]): f"{x.shape[2]}x{x.shape[1]}" for m, x in scene.items()}
     if len(set(sizes.values())) > 1:
         raise UserError(f"images differ in size: {sizes}; give images of one size, registered to each other")
-    boxed, _, scale = letterbox(raw, torch.zeros(0, 4), input_size, detector.sensors)
+    scene = {m: detector.sensors[m].without_gaps(x) for m, x in scene.items()}
+    boxed, _, scale = letterbox(scene, torch.zeros(0, 4), input_size, detector.sensors)
     found = detector.detect(boxed, score_threshold=threshold)[0].rescale(scale)
     if picture is not None:
-        overlay(raw, detector.sensors, found, detector.classes, Path(picture), threshold=threshold)
-    return found
+        overlay(scene, detector.sensors, found, detector.classes, Path(picture), threshold=threshold)
+    left, top, *_ = next((s.border for s in detector.sensors.values() if s.register == "none"), (0, 0))
+    return Detections(found.boxes + torch.tensor([left, top, left, top]), found.scores, found.labels)

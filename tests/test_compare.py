@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from mmfuse import compare as compare_module
 from mmfuse.errors import UserError
@@ -102,10 +103,9 @@ def test_files_are_predicted_and_drawn(report, folder, paired_set, tmp_path):
         ({"rgb": tmp_path / "none.png"}, "none.png"),
         ({"rgb": tmp_path / "text.png"}, "is not an image"),
         ({"rgb": rgb, "thermal": tmp_path / "small.png"}, "differ in size"),
+        ({"thermal": rgb}, "holds uint8, but the sensor's files are uint16"),
     ):
-        from PIL import Image
-
-        Image.new("L", (8, 8)).save(tmp_path / "small.png")
+        Image.new("I;16", (8, 8)).save(tmp_path / "small.png")
         with pytest.raises(UserError, match=message):
             predict(run, images)
 

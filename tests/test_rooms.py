@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mmfuse"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-PLAIN = {"errors", "config", "scaling", "boxes", "sample", "sensor"}
+PLAIN = {"errors", "config", "scaling", "boxes", "sample", "sensor", "calibration"}
 ALLOWED = {
     "plain": set(),
     "model": {"plain"},

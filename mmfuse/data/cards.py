@@ -42,20 +42,33 @@ class Split:
 
 
 @dataclass(frozen=True)
+class CalibrationFile:
+    """Where a sensor's calibration lies: a template as in `Layout`, the file's format, and the key in it (KITTI)."""
+
+    file: str
+    format: Literal["kitti", "sunrgbd", "open3d"]
+    key: str = ""
+
+
+@dataclass(frozen=True)
 class Layout:
     """Where the files of each entry lie; an *entry* is one image of each sensor, such as a line of a list file.
 
     `entry` is its template: its placeholders (`{id}`, `{name:2}` for two characters) stand in `files` and
     `annotations`, the templates of each modality's images and annotation files. There, `{folder}` is the split's,
     `{entry}` the whole entry, and `{pair}` what the JSON file `pairs` maps the entry's file name to, in either
-    direction. A tag of `condition_lists` goes to the entries in its list file, one of `conditions` to those that its
-    pattern matches whole; `sequence` is a template.
+    direction. `calibrations` are for sensors whose place or lens changes from image to image. With a `tolerance` each
+    sensor has frames of its own: `{time}`, a number, is the entry's for the reference and the nearest one, at most that
+    far off, for the others. A tag of `condition_lists` goes to the entries in its list file, one of `conditions` to
+    those that its pattern matches whole; `sequence` is a template.
     """
 
     files: dict[str, str]
     annotations: dict[str, str] = field(default_factory=dict)
     entry: str = "{id}"
     pairs: str = ""
+    calibrations: dict[str, CalibrationFile] = field(default_factory=dict)
+    tolerance: float | None = None
     conditions: dict[str, str] = field(default_factory=dict)
     condition_lists: dict[str, str] = field(default_factory=dict)
     sequence: str = ""
@@ -72,6 +85,8 @@ class Layout:
                     raise UserError(f"{key}: {unknown_name(name, allowed, 'placeholder')}")
                 if name == "pair" and not self.pairs:
                     raise UserError(f"{key}: {{pair}} needs 'pairs', the JSON file that maps names to names; add it")
+        if self.tolerance is not None and ("time" not in known or not self.tolerance >= 0):
+            raise UserError(f"tolerance: {self.tolerance!r} needs {{time}} in 'entry' and can't be negative; mend one")
         if "pair" in placeholders(self.sequence):
             raise UserError("sequence: {pair} is not known of every entry; use another placeholder")
         for tag, pattern in self.conditions.items():
@@ -87,7 +102,8 @@ class Layout:
         """All templates that an entry fills, by their key in the card."""
         files = {f"files.{m}": template for m, template in self.files.items()}
         annotations = {f"annotations.{m}": template for m, template in self.annotations.items()}
-        return files | annotations | ({"sequence": self.sequence} if self.sequence else {})
+        calibrations = {f"calibrations.{m}": of.file for m, of in self.calibrations.items()}
+        return files | annotations | calibrations | ({"sequence": self.sequence} if self.sequence else {})
 
 
 @dataclass(frozen=True)
@@ -154,6 +170,12 @@ class Card:
     missing: Literal["error", "allow"] = "error"
     metrics: tuple[Metric, ...] = ()
 
+    @property
+    def reference(self) -> str:
+        """The modality in whose frame all others are, or are brought."""
+        own = (m for m, sensor in self.modalities.items() if sensor.register == "none")
+        return self.labels.reference or next(own)
+
     def labels_of(self, name: str) -> tuple[tuple[int, ...], bool] | None:
         """Returns the labels that an object of this name in the files gets, and whether it is an ignore region.
 
@@ -199,7 +221,7 @@ def load_card(path: str | Path, root: str | None = None) -> Card:
     labels = file.labels
     if file.layout and file.layout.annotations and not labels.reference:
         labels = replace(labels, reference=next(iter(file.layout.annotations)))
-    return Card(
+    card = Card(
         name=file.name,
         root=folder,
         reader=file.reader,
@@ -216,6 +238,9 @@ def load_card(path: str | Path, root: str | None = None) -> Card:
         missing=file.missing,
         metrics=file.metrics,
     )
+    onto = card.modalities[card.reference].calibration
+    moved = {m: replace(s, onto=onto) for m, s in card.modalities.items() if s.register != "none"}
+    return replace(card, modalities={**card.modalities, **moved})
 
 
 def inside(root: Path, name: str, where: str) -> Path:
@@ -248,6 +273,10 @@ def _label_problems(file: _CardFile) -> Iterator[str]:
                 yield f"labels.{key}: {unknown_name(target, file.classes, 'class')}"
     if labels.reference is not None and labels.reference not in file.modalities:
         yield f"labels.reference: {unknown_name(labels.reference, file.modalities, 'modality')}"
+    elif labels.reference is not None and file.modalities[labels.reference].register != "none":
+        yield f"modalities.{labels.reference}: register: the reference can't be moved; set none or another reference"
+    if all(sensor.register != "none" for sensor in file.modalities.values()):
+        yield "modalities: register: none lies in the reference frame; set one to none"
 
 
 def _layout_problems(file: _CardFile) -> Iterator[str]:
@@ -259,7 +288,11 @@ def _layout_problems(file: _CardFile) -> Iterator[str]:
             yield f"splits.{name}: only, first and last need a layout; add it, or give the split a file of its own"
     if layout is None:
         return
-    for key, names in (("files", layout.files), ("annotations", layout.annotations)):
+    for key, names in (
+        ("files", layout.files),
+        ("annotations", layout.annotations),
+        ("calibrations", layout.calibrations),
+    ):
         for m in names:
             if m not in file.modalities:
                 yield f"layout.{key}: {unknown_name(m, file.modalities, 'modality')}"

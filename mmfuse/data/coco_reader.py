@@ -5,8 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from mmfuse.calibration import Calibration
+from mmfuse.config import build
 from mmfuse.data.cards import Card, inside
-from mmfuse.data.layout import Entries, Entry, entry_files, image_size
+from mmfuse.data.layout import Entries, Entry, calibrations, entry_files, image_size
 from mmfuse.data.records import Mark, Objects, Reading, make_record, objects_from
 from mmfuse.errors import UserError, unknown_name
 
@@ -17,11 +19,16 @@ def read_coco(card: Card, split: str) -> Reading:
     """Reads COCO JSON; categories are matched by name, and one that the file doesn't list by its id as a name.
 
     Without a layout, an image's `modalities` map each to its file below the root, and it may have a `condition`, a
-    `sequence`, and `objects_of`: for other modalities, their own annotations. With one, `file_name` is the entry. An
+    `sequence`, `calibration` (of modalities) and `onto` (of the reference) as in `Record`, and `objects_of`: for other
+    modalities, their own annotations. With one, `file_name` is the entry. An
     annotation may have an `occlusion`. The areas in the file aren't used: an object's area is that of its box.
     """
-    if card.labels.one_based or (card.layout and card.layout.annotations):
-        key = "labels.one_based" if card.labels.one_based else "layout.annotations"
+    useless = {
+        "labels.one_based": card.labels.one_based,
+        "layout.annotations": card.layout and card.layout.annotations,
+        "layout.tolerance": card.layout and card.layout.tolerance is not None,
+    }
+    for key in (key for key, given in useless.items() if given):
         raise UserError(f"{card.path}: {key}: has no use for COCO JSON; remove it")
     path = inside(card.root, card.splits[split].file, f"{card.path}: splits.{split}")
     maker = Entries(card, split) if card.layout else None
@@ -60,14 +67,19 @@ def read_coco(card: Card, split: str) -> Reading:
             continue
         taken += 1
         files = entry_files(card, entry, reading) if entry else _named_files(card, image, where, reading)
-        size = _size(image, where, reading)
+        size = _size(image, card, where, reading)
         tags = _tags(card, image, entry, where, reading)
         if size is None:
             continue
-        objects = objects_from(marks[image_id], size, card, reading)
+        objects = objects_from(marks[image_id], card.reference, size, card, reading)
+        try:
+            found = calibrations(card, entry) if entry else _calibrations(card, image, where)
+        except UserError as error:
+            reading.errors.append(str(error))
+            continue
         if files is not None:
             others = _objects_of(card, image, names, files, where, reading)
-            reading.records.append(make_record(image_id, files, size, objects, others, *tags))
+            reading.records.append(make_record(image_id, files, size, objects, others, *tags, *found))
     if not tables["images"]:
         wrong("holds no image; add some or remove the split from the card")
     elif not taken and not reading.errors:
@@ -113,10 +125,11 @@ def _mark(annotation: dict[str, Any], names: dict[int, str], card: Card, where: 
     return Mark(name, box, repr(bbox), where, crowd, occlusion if _is_int(occlusion) and abs(occlusion) < 100 else None)
 
 
-def _size(image: dict[str, Any], where: str, reading: Reading) -> tuple[int, int] | None:
+def _size(image: dict[str, Any], card: Card, where: str, reading: Reading) -> tuple[int, int] | None:
     width, height = image.get("width"), image.get("height")
-    if _is_int(width) and _is_int(height) and width > 0 and height > 0:
-        return width, height
+    left, top, right, bottom = card.modalities[card.reference].border
+    if _is_int(width) and _is_int(height) and width > left + right and height > top + bottom:
+        return width - left - right, height - top - bottom
     fix = "give the image's size"
     reading.errors.append(f"{where}: width {width!r} and height {height!r} are not both pixels; {fix}")
     return None
@@ -151,12 +164,21 @@ def _objects_of(
         places = [f"{where}: objects_of.{m}[{i}]" for i in range(len(table))]
         marks = [_mark(a, names, card, place, reading.errors) for a, place in zip(table, places, strict=True)]
         try:
-            size = image_size(files[m])
+            size = image_size(files[m], card.modalities[m].border)
         except UserError as error:
             reading.errors.append(str(error))
         else:
-            objects[m] = objects_from([mark for mark in marks if mark], size, card, reading)
+            objects[m] = objects_from([mark for mark in marks if mark], m, size, card, reading)
     return objects
+
+
+def _calibrations(card: Card, image: dict[str, Any], where: str) -> tuple[dict[str, Calibration], Calibration | None]:
+    own = image.get("calibration", {})
+    if not isinstance(own, dict) or not own.keys() <= card.modalities.keys():
+        raise UserError(f"{where}: 'calibration' doesn't map modalities of the card to calibrations; mend it")
+    found = {m: build(Calibration, values, f"{where}: calibration.{m}") for m, values in own.items()}
+    onto = image.get("onto")
+    return found, None if onto is None else build(Calibration, onto, f"{where}: onto")
 
 
 def _named_files(card: Card, image: dict[str, Any], where: str, reading: Reading) -> dict[str, Path] | None:

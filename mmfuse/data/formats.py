@@ -68,10 +68,15 @@ def kitti(content: bytes, size: tuple[int, int]) -> Iterator[Mark]:
 
 
 def vedai(content: bytes, size: tuple[int, int]) -> Iterator[Mark]:
-    """VEDAI text: `x_c y_c angle class contained occluded x1 x2 x3 x4 y1 y2 y3 y4`; the box around the corners."""
+    """VEDAI text: `x_c y_c angle class contained occluded x1 x2 x3 x4 y1 y2 y3 y4`; the box around the corners.
+
+    In the file of all images a line is `id x_c y_c angle x1 x2 x3 x4 y1 y2 y3 y4 class contained occluded`.
+    """
     for number, words, line in _lines(content):
+        if len(words) == 15:
+            words = [*words[1:4], *words[12:], *words[4:12]]
         box = _around(_numbers(words[6:] if len(words) == 14 else []))
-        label = words[3] if len(words) > 3 else ""
+        label = (words[3].lstrip("0") or "0") if len(words) > 3 else ""
         yield Mark(label, box, line, f"line {number}", occlusion=_degree(words[5:6]))
 
 
@@ -80,6 +85,12 @@ def centred(content: bytes, size: tuple[int, int]) -> Iterator[Mark]:
     for number, words, line in _lines(content):
         x, y, w, h = _four(_numbers(words[:4]))
         yield Mark(words[4] if len(words) > 4 else "", _centred(x, y, w, h), line, f"line {number}")
+
+
+def lines_of(content: bytes, name: str) -> bytes:
+    """Returns the lines of a text file that begin with a word, and empty ones in place of all others."""
+    word = name.encode()
+    return b"\n".join(line if line.split(None, 1)[:1] == [word] else b"" for line in content.splitlines())
 
 
 def decode(content: bytes) -> str:

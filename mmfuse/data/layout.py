@@ -4,15 +4,18 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
+from mmfuse.calibration import Calibration
+from mmfuse.data.calibration_files import read_calibration
 from mmfuse.data.cards import Card, Layout, Split, inside
 from mmfuse.data.formats import decode
 from mmfuse.data.records import Reading
 from mmfuse.data.templates import fill, matcher, placeholders, wildcard
+from mmfuse.data.timestamps import match
 from mmfuse.errors import UserError
 
 _TURNED = (5, 6, 7, 8)
@@ -21,13 +24,17 @@ _ORIENTATION = 0x0112
 
 @dataclass(frozen=True)
 class Entry:
-    """One image of each sensor: its `name` in lists, what the placeholders stand for, and where it is named."""
+    """One image of each sensor: its `name` in lists, what the placeholders stand for, and where it is named.
+
+    `values_of` has what stands for modalities whose frames have a time of their own; None where none is near.
+    """
 
     name: str
     values: Mapping[str, str]
     where: str
     condition: str | None
     sequence: str | None
+    values_of: Mapping[str, Mapping[str, str] | None] = field(default_factory=dict)
 
 
 class Entries:
@@ -100,7 +107,9 @@ def entries_of(card: Card, split: str, reading: Reading) -> list[Entry]:
                 entries[name] = entry
     if not entries and not reading.errors:
         raise UserError(f"{place}: no entry is found; check the root, the layout and the split's rule")
-    return list(entries.values())
+    if maker.layout.tolerance is None:
+        return list(entries.values())
+    return _with_times(card, list(entries.values()), maker.layout.tolerance, reading)
 
 
 def entry_files(card: Card, entry: Entry, reading: Reading) -> dict[str, Path] | None:
@@ -133,26 +142,78 @@ def entry_path(card: Card, entry: Entry, key: str) -> Path | None:
     """
     assert card.layout is not None
     template = card.layout.templates[key]
-    if "pair" in placeholders(template) and "pair" not in entry.values:
+    values = entry.values_of.get(key.partition(".")[2], entry.values)
+    if values is None or ("pair" in placeholders(template) and "pair" not in values):
         return None
-    name = fill(template, entry.values)
+    name = fill(template, values)
     inside(card.root, name, f"{entry.where}: {entry.name}")
     return card.root / name
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """Returns width and height of an image file, turned upright as its orientation tag (EXIF) says.
+def calibrations(card: Card, entry: Entry) -> tuple[dict[str, Calibration], Calibration | None]:
+    """Returns an entry's own calibrations by modality, and that of the reference; see `Record`.
 
     Raises:
-        UserError: it isn't an image.
+        UserError: a file is missing or holds something else.
+    """
+    assert card.layout is not None
+    found = {}
+    for m, of in card.layout.calibrations.items():
+        path = entry_path(card, entry, f"calibrations.{m}")
+        if path is None:
+            raise UserError(
+                f"{entry.where}: {entry.name}: {m}: there is no calibration for it; add it to the card's map"
+            )
+        found[m] = read_calibration(path, of.format, of.key)
+    return found, found.get(card.reference)
+
+
+def reference_size(card: Card, files: Mapping[str, Path]) -> tuple[int, int]:
+    """Returns width and height of the frame of the reference, from an image that lies in it or its calibration.
+
+    Raises:
+        UserError: such an image can't be read, or there is none and no calibrated size.
+    """
+    lying = [m for m in (card.reference, *card.modalities) if m in files and card.modalities[m].register == "none"]
+    if lying:
+        return image_size(files[lying[0]], card.modalities[lying[0]].border)
+    calibration = card.modalities[card.reference].calibration
+    if calibration is None or calibration.size is None:
+        some = next(iter(files.values()))
+        raise UserError(
+            f"{some}: has no image of {card.reference} beside it; give modalities.{card.reference}.calibration.size"
+        )
+    return calibration.size
+
+
+def modality_size(card: Card, files: Mapping[str, Path], modality: str, size: tuple[int, int]) -> tuple[int, int]:
+    """Returns width and height of a modality's own image; `size` where it has no file.
+
+    Raises:
+        UserError: it can't be read.
+    """
+    return image_size(files[modality], card.modalities[modality].border) if modality in files else size
+
+
+def image_size(path: Path, border: tuple[int, int, int, int] = (0, 0, 0, 0)) -> tuple[int, int]:
+    """Returns width and height of an image file, turned upright as its orientation tag (EXIF) says, within `border`.
+
+    Raises:
+        UserError: it isn't an image, or nothing of it is left.
     """
     try:
         with Image.open(path) as image:
             width, height = image.size
             turned = image.getexif().get(_ORIENTATION) in _TURNED
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{path}: can't be decoded: {error}; give a whole image file") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
         raise UserError(f"{path}: is not an image; give a PNG, JPEG, TIFF or WebP file") from None
-    return (height, width) if turned else (width, height)
+    width, height = (height, width) if turned else (width, height)
+    left, top, right, bottom = border
+    if width <= left + right or height <= top + bottom:
+        raise UserError(f"{path}: is {width} x {height}, so nothing is left within the border {list(border)}; mend it")
+    return width - left - right, height - top - bottom
 
 
 def _listed(card: Card, file: str, place: str) -> Iterator[tuple[str, str]]:
@@ -173,7 +234,9 @@ def _found(card: Card, maker: Entries) -> Iterable[tuple[str, str]]:
     layout = maker.layout
     lengths = placeholders(layout.entry)
     names: dict[str, str] = {}
-    for template in layout.files.values():
+    for m, template in layout.files.items():
+        if layout.tolerance is not None and m != card.reference:
+            continue
         template = template.replace("{entry}", layout.entry)
         if not lengths.keys() <= {*placeholders(template), "folder"}:
             continue
@@ -183,6 +246,46 @@ def _found(card: Card, maker: Entries) -> Iterable[tuple[str, str]]:
             if found:
                 names.setdefault(fill(layout.entry, maker.known | found.groupdict()), str(card.path))
     return sorted(names.items())
+
+
+def _with_times(card: Card, entries: list[Entry], tolerance: float, reading: Reading) -> list[Entry]:
+    """Gives each entry the times of the other sensors' frames; leaves out, and counts, those that lack one."""
+    assert card.layout is not None
+    groups: dict[tuple[tuple[str, str], ...], list[Entry]] = {}
+    for entry in entries:
+        rest = {name: text for name, text in entry.values.items() if name not in ("time", "entry", "pair")}
+        groups.setdefault(tuple(rest.items()), []).append(entry)
+    found: dict[str, dict[str, Mapping[str, str] | None]] = {entry.name: {} for entry in entries}
+    for m, template in card.layout.files.items():
+        if m == card.reference or "time" not in placeholders(template):
+            continue
+        for others, group in groups.items():
+            known = dict(others)
+            fits = matcher(template, known, {})
+            names = (path.relative_to(card.root).as_posix() for path in card.root.glob(wildcard(template, known)))
+            times = [fit["time"] for fit in map(fits.fullmatch, sorted(names)) if fit]
+            indices = match([_time(e.values["time"], e.where) for e in group], [_time(t, m) for t in times], tolerance)
+            for entry, index in zip(group, indices, strict=True):
+                found[entry.name][m] = None if index is None else {**entry.values, "time": times[index]}
+    for m in sorted({m for of in found.values() for m in of}):
+        if lacking := sum(of[m] is None for of in found.values()):
+            kept = "absent there" if card.missing == "allow" else "left out"
+            reading.warnings.append(
+                f"{m}: {lacking} of {len(entries)} images have no frame within {tolerance:g}; {kept}"
+            )
+    whole = [e for e in entries if card.missing == "allow" or None not in found[e.name].values()]
+    if not whole:
+        raise UserError(
+            f"{card.path}: layout.tolerance: no image has a frame of every sensor within {tolerance:g}; raise it"
+        )
+    return [replace(entry, values_of=found[entry.name]) for entry in whole]
+
+
+def _time(text: str, where: str) -> float:
+    try:
+        return int(text) if re.fullmatch(r"\d+", text) else float(text)
+    except ValueError:
+        raise UserError(f"{where}: the time {text!r} is not a number; name the files by their time") from None
 
 
 def _folder(rule: Split) -> str:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,18 @@ from mmfuse.config import plain
 from mmfuse.data import formats
 from mmfuse.data.cards import Card
 from mmfuse.data.coco_reader import read_coco
-from mmfuse.data.layout import Entry, entries_of, entry_files, entry_path, image_size
+from mmfuse.data.layout import (
+    Entry,
+    calibrations,
+    entries_of,
+    entry_files,
+    entry_path,
+    modality_size,
+    reference_size,
+)
 from mmfuse.data.records import Mark, Objects, Reading, Record, make_record, objects_from
+from mmfuse.data.sunrgbd import read_sunrgbd
+from mmfuse.data.templates import placeholders
 from mmfuse.errors import UserError, unknown_name
 
 Parse = Callable[[bytes, tuple[int, int]], Iterable[Mark]]
@@ -58,6 +68,8 @@ def split_digest(records: Sequence[Record]) -> str:
         digest.update(json.dumps([record.labels.tolist(), record.ignore.tolist()]).encode())
         if record.occlusion is not None:
             digest.update(json.dumps({"occlusion": record.occlusion.tolist()}).encode())
+        if record.calibration or record.onto:
+            digest.update(json.dumps(_calibration(record)).encode())
         if record.objects_of:
             others = {m: _annotations(objects) for m, objects in sorted(record.objects_of.items())}
             digest.update(json.dumps({"objects_of": others}).encode())
@@ -82,17 +94,30 @@ def coco_ground_truth(records: Sequence[Record], classes: Sequence[str]) -> dict
 def coco_split(card: Card, records: Sequence[Record]) -> dict[str, Any]:
     """Returns records of a card as a COCO dictionary that the reader `coco` turns back into the same records.
 
-    Files are relative to the card's root. `coco_card` makes the card to go with it.
+    Files are relative to the card's root, boxes in the pixels of the files. `coco_card` makes the card to go with it.
     """
     truth = coco_ground_truth(records, card.classes)
+    _uncut(truth["annotations"], card, card.reference)
     for image, record in zip(truth["images"], records, strict=True):
+        image["width"], image["height"] = card.modalities[card.reference].whole((record.width, record.height))
         names = {m: path.relative_to(card.root).as_posix() for m, path in record.files.items()}
         image |= {"file_name": names.get(card.labels.reference or "", next(iter(names.values()))), "modalities": names}
         tags = {"condition": record.condition, "sequence": record.sequence}
         image |= {key: value for key, value in tags.items() if value is not None}
         if record.objects_of:
             image["objects_of"] = {m: _annotations(objects) for m, objects in record.objects_of.items()}
+            for m, table in image["objects_of"].items():
+                _uncut(table, card, m)
+        image |= _calibration(record)
     return truth
+
+
+def _uncut(annotations: list[dict[str, Any]], card: Card, modality: str) -> None:
+    """Moves boxes from the image within the border to the whole file."""
+    left, top, *_ = card.modalities[modality].border
+    for annotation in annotations:
+        x, y, w, h = annotation["bbox"]
+        annotation["bbox"] = [x + left, y + top, w, h]
 
 
 def coco_card(card: Card, files: dict[str, str]) -> dict[str, Any]:
@@ -116,6 +141,15 @@ def coco_card(card: Card, files: dict[str, str]) -> dict[str, Any]:
     return result
 
 
+def _calibration(record: Record) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    if record.calibration:
+        values["calibration"] = {m: asdict(of) for m, of in sorted(record.calibration.items())}
+    if record.onto:
+        values["onto"] = asdict(record.onto)
+    return values
+
+
 def _annotations(objects: Objects) -> list[dict[str, Any]]:
     columns = (objects.boxes.tolist(), objects.labels.tolist(), objects.ignore.tolist())
     annotations = [
@@ -134,32 +168,36 @@ def _annotations(objects: Objects) -> list[dict[str, Any]]:
 
 
 def _read_each(parse: Parse, card: Card, split: str) -> Reading:
-    """Reads a dataset that has one annotation file for each image; entries count from 1, which is their id."""
+    """Reads a dataset that has one annotation file for each image; entries count from 1, which is their id.
+
+    A template of annotations without a placeholder is one file for all, whose lines begin with the entry.
+    """
     if card.layout is None or not card.layout.annotations:
         raise UserError(f"{card.path}: layout.annotations: the reader {card.reader!r} needs it; add its template")
     reading = Reading()
     labelled = card.layout.annotations
-    reference = card.labels.reference or next(iter(labelled))
     for number, entry in enumerate(entries_of(card, split, reading), 1):
         files = entry_files(card, entry, reading)
         if files is None:
             continue
-        measured = [m for m in labelled if m in files] or [next(iter(files))]
         try:
-            sizes = {m: image_size(files[m]) for m in measured}
+            size = reference_size(card, files)
+            sizes = {m: size if m == card.reference else modality_size(card, files, m, size) for m in labelled}
+            calibration, onto = calibrations(card, entry)
         except UserError as error:
             reading.errors.append(str(error))
             continue
-        size = sizes.get(reference, sizes[measured[0]])
         found: dict[str, Objects] = {}
         for m in labelled:
-            marks = _marks(parse, card, entry, m, sizes.get(m, size), reading)
+            marks = _marks(parse, card, entry, m, card.modalities[m].whole(sizes[m]), reading)
             if marks is not None:
-                found[m] = objects_from(marks, sizes.get(m, size), card, reading)
+                found[m] = objects_from(marks, m, sizes[m], card, reading)
         if len(found) == len(labelled):
-            objects = found.pop(reference)
+            objects = found.pop(card.reference)
             others = {m: other for m, other in found.items() if m in files}
-            record = make_record(number, files, size, objects, others, entry.condition, entry.sequence)
+            record = make_record(
+                number, files, size, objects, others, entry.condition, entry.sequence, calibration, onto
+            )
             reading.records.append(record)
     return reading
 
@@ -177,7 +215,10 @@ def _marks(
                 return []
             fix = "add it, remove the entry or set labels.unlabelled"
             raise UserError(f"{entry.where}: {entry.name}: the annotation file {path} is missing; {fix}")
-        return [replace(mark, where=f"{path}: {mark.where}") for mark in parse(path.read_bytes(), size)]
+        content = path.read_bytes()
+        if not placeholders(card.layout.annotations[modality] if card.layout else ""):
+            content = formats.lines_of(content, entry.name)
+        return [replace(mark, where=f"{path}: {mark.where}") for mark in parse(content, size)]
     except OSError as error:
         reading.errors.append(f"{path}: {error.strerror}; make it readable")
     except UserError as error:
@@ -194,4 +235,5 @@ READERS: dict[str, Callable[[Card, str], Reading]] = {
     "kitti": partial(_read_each, formats.kitti),
     "vedai": partial(_read_each, formats.vedai),
     "centred": partial(_read_each, formats.centred),
+    "sunrgbd": read_sunrgbd,
 }

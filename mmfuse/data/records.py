@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mmfuse.calibration import Calibration
 from mmfuse.data.cards import Card
 from mmfuse.errors import unknown_name
 
@@ -31,6 +32,8 @@ class Record:
     which are neither learnt nor scored. `condition` is a tag such as night; images of one `sequence` show the same
     scene. `occlusion` (N,) int64 is the dataset's own degree, -1 where not given, None if no object has one. All this
     is of the card's reference image; `objects_of` holds what was labelled on the images of other modalities as well.
+    `calibration` has that of modalities whose sensor moved or changed from image to image, `onto` that of the reference
+    if it did; the card's holds otherwise.
     """
 
     image_id: int
@@ -44,6 +47,8 @@ class Record:
     sequence: str | None = None
     occlusion: np.ndarray | None = None
     objects_of: dict[str, Objects] = field(default_factory=dict)
+    calibration: dict[str, Calibration] = field(default_factory=dict)
+    onto: Calibration | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,8 @@ def make_record(
     objects_of: dict[str, Objects],
     condition: str | None,
     sequence: str | None,
+    calibration: dict[str, Calibration] | None = None,
+    onto: Calibration | None = None,
 ) -> Record:
     """Returns the record of an image of `size` (width, height)."""
     return Record(
@@ -99,13 +106,16 @@ def make_record(
         sequence,
         objects.occlusion,
         objects_of,
+        calibration or {},
+        onto,
     )
 
 
-def objects_from(marks: Iterable[Mark], size: tuple[int, int], card: Card, reading: Reading) -> Objects:
+def objects_from(marks: Iterable[Mark], modality: str, size: tuple[int, int], card: Card, reading: Reading) -> Objects:
     """Returns the objects that the card wants of an image of `size` (width, height), clipped to it.
 
-    A region that is ignored for several classes stands once for each. Faults go to `reading`, an unknown name once.
+    Marks are in pixels of the file of that modality, whose border is cut off. A region that is ignored for several
+    classes stands once for each. Faults go to `reading`, an unknown name once.
     """
     rows: list[tuple[np.ndarray, int, bool, int | None]] = []
     for mark in marks:
@@ -116,7 +126,7 @@ def objects_from(marks: Iterable[Mark], size: tuple[int, int], card: Card, readi
             reading.errors.append(f"{mark.where}: {problem}; or name it in labels: aliases, ignored or dropped")
         if not found or not found[0]:
             continue
-        box = _box(mark, size, card, reading)
+        box = _box(mark, card.modalities[modality].border[:2], size, card, reading)
         if box is not None:
             labels, ignore = found
             rows += [(box, label, ignore or mark.ignore, mark.occlusion) for label in labels]
@@ -129,13 +139,14 @@ def objects_from(marks: Iterable[Mark], size: tuple[int, int], card: Card, readi
     )
 
 
-def _box(mark: Mark, size: tuple[int, int], card: Card, reading: Reading) -> np.ndarray | None:
+def _box(mark: Mark, corner: tuple[int, int], size: tuple[int, int], card: Card, reading: Reading) -> np.ndarray | None:
     x1, y1, x2, y2 = mark.box
     if not all(abs(v) < _TOO_LARGE for v in mark.box):
         reading.errors.append(f"{mark.where}: box {mark.shown} is not four finite numbers; mend or remove it")
         return None
     if card.labels.one_based:
         x1, y1 = x1 - 1, y1 - 1
+    x1, y1, x2, y2 = x1 - corner[0], y1 - corner[1], x2 - corner[0], y2 - corner[1]
     width, height = size
     inside_image = np.array([max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)], np.float32)
     problem = ""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 CLASS_COLOURS = ("#ff5a5f", "#3ddc97", "#4cc9f0", "#ffd166", "#c77dff", "#ff9f1c", "#f9a8d4", "#b8f35a")
 SERIES_COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#e45756", "#72b7b2", "#9d755d", "#8c8c8c")
+SERIES_MARKERS = "os^Dv"
 DOTS_PER_INCH = 130
 Truth = tuple[Tensor, Tensor]
 
@@ -42,14 +43,19 @@ class GalleryRow:
 
 
 def displayable(image: Tensor, sensor: Sensor) -> np.ndarray:
-    """Turns a raw image (C, H, W) into RGB (H, W, 3) uint8 for the eye.
+    """Turns a prepared image (C, H, W) into RGB (H, W, 3) uint8 for the eye.
 
-    8-bit pixels stay as they are. Depth is coloured near (bright) to far (dark) with holes black. Other types are
-    stretched from the 1st to the 99th percentile, one channel in heat colours.
+    8-bit pixels stay as they are. Depth is coloured near (bright) to far (dark) with holes black; normals, HHA and
+    colours are shown as they are. Other types are stretched from the 1st to the 99th percentile, one channel in heat
+    colours.
     """
-    if sensor.encoding == "inverse_depth":
-        nearness, valid = sensor.encode(image[None])[0].numpy()
-        coloured = _coloured(_stretched(nearness, valid > 0), "viridis")
+    if sensor.is_depth:
+        if len(image) == 1:
+            metres, valid = (x.numpy()[0] for x in sensor.metres(image))
+            coloured = _coloured(_stretched(1 / metres.clip(sensor.near, sensor.far), valid > 0), "viridis")
+        else:
+            pixels, valid = image[:3].permute(1, 2, 0), image[3].numpy()
+            coloured = ((pixels + 1) * 127.5 if sensor.encoding == "normals" else pixels).numpy()
         return np.where(valid[..., None] > 0, coloured, 0).astype(np.uint8)
     channels = image[:3] if len(image) >= 3 else image[:1]
     if image.dtype == torch.uint8:
@@ -230,6 +236,45 @@ def share_heatmap(shares: Mapping[str, Mapping[int, float]], path: Path) -> None
     ax.spines[:].set_visible(False)
     figure.colorbar(image, ax=ax, label="share", ticks=[0, 0.5, 1], format="{x:.0%}").outline.set_visible(False)
     ax.set_title("Share of each modality in the fusion, by pyramid level", fontsize=11)
+    _write(figure, path)
+
+
+def robustness_curves(robustness: Mapping[str, Any], path: Path) -> None:
+    """Writes AP against severity: a panel for each corruption, a line for each modality that suffers it.
+
+    `robustness` is what `mmfuse.robustness` returns. The dashed line is the clean AP.
+    """
+    curves = robustness["curves"]
+    names = list(dict.fromkeys(curve["corruption"] for curve in curves))
+    modalities = list(dict.fromkeys(curve["modality"] for curve in curves))
+    columns = min(len(names), 5)
+    rows = -(-len(names) // columns)
+    figure = _figure(max(5.0, 2.4 * columns), 2.1 * rows + 1.1)
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    lines: dict[str, Any] = {}
+    for ax, name in zip(axes, names, strict=False):
+        lines["clean"] = ax.axhline(robustness["clean"]["ap"], color="#777777", linestyle="--", linewidth=1)
+        for curve in (c for c in curves if c["corruption"] == name):
+            i = modalities.index(curve["modality"])
+            marker = SERIES_MARKERS[i % len(SERIES_MARKERS)]
+            (line,) = ax.plot(curve["ap"], color=_series_colour(i), marker=marker, markersize=4, clip_on=False)
+            lines[f"{curve['modality']} corrupted"] = line
+        ax.set_title(name.replace("_", " "), fontsize=10)
+        ax.tick_params(labelbottom=True)
+        _plain_axes(ax, "y")
+    axes[0].set_xticks(range(len(curves[0]["ap"])))
+    axes[0].set_ylim(bottom=0)
+    for ax in axes[max(0, len(names) - columns) : len(names)]:
+        ax.set_xlabel("severity")
+    for ax in axes[::columns]:
+        ax.set_ylabel("AP")
+    for ax in axes[len(names) :]:
+        ax.set_axis_off()
+    for label, line in lines.items():
+        line.set_label(label)
+    _legend(figure, list(lines.values()))
+    split = f"{robustness['split']} split, {robustness['images']} images"
+    figure.suptitle(f"{robustness['name']}: AP as one modality is corrupted, {split}", fontsize=12)
     _write(figure, path)
 
 

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mmfuse.calibration import Calibration
 from mmfuse.data.cards import Split, load_card
 from mmfuse.errors import UserError
 from mmfuse.sensor import Sensor
@@ -37,6 +38,19 @@ def test_root_is_overridden(tmp_path):
     other = tmp_path / "elsewhere"
     other.mkdir()
     assert load_card(write_card(tmp_path, root="nowhere"), str(other)).root == other.resolve()
+
+
+CALIBRATION = {"file": "{id}.txt", "format": "kitti", "key": "P2"}
+MOVED = {"channels": 3, "register": "resize"}
+
+
+def test_a_registered_sensor_knows_the_camera_of_the_reference(tmp_path):
+    camera = {"size": [640, 480], "intrinsics": [500, 500, 319.5, 239.5]}
+    sensors = {"thermal": {"channels": 1, "register": "rig"}, "rgb": {"channels": 3, "calibration": camera}}
+    card = load_card(write_card(tmp_path, modalities=sensors))
+    assert card.reference == "rgb"
+    assert card.modalities["thermal"].onto == Calibration((640, 480), (500.0, 500.0, 319.5, 239.5))
+    assert card.modalities["rgb"].onto is None
 
 
 def layout(**changes):
@@ -84,6 +98,20 @@ def test_names_in_the_files_become_labels(tmp_path):
         ({"splits": {"train": {"file": "a", "first": "1"}}}, "only, first and last need a layout"),
         ({"splits": {"train": {"file": "a", "only": "["}}}, "splits.train: only: '[' is not a regular expression"),
         ({"splits": {"train": {"file": "a", "image": 3}}}, "did you mean 'images'?"),
+        ({"layout": layout(tolerance=0.1)}, "tolerance: 0.1 needs {time} in 'entry'"),
+        ({"layout": {"files": {}, "entry": "{time}", "tolerance": -1.0}}, "tolerance: -1.0 needs"),
+        (
+            {"layout": layout(calibrations={"lidar": CALIBRATION})},
+            "layout.calibrations: 'lidar' is not a known modality",
+        ),
+        ({"layout": layout(calibrations={"rgb": {**CALIBRATION, "format": "ros"}})}, "'ros' is not a known value"),
+        ({"layout": layout(calibrations={"rgb": {**CALIBRATION, "file": "{x}"}})}, "'x' is not a known placeholder"),
+        ({"modalities": {"rgb": MOVED}}, "modalities: register: none lies in the reference frame"),
+        (
+            {"modalities": {"rgb": MOVED, "depth": {"channels": 1}}, "labels": {"reference": "rgb"}},
+            "modalities.rgb: register: the reference can't be moved",
+        ),
+        ({"modalities": {"rgb": {"channels": 3, "calibration": {"pose": [[1, 0], [0, 1]]}}}}, "is not 3 x 4 or 4 x 4"),
         ({"labels": {"reference": "lidar"}}, "labels.reference: 'lidar' is not a known modality"),
         ({"layout": layout(), "labels": {"reference": "rgb"}}, "labels.reference: 'rgb' has no annotations"),
         ({"layout": layout(condition_lists={"dya": "x"}), "conditions": ["day"]}, "did you mean 'day'?"),
@@ -94,7 +122,10 @@ def test_names_in_the_files_become_labels(tmp_path):
         ({"clases": ["person"]}, "did you mean 'classes'?"),
         ({"reader": None}, "'reader' is missing"),
         ({"modalities": {"rgb": {"chanels": 3}}}, "did you mean 'channels'?"),
-        ({"modalities": {"depth": {"channels": 1, "encoding": "inverse"}}}, "encoding: 'inverse' is unknown"),
+        (
+            {"modalities": {"depth": {"channels": 1, "encoding": "inverse"}}},
+            "encoding: 'inverse' is not a known value; did you mean 'inverse_depth'?",
+        ),
         ({"modalities": {}}, "name at least one"),
         ({"classes": []}, "name at least one"),
         ({"classes": ["car", "car"]}, "names a class twice"),

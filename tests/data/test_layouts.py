@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from test_sunrgbd import write_sun_rgbd
+from test_ultralytics import write_trees
 
 from mmfuse.config import save_yaml
 from mmfuse.data.cards import load_card
 from mmfuse.data.check import check
+from mmfuse.data.images import load_sample
 from mmfuse.data.readers import coco_card, coco_split, read_split, scan_split, split_digest
 from mmfuse.errors import UserError
 
@@ -101,11 +104,11 @@ def write_pascal_voc_2007(folder):
 def write_dronevehicle(folder):
     for i, split in enumerate(("train", "val", "test")):
         for kind in ("", "r"):
-            folder.image(f"{split}/{split}img{kind}/0000{i}.jpg")
-        polygon = (10, 20, 30, 15, 32, 22, 12, 27)
+            folder.image(f"{split}/{split}img{kind}/0000{i}.jpg", (WIDTH + 200, HEIGHT + 200))
+        polygon = (110, 120, 130, 115, 132, 122, 112, 127)
         names = ["car", "feright car", "feright_car", "truvk", "freight car", "*"]
         folder.voc(f"{split}/{split}labelr/0000{i}.xml", *((name, polygon) for name in names))
-        folder.voc(f"{split}/{split}label/0000{i}.xml", ("car", (9, 19, 33, 28)))
+        folder.voc(f"{split}/{split}label/0000{i}.xml", ("car", (109, 119, 133, 128)))
 
 
 def write_flir_adas_v1(folder):
@@ -200,6 +203,30 @@ def write_vedai(folder):
     folder.text("fold01test.txt", "00000012\n")
 
 
+def write_vedai_combined(folder):
+    write_vedai(folder)
+    shutil.rmtree(folder.root / "Annotations1024")
+    lines = [
+        "00000001 20 15 0.78 10 30 28 12 8 10 22 20 011 1 0",
+        "00000009 40 20 0.1 35 45 45 35 15 15 25 25 031 1 1",
+        "00000001 40 20 0.1 1 5 5 1 2 2 9 9 001 1 1",
+        "000000012 40 20 0.1 1 5 5 1 2 2 9 9 001 1 1",
+    ]
+    folder.text("Annotations1024/annotation1024.txt", "\r\n".join(lines) + "\r\n")
+
+
+def write_kitti_depth(folder):
+    write_kitti(folder)
+    camera = f"60 0 {WIDTH / 2} 3 0 60 {HEIGHT / 2} 0 0 0 1 0"
+    lines = [f"P{i}: {camera}" for i in range(4)] + ["R0_rect: 1 0 0 0 1 0 0 0 1"]
+    lines += ["Tr_velo_to_cam: 0 -1 0 0.1 0 0 -1 -0.2 1 0 0 -0.3", "Tr_imu_to_velo: 1 0 0 0 0 1 0 0 0 0 1 0"]
+    for name in ("000003", "000009", "000010"):
+        points = folder.rng.uniform([5, -2, -2, 0], [50, 2, 2, 1], (200, 4)).astype(np.float32)
+        (folder.root / "training/velodyne").mkdir(exist_ok=True)
+        points.tofile(folder.root / f"training/velodyne/{name}.bin")
+        folder.text(f"training/calib/{name}.txt", "\n".join(lines) + "\n\n")
+
+
 def write_cvc14(folder):
     for time, part, frames, name in (
         ("Day", "Train", "FramesPos", "2014_05_01_17"),
@@ -228,6 +255,10 @@ DATASETS = {
     "kitti": write_kitti,
     "vedai": write_vedai,
     "cvc14": write_cvc14,
+    "vedai_combined": write_vedai_combined,
+    "kitti_depth": write_kitti_depth,
+    "sun_rgbd": lambda folder: write_sun_rgbd(folder.root),
+    "ultralytics_yolo": lambda folder: write_trees(folder.root),
 }
 
 
@@ -321,8 +352,11 @@ def test_pascal_voc_counts_from_one_and_ignores_the_difficult(make):
     assert record.ignore.tolist() == [False, True]
 
 
-def test_dronevehicle_mends_names_and_keeps_the_labels_of_both_sensors(make):
-    record = only(make("dronevehicle"), "train")
+def test_dronevehicle_cuts_the_border_mends_names_and_keeps_the_labels_of_both_sensors(make):
+    card = make("dronevehicle")
+    record = only(card, "train")
+    assert (record.width, record.height) == (WIDTH, HEIGHT)
+    assert {x.shape[1:] for x in load_sample(record, card.modalities).images.values()} == {(HEIGHT, WIDTH)}
     assert boxes_of(record) == [(label, [10, 15, 32, 27]) for label in (0, 4, 4, 1, 4)]
     assert record.objects_of.keys() == {"rgb"}
     assert record.objects_of["rgb"].boxes.tolist() == [[9, 19, 33, 28]]
@@ -396,6 +430,19 @@ def test_vedai_names_its_numbers(make):
     record = only(make("vedai"), "train")
     assert boxes_of(record) == [(8, [10, 8, 30, 22]), (10, [35, 15, 45, 25])]
     assert record.files.keys() == {"rgb", "nir"}
+
+
+def test_vedai_s_file_of_all_labels_has_its_own_order(make):
+    card = make("vedai_combined")
+    record = only(card, "train")
+    assert boxes_of(record) == [(8, [10, 8, 30, 22]), (0, [1, 2, 5, 9])]
+    assert record.occlusion.tolist() == [0, 1]
+    assert boxes_of(only(card, "val")) == [(10, [35, 15, 45, 25])]
+    assert boxes_of(only(card, "test")) == []
+    with (card.root / "Annotations1024/annotation1024.txt").open("a") as file:
+        file.write("00000009 40 20 0.1 35 45 45 35 15 15 25 25 012 1 1\n")
+    (error,) = scan_split(card, "val").errors
+    assert "annotation1024.txt: line 5: '12' is not a known class" in error
 
 
 def test_cvc14_keeps_the_labels_of_both_sensors_and_images_without_any(make):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from mmfuse.config import write_whole
+from mmfuse.data.cache import ImageCache
 from mmfuse.data.cards import Card
 from mmfuse.data.loader import eval_loader
 from mmfuse.data.readers import Record, read_split, split_digest
@@ -61,7 +62,8 @@ def evaluate(
             f"{card.path}: classes {list(card.classes)} aren't the run's {list(detector.classes)}; use its card"
         )
     records = read_split(card, split)
-    loader = eval_loader(records, detector.sensors, input_size, recipe.train.batch_size, recipe.data.workers)
+    data, batch = recipe.data, recipe.train.batch_size
+    loader = eval_loader(records, detector.sensors, input_size, batch, data.workers, ImageCache(data.cache).images)
     title = f"evaluating {recipe.name}" + "".join(f" without {m}" for m in without)
     found = collect(detector, loader, without=without, soft=soft, progress=title)
     scores = coco_scores(records, found, detector.classes)

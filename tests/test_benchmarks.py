@@ -2,9 +2,11 @@ import re
 import time
 
 import pytest
+import torch
 
-from benchmarks import fusions
+from benchmarks import fusions, loader
 from benchmarks.side_by_side import side_by_side
+from mmfuse.config import DataRecipe
 from mmfuse.model.fusion import FUSIONS
 
 
@@ -38,3 +40,22 @@ def test_the_benchmark_of_fusions_runs_small(capsys):
 @pytest.mark.parametrize("train", [False, True])
 def test_fast_is_the_first_side(train):
     assert fusions.measure("d-4", 128, {"a": 1}, 1, train)[0].name == "fast"
+
+
+def test_the_benchmark_of_the_loader_runs_small(capsys):
+    loader.main(["--images", "4", "--side", "64", "--batch-size", "2", "--workers", "0", "--rounds", "1"])
+    text = capsys.readouterr().out
+    assert "samples / s" in text
+    names = ("PIL + transforms.v2", "PIL + transforms.v2, uint8", "mmfuse", "mmfuse, cached")
+    assert [line.split("|")[1].strip() for line in text.splitlines()[2:] if line] == list(names)
+
+
+def test_the_loaders_that_are_compared_give_alike_samples(tmp_path):
+    records = loader.make_pairs(tmp_path, 2)
+    plain = loader.plain_loader(records, DataRecipe(workers=0), 64, 2, as_float=False)
+    ours = loader.our_loader(records, DataRecipe(workers=0), 64, 2)
+    (theirs,), (batch,) = plain, ours.epoch(0)
+    for m, image in batch.images.items():
+        assert theirs[m].shape == image.shape
+        assert theirs[m].dtype == image.dtype == torch.uint8
+    assert all(boxes.shape[1] == 4 for boxes in (*theirs["boxes"], *batch.targets.boxes))

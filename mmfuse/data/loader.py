@@ -6,32 +6,44 @@ processes, not of where a run was resumed, and, taken over all ranks together, n
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm import tqdm
 
 from mmfuse.config import DataRecipe
+from mmfuse.data.cache import CacheError, ImageCache, is_costly
 from mmfuse.data.cards import Card
-from mmfuse.data.readers import Record
-from mmfuse.data.transforms import augment, letterbox, load_sample, read_image
+from mmfuse.data.images import Read, load_sample, read_image
+from mmfuse.data.records import Record
+from mmfuse.data.transforms import augment, letterbox
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.sample import Batch, Sample, Targets
 from mmfuse.sensor import Sensor
 
 _MEASURED_IMAGES = 256
 _SMALLEST_STD = 1e-6
+_RANGE = (0.001, 0.999)
+_VALUES_PER_IMAGE = 4096
+_MOST_BAD = 32
+_DEFAULT = DataRecipe()
 
 
 class TrainLoader:
-    """Augmented training batches of one rank; see `train_loader`."""
+    """Augmented training batches of one rank; see `train_loader`.
 
-    def __init__(self, loader: "DataLoader[Batch]", order: "_Order") -> None:
+    `skipped` says of the images that couldn't be read so far, by their id, why; another took the place of each.
+    `absent` counts the records that are left out because they have a file of none of the modalities.
+    """
+
+    def __init__(self, loader: "DataLoader[_Loaded]", order: "_Order", absent: int) -> None:
         self._loader = loader
         self._order = order
+        self.absent = absent
+        self.skipped: dict[int, str] = {}
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -41,16 +53,18 @@ class TrainLoader:
         """Yields the batches of an epoch, from `start_batch` on.
 
         Raises:
-            UserError: an image can't be read.
+            UserError: an image can't be read, or with on_bad_sample "skip" 32 in a row can't.
         """
         self._order.epoch, self._order.start_batch = epoch, start_batch
-        yield from _good_batches(self._loader)
+        for packed in _good(self._loader):
+            self.skipped |= packed.skipped
+            yield packed.unpack()
 
 
 class EvalLoader:
     """Letterboxed batches in the order of the records, the last one smaller; see `eval_loader`."""
 
-    def __init__(self, loader: "DataLoader[Batch]") -> None:
+    def __init__(self, loader: "DataLoader[_Loaded]") -> None:
         self._loader = loader
 
     def __len__(self) -> int:
@@ -58,7 +72,7 @@ class EvalLoader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        return _good_batches(self._loader)
+        return (packed.unpack() for packed in _good(self._loader))
 
 
 def train_loader(
@@ -75,11 +89,15 @@ def train_loader(
     """Makes the loader of one rank's share of each batch; `batch_size` counts over all ranks.
 
     An epoch is a new order of the records, without those that don't fill a last batch; records that are fewer than a
-    batch are repeated to fill one. Images are padded with the mean of the card's sensors, so give a card with
-    measured ones (`measure`): others pad with zero.
+    batch are repeated to fill one. Records without a file of any of the modalities are left out and counted. Images
+    are padded with the mean of the card's sensors, so give a card with measured ones (`measure`): others pad with
+    zero.
+
+    An image that can't be read is an error, or with `data.on_bad_sample` "skip" the next record that can be takes its
+    place in the batch.
 
     Raises:
-        UserError: there are no records, a modality isn't in the card, or the ranks can't share a batch evenly.
+        UserError: there are no such records, a modality isn't in the card, or the ranks can't share a batch evenly.
     """
     for modality in modalities:
         if modality not in card.modalities:
@@ -87,12 +105,14 @@ def train_loader(
     if batch_size % world_size:
         fix = f"use a multiple of {world_size}"
         raise UserError(f"train.batch_size: {batch_size} can't be shared evenly by {world_size} processes; {fix}")
-    if not records:
+    usable = [record for record in records if any(m in record.files for m in modalities)]
+    if not usable:
         raise UserError(f"{card.path}: there is no image to train on; add some to the split")
     sensors = {m: card.modalities[m] for m in modalities}
-    order = _Order(len(records), batch_size, seed, rank, world_size)
-    dataset = _Samples(list(records), sensors, input_size, data, seed)
-    return TrainLoader(_data_loader(dataset, order, _workers(data.workers, world_size)), order)
+    order = _Order(len(usable), batch_size, seed, rank, world_size)
+    dataset = _Samples(usable, sensors, input_size, ImageCache(data.cache).images, data, seed)
+    loader = _data_loader(dataset, order, _workers(data.workers, world_size))
+    return TrainLoader(loader, order, len(records) - len(usable))
 
 
 def eval_loader(
@@ -101,47 +121,174 @@ def eval_loader(
     input_size: tuple[int, int],
     batch_size: int,
     workers: int | None = None,
+    read: Read | None = None,
 ) -> EvalLoader:
-    """Makes the loader of all records, in order, without augmentation. `workers` None takes the cores to spare."""
+    """Makes the loader of all records, in order, without augmentation.
+
+    `workers` None takes the cores to spare; `read` gives the images, `ImageCache().images` if None. An image that can't
+    be read is always an error: leaving it out would change what is scored.
+    """
     items = [(0, i) for i in range(len(records))]
     batches = [items[i : i + batch_size] for i in range(0, len(items), batch_size)]
-    dataset = _Samples(list(records), dict(sensors), input_size, None, 0)
+    dataset = _Samples(list(records), dict(sensors), input_size, read or ImageCache().images)
     return EvalLoader(_data_loader(dataset, batches, min(_workers(workers), len(batches))))
 
 
-def measure(records: Sequence[Record], sensors: Mapping[str, Sensor]) -> dict[str, Sensor]:
-    """Returns the sensors with the mean and standard deviation of their encoded channels over all pixels.
+def fill_cache(records: Sequence[Record], sensors: Mapping[str, Sensor], data: DataRecipe) -> None:
+    """Prepares the images of costly sensors ahead of training, with a progress bar; those that are kept already aren't.
 
-    At most 256 records are read, evenly spaced. A channel that never changes gets a deviation of 1e-6.
+    Images that can't be read are left to the training, unless `data.on_bad_sample` is "error".
 
     Raises:
-        UserError: an image can't be read, or no record has an image of a sensor.
+        UserError: an image can't be read, or the cache can't be written.
+    """
+    costly = {m: sensor for m, sensor in sensors.items() if is_costly(sensor)}
+    there = [record for record in records if any(m in record.files for m in costly)]
+    if not there:
+        return
+    loader = DataLoader(
+        _Filling(there, dict(sensors), tuple(costly), ImageCache(data.cache)),
+        batch_size=None,
+        num_workers=_workers(data.workers),
+        worker_init_fn=_one_thread,
+    )
+    for error in tqdm(loader, desc=f"caching {', '.join(costly)}", unit="image"):
+        if isinstance(error, CacheError) or (error is not None and data.on_bad_sample == "error"):
+            raise UserError(str(error))
+
+
+def measure(records: Sequence[Record], sensors: Mapping[str, Sensor], data: DataRecipe = _DEFAULT) -> dict[str, Sensor]:
+    """Returns the sensors with the mean and standard deviation of their encoded channels over all measured pixels.
+
+    Their `dtype` becomes that of their files, and the `range` of an "intensity" that is deeper than 8 bit and has none
+    the 0.1 and 99.9 percentiles of the images. At most 256 records are read, evenly spaced. A channel that never
+    changes gets a deviation of 1e-6. Of `data` the cache counts, and what is to be done with images that can't be read.
+
+    Raises:
+        UserError: an image can't be read, files of a sensor differ in type, or no record has a pixel of a sensor.
     """
     count = min(_MEASURED_IMAGES, len(records))
     chosen = [records[i * len(records) // count] for i in range(count)]
-    sums: dict[str, list[Tensor]] = {m: [] for m in sensors}
-    for record in tqdm(chosen, desc="measuring sensors", unit="image"):
-        for m, sensor in sensors.items():
-            if m in record.files:
-                values = sensor.encode(read_image(record.files[m], sensor)[None])[0].flatten(1).double()
-                pixels = torch.full((len(values),), values.shape[1], dtype=torch.float64)
-                sums[m].append(torch.stack((pixels, values.sum(1), values.square().sum(1))))
-    measured = {}
-    for m, sensor in sensors.items():
-        if not sums[m]:
-            raise UserError(f"{m}: no training image has this modality; leave it out or add its files")
-        pixels, total, squares = torch.stack(sums[m]).sum(0)
+    typed = {m: _typed(m, sensor, chosen, data) for m, sensor in sensors.items()}
+    if ranged := {m for m, s in typed.items() if s.encoding == "intensity" and s.dtype != "uint8" and not s.range}:
+        values: dict[str, _Values] = {m: _Values() for m in ranged}
+        needed = {m: sensor for m, sensor in typed.items() if m in ranged or sensor.is_depth}
+        for images in _each(chosen, needed, data, "measuring ranges"):
+            for m in ranged & set(images):
+                values[m].add(images[m])
+        typed |= {m: replace(typed[m], range=values[m].range(m)) for m in ranged}
+    sums = {m: torch.zeros(3, sensor.encoded_channels, dtype=torch.float64) for m, sensor in typed.items()}
+    for images in _each(chosen, typed, data, "measuring sensors"):
+        for m, image in images.items():
+            encoded = typed[m].encode(image[None])[0].flatten(1).double()
+            measured = ~encoded.isnan()
+            sums[m] += torch.stack((measured.sum(1), encoded.nansum(1), encoded.square().nansum(1)))
+    found = {}
+    for m, sensor in typed.items():
+        pixels, total, squares = sums[m]
+        if not pixels.all():
+            raise UserError(f"{m}: no training image has a measured pixel; leave it out, or mend its files or card")
         mean = total / pixels
         std = (squares / pixels - mean.square()).clamp(min=0).sqrt().clamp(min=_SMALLEST_STD)
-        measured[m] = replace(sensor, mean=tuple(mean.tolist()), std=tuple(std.tolist()))
-    return measured
+        found[m] = replace(sensor, mean=tuple(mean.tolist()), std=tuple(std.tolist()))
+    return found
 
 
-class _Samples(Dataset[Sample | UserError]):
+def _each(
+    records: Sequence[Record], sensors: Mapping[str, Sensor], data: DataRecipe, title: str
+) -> Iterator[dict[str, Tensor]]:
+    """Yields the prepared images of each record, with a progress bar."""
+    cache = ImageCache(data.cache)
+    for record in tqdm(records, desc=title, unit="image"):
+        try:
+            images = cache.images(record, sensors)
+        except UserError as error:
+            if data.on_bad_sample == "error" or isinstance(error, CacheError):
+                raise
+            continue
+        yield images
+
+
+def _typed(modality: str, sensor: Sensor, records: Sequence[Record], data: DataRecipe) -> Sensor:
+    there = [record.files[modality] for record in records if modality in record.files]
+    for file in there:
+        try:
+            kind = str(read_image(file, sensor).dtype).removeprefix("torch.")
+        except UserError:
+            if data.on_bad_sample == "error":
+                raise
+            continue
+        return replace(sensor, dtype=kind)  # type: ignore[arg-type]
+    problem = "can be read of this modality" if there else "has this modality"
+    raise UserError(f"{modality}: no training image {problem}; leave it out or add its files")
+
+
+class _Values:
+    """The distribution of a sensor's values: of 16-bit images all of them, of others a sample of each image."""
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(2**16, np.int64)
+        self.sample: list[np.ndarray] = []
+
+    def add(self, image: Tensor) -> None:
+        values = image.numpy().ravel()
+        if values.dtype == np.uint16:
+            self.counts += np.bincount(values, minlength=2**16)
+        else:
+            values = values[:: max(1, len(values) // _VALUES_PER_IMAGE)]
+            self.sample.append(values[np.isfinite(values)])
+
+    def range(self, modality: str) -> tuple[float, float]:
+        values, counts = np.unique(np.concatenate(self.sample or [np.zeros(0, np.float32)]), return_counts=True)
+        if self.counts.any():
+            values, counts = np.arange(2**16), self.counts
+        if not counts.sum():
+            raise UserError(f"{modality}: no training image has a measured pixel; give the sensor a range")
+        ranks = np.ceil(np.array(_RANGE) * counts.sum()) - 1
+        low, high = values[np.searchsorted(counts.cumsum(), ranks, side="right")].tolist()
+        return float(low), float(high if high > low else low + 1)
+
+
+_Skipped = dict[int, str]
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """A batch on its way out of a worker: each tensor costs a file descriptor, so that all small ones are arrays."""
+
+    image_ids: list[int]
+    images: dict[str, Tensor]
+    present: dict[str, np.ndarray]
+    boxes: np.ndarray
+    labels: np.ndarray
+    objects: list[int]
+    scale: np.ndarray
+    skipped: _Skipped
+
+    def pin_memory(self) -> "_Packed":
+        return replace(self, images={m: x.pin_memory() for m, x in self.images.items()})
+
+    def unpack(self) -> Batch:
+        return Batch(
+            self.image_ids,
+            self.images,
+            {m: torch.from_numpy(x) for m, x in self.present.items()},
+            Targets(
+                list(torch.from_numpy(self.boxes).split(self.objects)),
+                list(torch.from_numpy(self.labels).split(self.objects)),
+            ),
+            torch.from_numpy(self.scale),
+        )
+
+
+_Loaded = _Packed | UserError
+
+
+class _Samples(Dataset[tuple[Sample, _Skipped] | UserError]):
     """Samples asked for as (epoch, index); without a recipe they are letterboxed and not augmented.
 
     An index past the last record stands for a repeated one, augmented anew. A user's mistake is returned, not raised:
-    DataLoader would bury it in a worker's traceback.
+    DataLoader would bury it in a worker's traceback. With each sample comes why others before it were skipped.
     """
 
     def __init__(
@@ -149,25 +296,62 @@ class _Samples(Dataset[Sample | UserError]):
         records: list[Record],
         sensors: dict[str, Sensor],
         size: tuple[int, int],
-        recipe: DataRecipe | None,
-        seed: int,
+        read: Read,
+        recipe: DataRecipe | None = None,
+        seed: int = 0,
     ) -> None:
         self.records = records
         self.sensors = sensors
         self.size = size
+        self.read = read
         self.recipe = recipe
         self.seed = seed
 
-    def __getitem__(self, item: tuple[int, int]) -> Sample | UserError:
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Sample, _Skipped] | UserError:
         epoch, index = item
+        sample, skipped = self._readable(index)
+        if isinstance(sample, UserError):
+            return sample
+        if self.recipe is not None:
+            generator = _generator(self.seed, epoch, index + 1)
+            return augment(sample, self.size, self.sensors, self.recipe, generator), skipped
+        images, boxes, scale = letterbox(sample.images, sample.boxes, self.size, self.sensors)
+        return Sample(sample.image_id, images, boxes, sample.labels, scale), skipped
+
+    def _readable(self, index: int) -> tuple[Sample | UserError, _Skipped]:
+        skipping = self.recipe is not None and self.recipe.on_bad_sample == "skip"
+        skipped: _Skipped = {}
+        for tried in range(_MOST_BAD):
+            record = self.records[(index + tried) % len(self.records)]
+            try:
+                return load_sample(record, self.sensors, self.read), skipped
+            except UserError as error:
+                if not skipping or isinstance(error, CacheError):
+                    return error, {}
+                skipped[record.image_id] = str(error)
+        return UserError(f"{_MOST_BAD} images in a row can't be used; the last: {skipped[record.image_id]}"), {}
+
+
+class _Filling(Dataset[UserError | None]):
+    """Prepares the images of a record's costly sensors, into the cache; gives what went wrong."""
+
+    def __init__(
+        self, records: list[Record], sensors: dict[str, Sensor], costly: tuple[str, ...], cache: ImageCache
+    ) -> None:
+        self.records = records
+        self.sensors = sensors
+        self.costly = costly
+        self.cache = cache
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> UserError | None:
         try:
-            sample = load_sample(self.records[index % len(self.records)], self.sensors)
+            self.cache.fill(self.records[index], self.sensors, self.costly)
         except UserError as error:
             return error
-        if self.recipe is not None:
-            return augment(sample, self.size, self.sensors, self.recipe, _generator(self.seed, epoch, index + 1))
-        images, boxes, scale = letterbox(sample.images, sample.boxes, self.size, self.sensors)
-        return Sample(sample.image_id, images, boxes, sample.labels, scale)
+        return None
 
 
 class _Order:
@@ -219,12 +403,14 @@ class _Collate:
         self.sensors = sensors
         self.size = size
 
-    def __call__(self, samples: list[Sample | UserError]) -> Batch | UserError:
-        good = []
-        for sample in samples:
-            if isinstance(sample, UserError):
-                return sample
-            good.append(sample)
+    def __call__(self, loaded: list[tuple[Sample, _Skipped] | UserError]) -> _Loaded:
+        good: list[Sample] = []
+        skipped: _Skipped = {}
+        for item in loaded:
+            if isinstance(item, UserError):
+                return item
+            good.append(item[0])
+            skipped |= item[1]
         images, present = {}, {}
         for m, sensor in self.sensors.items():
             there = [m in sample.images for sample in good]
@@ -233,21 +419,22 @@ class _Collate:
                 names = " and ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
                 ids = [sample.image_id for sample in good]
                 return UserError(f"{m}: images {ids} mix {names}; give all images of a sensor one bit depth")
-            images[m] = torch.zeros(len(good), sensor.channels, *self.size, dtype=kinds.pop())
-            for row, sample in zip(images[m], good, strict=True):
-                if m in sample.images:
-                    row.copy_(sample.images[m])
-            present[m] = torch.tensor(there)
-        return Batch(
+            absent = torch.zeros(sensor.prepared_channels, *self.size, dtype=kinds.pop())
+            images[m] = default_collate([sample.images.get(m, absent) for sample in good])
+            present[m] = np.array(there)
+        return _Packed(
             [sample.image_id for sample in good],
             images,
             present,
-            Targets([sample.boxes for sample in good], [sample.labels for sample in good]),
-            torch.tensor([sample.scale for sample in good]),
+            np.concatenate([sample.boxes.numpy() for sample in good]),
+            np.concatenate([sample.labels.numpy() for sample in good]),
+            [len(sample.boxes) for sample in good],
+            np.array([sample.scale for sample in good], np.float32),
+            skipped,
         )
 
 
-def _data_loader(dataset: _Samples, batches: object, workers: int) -> "DataLoader[Batch]":
+def _data_loader(dataset: _Samples, batches: object, workers: int) -> "DataLoader[_Loaded]":
     return DataLoader(
         dataset,  # type: ignore[arg-type]
         batch_sampler=batches,  # type: ignore[arg-type]
@@ -259,8 +446,8 @@ def _data_loader(dataset: _Samples, batches: object, workers: int) -> "DataLoade
     )
 
 
-def _good_batches(loader: "DataLoader[Batch]") -> Iterator[Batch]:
-    for batch in loader:
-        if isinstance(batch, UserError):
-            raise UserError(str(batch))  # raising what the frame holds would be a cycle, and workers end late in one
-        yield batch
+def _good(loader: "DataLoader[_Loaded]") -> Iterator[_Packed]:
+    for loaded in loader:
+        if isinstance(loaded, UserError):
+            raise UserError(str(loaded))  # raising what the frame holds would be a cycle, and workers end late in one
+        yield loaded

@@ -1,97 +1,21 @@
-"""From files to samples: decoding, letterbox, and augmentation that moves all modalities of a sample alike."""
+"""Letterbox, and augmentation that moves all modalities of a sample alike."""
 
-import os
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torchvision.transforms.v2 import functional as V
 
 from mmfuse import boxes as box_maths
 from mmfuse.config import DataRecipe
-from mmfuse.data.readers import Record
-from mmfuse.errors import UserError
 from mmfuse.sample import Sample
 from mmfuse.sensor import Sensor
 
 _SMALLEST_SIDE = 2.0
 _SMALLEST_SHARE = 0.25
-_MODES = {1: "L", 3: "RGB"}
-
-
-def read_image(path: str | os.PathLike[str], sensor: Sensor) -> Tensor:
-    """Reads the file of a sensor: (C, H, W) of its channels, uint8, uint16 or float32 as the file holds.
-
-    An 8-bit intensity file is turned into grey or colour where the sensor has one channel or three; deeper files and
-    depth must have the sensor's channels. An orientation tag (EXIF) is applied.
-
-    Raises:
-        UserError: the file is missing, can't be decoded whole and in its own depth, or has other channels.
-    """
-    try:
-        with Image.open(path) as file:
-            deep = file.mode in ("I", "F") or file.mode.startswith("I;16")
-            if not deep and ";16" in str(file.tile):
-                raise UserError(f"{path}: holds several 16-bit channels, which can't be read; write one file for each")
-            image = ImageOps.exif_transpose(file)
-            if not deep and sensor.encoding == "intensity" and sensor.channels in _MODES:
-                image = image.convert(_MODES[sensor.channels])
-            pixels = np.array(image)
-    except UnidentifiedImageError:
-        raise UserError(f"{path}: is not an image; give a PNG, JPEG, TIFF or WebP file") from None
-    except OSError as error:
-        raise UserError(f"{path}: can't be read: {error.strerror or error}; give a whole image file") from None
-    except (SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path}: can't be decoded: {error}; give a whole image file") from None
-    if pixels.dtype.kind in "iu" and pixels.dtype != np.uint8:
-        if pixels.min() < 0 or pixels.max() > np.iinfo(np.uint16).max:
-            raise UserError(f"{path}: holds values outside 0 to 65535; write 16 bits without sign, or 32-bit float")
-        pixels = pixels.astype(np.uint16)
-    if pixels.dtype == bool:
-        pixels = pixels.astype(np.uint8)
-    planes = torch.from_numpy(pixels if pixels.ndim == 3 else pixels[:, :, None]).permute(2, 0, 1).contiguous()
-    if len(planes) != sensor.channels:
-        fix = f"the sensor has {sensor.channels}: mend the card or the file"
-        raise UserError(f"{path}: has {len(planes)} channels; {fix}")
-    return planes
-
-
-def size_problem(record: Record, images: Mapping[str, Tensor]) -> str | None:
-    """Returns one line when the images (C, H, W) of a record differ in size, or from the size in the labels."""
-    sizes = {m: f"{image.shape[2]} x {image.shape[1]}" for m, image in images.items()}
-    if len(set(sizes.values())) > 1:
-        listed = ", ".join(f"{record.files[m]} is {size}" for m, size in sizes.items())
-        return f"image {record.image_id}: {listed}; register them to one size"
-    for m, size in sizes.items():
-        if size != (labelled := f"{record.width} x {record.height}"):
-            return (
-                f"{record.files[m]}: is {size}, but image {record.image_id} is labelled as {labelled}; mend one of them"
-            )
-    return None
-
-
-def load_sample(record: Record, sensors: Mapping[str, Sensor]) -> Sample:
-    """Reads the images of those `sensors` that the record has, and its objects save crowds, at their own size.
-
-    Raises:
-        UserError: a file can't be read, or the sizes differ.
-    """
-    images = {m: read_image(record.files[m], sensor) for m, sensor in sensors.items() if m in record.files}
-    if not images:
-        raise UserError(
-            f"image {record.image_id}: has no file for any of {', '.join(sensors)}; add one or remove the image"
-        )
-    if problem := size_problem(record, images):
-        raise UserError(problem)
-    kept = ~record.ignore
-    return Sample(record.image_id, images, torch.from_numpy(record.boxes[kept]), torch.from_numpy(record.labels[kept]))
+_GREY = (0.2989, 0.587, 0.114)
 
 
 def letterbox(
@@ -119,9 +43,10 @@ def augment(
 
     The scale is that of the letterbox times a factor from `recipe.scale_jitter`; an image that becomes larger than
     `size` is cropped at a random place, a smaller one lies at the top left corner (EfficientDet's training).
-    Brightness, contrast and saturation change in colour images only: three channels of 8 bit. Objects of which less
-    than a quarter is left, or less than 2 pixels on a side, are dropped. All randomness comes from `generator`. Boxes
-    of the result can't be traced back to the file by `scale` alone.
+    Brightness, contrast and saturation change in colour images only: three channels of 8 bit. They are torchvision's,
+    but rounded and clipped once, after all three. Objects of which less than a quarter is left, or less than 2 pixels
+    on a side, are dropped. All randomness comes from `generator`. Boxes of the result can't be traced back to the file
+    by `scale` alone.
     """
     across, down, zoom, flip, *colour = torch.rand(7, generator=generator).tolist()
     height, width = next(iter(sample.images.values())).shape[1:]
@@ -142,7 +67,7 @@ def augment(
     for m, image in sample.images.items():
         image = view.show(image, sensors[m])
         if recipe.color_jitter and image.dtype == torch.uint8 and image.shape[0] == 3:
-            image = _jitter(image, strengths)
+            image = _jitter(image, *strengths)
         images[m] = _pad(image, size, sensors[m])
     moved = view.move(sample.boxes)
     boxes = box_maths.clip(moved, view.out_height, view.out_width)
@@ -166,18 +91,26 @@ class _View:
 
     def show(self, image: Tensor, sensor: Sensor) -> Tensor:
         part = image[:, self.top : self.top + self.height, self.left : self.left + self.width]
-        bits = part.view(torch.int16) if part.dtype == torch.uint16 else part
-        bits = bits.flip(-1) if self.flip else bits
+        shown = self._resized(part, sensor).numpy()
+        if self.flip and sensor.encoding == "normals":
+            shown = np.concatenate((-shown[:1], shown[1:]))
+        return torch.from_numpy(np.ascontiguousarray(shown[..., ::-1] if self.flip else shown))
+
+    def _resized(self, part: Tensor, sensor: Sensor) -> Tensor:
+        size = (self.out_height, self.out_width)
+        if part.shape[1:] == size:
+            return part
         if sensor.interpolation == "nearest":
             rows = (2 * torch.arange(self.out_height) + 1) * self.height // (2 * self.out_height)
             columns = (2 * torch.arange(self.out_width) + 1) * self.width // (2 * self.out_width)
-            return bits[:, rows][:, :, columns].view(image.dtype)
-        part = bits.view(image.dtype)
-        if part.shape[1:] == (self.out_height, self.out_width):
-            return part
+            bits = part.view(torch.int16) if part.dtype == torch.uint16 else part
+            return bits[:, rows][:, :, columns].view(part.dtype)
+        if part.dtype == torch.uint8 and len(part) == 1:
+            return _resized_plane(part[0], size)[None]
         values = part if part.dtype == torch.uint8 else part.to(torch.float32)
-        shown = F.interpolate(values[None], (self.out_height, self.out_width), mode="bilinear", antialias=True)[0]
-        return shown if image.is_floating_point() or shown.dtype == image.dtype else shown.round().to(image.dtype)
+        batch = values.permute(1, 2, 0)[None].permute(0, 3, 1, 2)  # by its strides, channels come last where they do
+        shown = F.interpolate(batch, size, mode="bilinear", antialias=True)[0]
+        return shown if part.is_floating_point() or shown.dtype == part.dtype else shown.round().to(part.dtype)
 
     def move(self, boxes: Tensor) -> Tensor:
         ratio = boxes.new_tensor([self.out_width / self.width, self.out_height / self.height] * 2)
@@ -188,11 +121,43 @@ class _View:
         return boxes
 
 
-def _jitter(image: Tensor, strengths: list[float]) -> Tensor:
-    brightness, contrast, saturation = strengths
-    image = V.adjust_brightness(image, brightness)
-    image = V.adjust_contrast(image, contrast)
-    return V.adjust_saturation(image, saturation)
+def _resized_plane(plane: Tensor, size: tuple[int, int]) -> Tensor:
+    """Does what F.interpolate does with an 8-bit plane (h, w), in about half its time.
+
+    That is fast for the channels of a pixel alone. So four rows become the channels while columns are mixed, and then
+    four columns while rows are.
+    """
+    plane = _mixed(plane, size[1]) if plane.shape[1] != size[1] else plane
+    if len(plane) == size[0]:
+        return plane
+    width = plane.shape[1]
+    padded = F.pad(plane, (0, -width % 4)) if width % 4 else plane
+    fours = padded.contiguous().view(1, len(plane), -1, 4).permute(0, 3, 1, 2)
+    shown = F.interpolate(fours, (size[0], fours.shape[3]), mode="bilinear", antialias=True)
+    return shown[0].permute(1, 2, 0).reshape(size[0], -1)[:, :width]
+
+
+def _mixed(plane: Tensor, width: int) -> Tensor:
+    quarter = -(-len(plane) // 4)
+    fours = np.zeros((quarter, plane.shape[1], 4), np.uint8)
+    for i in range(4):
+        rows = plane[i::4]
+        fours[: len(rows), :, i] = rows
+    batch = torch.from_numpy(fours)[None].permute(0, 3, 1, 2)
+    shown = F.interpolate(batch, (quarter, width), mode="bilinear", antialias=True)[0]
+    mixed = np.empty((quarter, 4, width), np.uint8)
+    for i in range(4):
+        mixed[:, i] = shown[i]
+    return torch.from_numpy(mixed).view(-1, width)[: len(plane)]
+
+
+def _jitter(image: Tensor, brightness: float, contrast: float, saturation: float) -> Tensor:
+    values = image.to(torch.float32)
+    shift = (values[0] * _GREY[0]).add_(values[1], alpha=_GREY[1]).add_(values[2], alpha=_GREY[2])
+    mean = shift.mean().item()
+    shift.mul_(brightness * contrast * (1 - saturation)).add_(brightness * (1 - contrast) * mean + 0.5)
+    torch.add(shift, values, alpha=brightness * contrast * saturation, out=values).clamp_(0, 255)
+    return values.to(torch.int16).to(torch.uint8)  # several times as fast as straight to 8 bit
 
 
 def _pad(image: Tensor, size: tuple[int, int], sensor: Sensor) -> Tensor:
@@ -200,7 +165,9 @@ def _pad(image: Tensor, size: tuple[int, int], sensor: Sensor) -> Tensor:
     if (height, width) == size:
         return image.contiguous()
     fill = torch.tensor(sensor.fill, dtype=torch.float32)
-    fill = fill if image.is_floating_point() else fill.round()
-    padded = fill.to(image.dtype)[:, None, None].repeat(1, *size)
+    fill = (fill if image.is_floating_point() else fill.round()).to(image.dtype)[:, None, None]
+    padded = torch.empty(len(image), *size, dtype=image.dtype)
     padded[:, :height, :width] = image
+    padded[:, height:] = fill
+    padded[:, :height, width:] = fill
     return padded

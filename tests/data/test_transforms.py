@@ -4,12 +4,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from torchvision.transforms.v2 import functional as V
 
 from mmfuse.config import DataRecipe
-from mmfuse.data.readers import Record
-from mmfuse.data.transforms import augment, letterbox, load_sample, read_image
-from mmfuse.errors import UserError
+from mmfuse.data.transforms import augment, letterbox
 from mmfuse.sample import Sample
 from mmfuse.sensor import Sensor
 
@@ -17,95 +15,12 @@ RGB = Sensor(3, mean=(10.4, 19.6, 30.0), std=(1.0, 1.0, 1.0))
 GREY = Sensor(1, mean=(77.0,), std=(1.0,))
 DEPTH = Sensor(1, "inverse_depth")
 SENSORS = {"rgb": RGB, "thermal": GREY, "depth": DEPTH}
+GREY_OF = np.array([0.2989, 0.587, 0.114])[:, None, None]
 PLAIN = DataRecipe(hflip=0.0, scale_jitter=(1.0, 1.0), color_jitter=0.0)
 
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
-
-
-def save(path, array):
-    Image.fromarray(np.asarray(array)).save(path)
-    return path
-
-
-def make_record(files, width=8, height=6, ignore=(False,)):
-    count = len(ignore)
-    return Record(
-        3,
-        files,
-        width,
-        height,
-        np.tile(np.array([[1, 2, 5, 6]], np.float32), (count, 1)),
-        np.arange(count),
-        np.array(ignore),
-    )
-
-
-def test_8_and_16_bits_are_kept(tmp_path):
-    rng = np.random.default_rng(0)
-    colour = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    counts = rng.integers(0, 65536, (6, 8), dtype=np.uint16)
-    image = read_image(save(tmp_path / "a.png", colour), RGB)
-    assert image.dtype == torch.uint8
-    np.testing.assert_array_equal(image.numpy(), colour.transpose(2, 0, 1))
-    for sensor in (GREY, DEPTH):
-        image = read_image(save(tmp_path / "b.png", counts), sensor)
-        assert image.dtype == torch.uint16
-        np.testing.assert_array_equal(image.numpy()[0], counts)
-
-
-def test_8_bit_grey_and_colour_become_what_the_sensor_has(tmp_path):
-    grey = np.arange(48, dtype=np.uint8).reshape(6, 8)
-    assert (read_image(save(tmp_path / "a.png", grey), RGB).numpy() == grey).all()
-    assert (read_image(save(tmp_path / "b.png", np.stack([grey] * 3, 2)), GREY).numpy() == grey).all()
-
-
-def test_orientation_is_applied(tmp_path):
-    image = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(6, 8))
-    exif = image.getexif()
-    exif[0x0112] = 6
-    image.save(tmp_path / "a.png", exif=exif)
-    assert read_image(tmp_path / "a.png", GREY).shape == (1, 8, 6)
-
-
-def test_unreadable_images_are_named(tmp_path):
-    rng = np.random.default_rng(0)
-    whole = save(tmp_path / "whole.png", rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)).read_bytes()
-    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "text.png").write_text("no image")
-    (tmp_path / "empty.png").write_bytes(b"")
-    for name in ("cut.png", "text.png", "empty.png", "missing.png"):
-        with pytest.raises(UserError, match=name):
-            read_image(tmp_path / name, RGB)
-
-
-def test_other_channels_are_refused_where_turning_would_lose_the_values(tmp_path):
-    deep = save(tmp_path / "deep.png", np.ones((6, 8), np.uint16))
-    colour = save(tmp_path / "colour.png", np.ones((6, 8, 3), np.uint8))
-    with pytest.raises(UserError, match=r"deep.png: has 1 channels; the sensor has 3"):
-        read_image(deep, RGB)
-    with pytest.raises(UserError, match=r"colour.png: has 3 channels; the sensor has 1"):
-        read_image(colour, DEPTH)
-
-
-def test_a_sample_leaves_out_crowds_and_absent_modalities(tmp_path):
-    files = {"rgb": save(tmp_path / "a.png", np.ones((6, 8, 3), np.uint8))}
-    sample = load_sample(make_record(files, ignore=(False, True, False)), SENSORS)
-    assert set(sample.images) == {"rgb"}
-    assert sample.labels.tolist() == [0, 2]
-    assert sample.boxes.shape == (2, 4)
-
-
-def test_images_of_different_size_are_refused(tmp_path):
-    rgb = save(tmp_path / "a.png", np.ones((6, 8, 3), np.uint8))
-    wide = save(tmp_path / "b.png", np.ones((6, 9), np.uint8))
-    with pytest.raises(UserError, match=r"a.png is 8 x 6, .*b.png is 9 x 6"):
-        load_sample(make_record({"rgb": rgb, "thermal": wide}), SENSORS)
-    with pytest.raises(UserError, match=r"b.png: is 9 x 6, but image 3 is labelled as 8 x 6"):
-        load_sample(make_record({"thermal": wide}), SENSORS)
-    with pytest.raises(UserError, match="no file for any of depth"):
-        load_sample(make_record({"rgb": rgb}), {"depth": DEPTH})
 
 
 def test_letterbox_fits_and_fills():
@@ -189,6 +104,16 @@ def test_flip_mirrors():
     assert flipped.boxes.tolist() == [[120 - 64, 40, 120 - 25, 70]]
 
 
+def test_a_mirrored_normal_points_to_the_other_side():
+    sensor = Sensor(1, "normals")
+    image = torch.arange(48, dtype=torch.float32).reshape(4, 3, 4)
+    sample = Sample(1, {"depth": image}, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    recipe = dataclasses.replace(PLAIN, hflip=1.0)
+    shown = augment(sample, (3, 4), {"depth": sensor}, recipe, generator()).images["depth"]
+    assert torch.equal(shown, torch.cat((-image[:1], image[1:])).flip(-1))
+    assert torch.equal(sample.images["depth"], torch.arange(48, dtype=torch.float32).reshape(4, 3, 4))
+
+
 def test_colour_jitter_touches_8_bit_colour_only():
     rng = np.random.default_rng(2)
     images = {
@@ -227,3 +152,59 @@ def test_chance_comes_from_the_generator_alone():
     again = augment(marked_sample(), (64, 64), SENSORS, recipe, generator(5))
     assert all(torch.equal(first.images[m], again.images[m]) for m in SENSORS)
     assert torch.equal(first.boxes, again.boxes)
+
+
+def smooth(channels, height, width):
+    coarse = torch.from_numpy(np.random.default_rng(3).integers(0, 256, (1, channels, 9, 7), dtype=np.uint8))
+    return F.interpolate(coarse, (height, width), mode="bilinear")[0]
+
+
+@pytest.mark.parametrize("size", [(64, 80), (31, 100), (47, 33), (10, 7), (1, 3)])
+def test_grey_is_resized_as_torch_does_whatever_the_sides(size):
+    image = smooth(1, 53, 61)
+    part = {"thermal": image[:, 2:, 1:]}
+    placed, _, _ = letterbox(part, torch.zeros(0, 4), size, {"thermal": GREY})
+    scale = min(size[0] / 51, size[1] / 60)
+    height, width = max(1, round(51 * scale)), max(1, round(60 * scale))
+    expected = F.interpolate(
+        image[None, :, 2:, 1:].contiguous().float(), (height, width), mode="bilinear", antialias=True
+    )
+    assert (placed["thermal"][:, :height, :width].float() - expected[0]).abs().max() <= 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_how_an_image_lies_in_memory_changes_nothing(seed):
+    image = smooth(3, 53, 61)
+    channels_last = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    found = []
+    for x in (image, channels_last):
+        sample = Sample(1, {"rgb": x}, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+        found.append(augment(sample, (48, 64), SENSORS, DataRecipe(), generator(seed)).images["rgb"])
+    assert torch.equal(*found)
+    assert all(x.is_contiguous() for x in found)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_colour_changes_as_in_torchvision_save_for_rounding(seed):
+    image = 80 + smooth(3, 30, 40) // 4
+    sample = Sample(1, {"rgb": image}, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    found = augment(sample, (30, 40), SENSORS, dataclasses.replace(PLAIN, color_jitter=0.3), generator(seed))
+    chance = torch.rand(7, generator=generator(seed))[4:].tolist()
+    brightness, contrast, saturation = (1 + 0.3 * (2 * c - 1) for c in chance)
+    expected = image.double().numpy() * brightness
+    expected = contrast * expected + (1 - contrast) * (expected * GREY_OF).sum(0).mean()
+    expected = saturation * expected + (1 - saturation) * (expected * GREY_OF).sum(0)
+    np.testing.assert_allclose(found.images["rgb"].numpy(), expected, atol=0.51)
+    one_by_one = V.adjust_saturation(V.adjust_contrast(V.adjust_brightness(image, brightness), contrast), saturation)
+    np.testing.assert_allclose(found.images["rgb"].int(), one_by_one.int(), atol=3)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_colour_is_clipped_not_wrapped(seed):
+    image = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    image[:, :4] = 255
+    sample = Sample(1, {"rgb": image}, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    found = augment(sample, (8, 8), SENSORS, dataclasses.replace(PLAIN, color_jitter=0.9), generator(seed)).images[
+        "rgb"
+    ]
+    assert (found[:, :4].int() >= found[:, 4:].int()).all()

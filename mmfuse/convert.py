@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from mmfuse import scaling
 from mmfuse.config import save_yaml, write_whole
+from mmfuse.data import nyu, ultralytics
 from mmfuse.data.cards import load_card
 from mmfuse.data.readers import coco_card, coco_split, read_split
 from mmfuse.errors import UserError
@@ -86,6 +88,56 @@ def to_coco(card: str | Path, out: str | Path, *, root: str | None = None) -> Co
         splits[split] = {"file": str(source.root / names[split]), **counts}
     save_yaml(out, coco_card(source, names))
     return ConvertedCard(str(out), splits)
+
+
+def from_nyu(
+    labelled: str | Path, splits: str | Path, out: str | Path, *, classes: Sequence[str] | None = None
+) -> ConvertedCard:
+    """Writes NYU Depth v2 as image files, COCO JSON and a card, card.yaml; see `mmfuse.data.nyu.write_nyu`.
+
+    Args:
+        labelled: nyu_depth_v2_labeled.mat, which is read image by image.
+        splits: splits.mat.
+        out: a new folder, which appears when all is written.
+        classes: the labels to take, by default the usual 19.
+
+    Raises:
+        UserError: a file isn't the published one, a class isn't in it, or `out` is there and not empty.
+    """
+    out = Path(out)
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"out: {out} is not an empty folder; give a new one")
+    partial = out.absolute().with_name(f".{out.absolute().name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        counts = nyu.write_nyu(Path(labelled), Path(splits), partial, nyu.CLASSES if classes is None else classes)
+        if out.exists():
+            out.rmdir()
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    splits_of = {split: {**found, "file": str(out / str(found["file"]))} for split, found in counts.items()}
+    return ConvertedCard(str(out / "card.yaml"), splits_of)
+
+
+def from_ultralytics(data: str | Path, out: str | Path) -> ConvertedCard:
+    """Writes a card for a dataset in Ultralytics' layout, with one modality named image; the data stays where it is.
+
+    See `mmfuse.data.ultralytics.card_values` for what is read of data.yaml. `check` the card to see what it holds.
+
+    Args:
+        data: data.yaml.
+        out: the card, .yaml.
+
+    Raises:
+        UserError: the file or the layout has a mistake, or `out` is the file itself.
+    """
+    out = _writable(out, ".yaml")
+    if out.resolve() == Path(data).resolve():
+        raise UserError(f"out: {out} is the file itself; give another name")
+    save_yaml(out, ultralytics.card_values(Path(data)))
+    return ConvertedCard(str(out), {})
 
 
 def from_effdet(

@@ -3,6 +3,7 @@
 import json
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor
 import mmfuse
 from mmfuse.cli import main
 from mmfuse.convert import from_effdet, structure, to_coco, to_effdet
+from mmfuse.data import nyu
 from mmfuse.data.cards import load_card
 from mmfuse.data.readers import read_split, split_digest
 from mmfuse.errors import UserError
@@ -354,6 +356,11 @@ def test_a_source_that_is_no_detector_is_one_line(file: Path, tmp_path: Path, ca
         ["a", "b", "--to", "effdet"],
         ["a", "--to", "effdet", "--classes", "x"],
         ["a", "--to", "onnxx"],
+        ["nyu", "a.mat"],
+        ["nyu", "a.mat", "b.mat", "--size", "d0"],
+        ["nyu", "a.mat", "b.mat", "--to", "coco"],
+        ["ultralytics", "a.yaml", "--classes", "x"],
+        ["ultralytics", "a.yaml", "b.yaml"],
     ],
 )
 def test_words_that_say_nothing_show_the_usage(words: list[str], capsys) -> None:
@@ -421,3 +428,44 @@ def test_a_conversion_replaces_neither_the_card_nor_its_splits(voc_card: Path, p
     with pytest.raises(UserError, match=r"b\.xml"):
         to_coco(voc_card, voc_card.parent / "z.yaml")
     assert not list(voc_card.parent.glob("z*"))
+
+
+# ---- datasets of other layouts
+
+
+def test_the_labelled_images_of_nyu_on_the_command_line(
+    tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def write(labelled: Path, splits: Path, folder: Path, classes: Sequence[str]) -> dict:
+        seen.append((labelled, splits, tuple(classes)))
+        (folder / "card.yaml").write_text("x")
+        return {"test": {"file": "test.json", "images": 2, "boxes": 6}}
+
+    monkeypatch.setattr(nyu, "write_nyu", write)
+    words = ["convert", "nyu", str(tmp_path / "l.mat"), str(tmp_path / "s.mat"), "--out"]
+    assert main([*words, str(tmp_path / "out")]) == 0
+    expected = f"{tmp_path}/out/card.yaml\n{tmp_path}/out/test.json: test, 2 images, 6 boxes\n"
+    assert capsys.readouterr().out == expected
+    assert main([*words, str(tmp_path / "other"), "--classes", "wall,night stand", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["path"] == f"{tmp_path}/other/card.yaml"
+    files = (tmp_path / "l.mat", tmp_path / "s.mat")
+    assert seen == [(*files, nyu.CLASSES), (*files, ("wall", "night stand"))]
+    monkeypatch.undo()
+    check_refused(capsys, [*words, str(tmp_path / "new")], "l.mat: No such file or directory; check the path")
+    check_refused(capsys, [*words, str(tmp_path / "out")], "out is not an empty folder; give a new one")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out"]
+
+
+def test_ultralytics_data_on_the_command_line(tmp_path: Path, capsys) -> None:
+    (tmp_path / "images" / "train").mkdir(parents=True)
+    Image.new("RGB", (64, 48), 7).save(tmp_path / "images" / "train" / "a.jpg")
+    (tmp_path / "data.yaml").write_text("train: images/train\nnames: [person]\n")
+    words = ["convert", "ultralytics", str(tmp_path / "data.yaml"), "--out"]
+    assert main([*words, str(tmp_path / "card.yaml")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}/card.yaml\n"
+    assert len(read_split(load_card(tmp_path / "card.yaml"), "train")) == 1
+    check_refused(capsys, [*words, str(tmp_path / "data.yaml")], "data.yaml is the file itself; give another name")
+    (tmp_path / "data.yaml").write_text("train: &a images/train\nval: *a\nnames: [person]\n")
+    check_refused(capsys, [*words, str(tmp_path / "card.yaml")], "the alias '*a' is not allowed")

@@ -43,7 +43,9 @@ class DataRecipe:
     """What the detector is shown. `root` overrides the card's; `input_size` is height and width, None the size's own.
 
     `scale_jitter` is the range of the random scale, `color_jitter` the strength on RGB, 0 for none; `workers` is the
-    number of loader processes, None for as many as there are cores to spare.
+    number of loader processes, None for as many as there are cores to spare. `cache` is a folder that keeps images
+    decoded and prepared; None keeps those alone that take long to prepare (see `data.cache`). A training image that
+    can't be read stops the run, or with `on_bad_sample` "skip" another takes its place and it is reported.
     """
 
     root: str | None = None
@@ -52,6 +54,8 @@ class DataRecipe:
     scale_jitter: tuple[float, float] = (0.5, 1.5)
     color_jitter: float = 0.2
     workers: int | None = None
+    cache: str | None = None
+    on_bad_sample: Literal["error", "skip"] = "error"
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,11 @@ class TrainRecipe:
 
     `lr` is for a batch of 64 and scales linearly with `batch_size`, which is the batch over all processes.
     `evaluate_every` counts epochs; the last epoch is always evaluated.
+
+    Three keys keep a detector strong on each sensor alone (see `train.branches`), all 0 for off and without effect
+    where there is one modality. `modality_dropout` is the probability that a sensor is taken from an image, whose last
+    one always stays; `branch_losses` weighs the loss of each sensor alone, `distillation` how far its outputs are from
+    those of all sensors.
     """
 
     epochs: int = 30
@@ -71,13 +80,19 @@ class TrainRecipe:
     ema_decay: float = 0.9998
     clip_norm: float = 10.0
     evaluate_every: int = 1
+    modality_dropout: float = 0.0
+    branch_losses: float = 0.0
+    distillation: float = 0.0
     seed: int = 0
     device: str | None = None
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One experiment: a dataset card, the modalities to use of it, the detector, the data path and the training."""
+    """One experiment: a dataset card, the modalities to use of it, the detector, the data path and the training.
+
+    `init` maps modalities to trained runs (folders or checkpoints) of that modality alone, from which it starts.
+    """
 
     name: str
     card: str
@@ -85,8 +100,15 @@ class Recipe:
     model: ModelRecipe = field(default_factory=ModelRecipe)
     data: DataRecipe = field(default_factory=DataRecipe)
     train: TrainRecipe = field(default_factory=TrainRecipe)
+    init: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for modality in self.init:
+            if modality not in self.modalities:
+                raise UserError(f"init: {unknown_name(modality, self.modalities, 'modality of this recipe')}")
+        where, dropout = self.model.placement, ("train.modality_dropout", self.train.modality_dropout)
+        merged = len(self.modalities) == 1 or where not in ("channels", "boxes")
+        branches = [(f"train.{key}", getattr(self.train, key)) for key in ("branch_losses", "distillation")]
         for holds, name, value, fix in (
             (self.modalities, "modalities", list(self.modalities), "name at least one"),
             (len(set(self.modalities)) == len(self.modalities), "modalities", list(self.modalities), "name each once"),
@@ -98,9 +120,14 @@ class Recipe:
             (self.train.weight_decay >= 0, "train.weight_decay", self.train.weight_decay, "use at least 0"),
             (self.train.warmup_epochs >= 0, "train.warmup_epochs", self.train.warmup_epochs, "use at least 0"),
             (self.train.seed >= 0, "train.seed", self.train.seed, "use at least 0"),
+            (0 <= self.train.modality_dropout <= 1, *dropout, "use a probability"),
+            *((weight >= 0, name, weight, "use at least 0") for name, weight in branches),
+            *((merged or not weight, name, weight, f"use 0 for placement {where}") for name, weight in branches),
+            (not self.init or not self.model.weights, "model.weights", self.model.weights, "leave it or init out"),
             (self.train.clip_norm > 0, "train.clip_norm", self.train.clip_norm, "use a positive number"),
             (0 <= self.train.ema_decay < 1, "train.ema_decay", self.train.ema_decay, "use 0 (off) up to below 1"),
             ((self.data.workers or 0) >= 0, "data.workers", self.data.workers, "use at least 0"),
+            (self.data.cache != "", "data.cache", self.data.cache, "use a folder, or null for none"),
             (min(self.data.input_size or (1,)) >= 1, "data.input_size", self.data.input_size, "use [height, width]"),
             (0 <= self.data.hflip <= 1, "data.hflip", self.data.hflip, "use a probability"),
             (0 <= self.data.color_jitter < 1, "data.color_jitter", self.data.color_jitter, "use 0 up to below 1"),
@@ -273,8 +300,8 @@ def override(values: dict[str, Any], assignments: Iterable[str]) -> dict[str, An
 def load_recipe(path: str | Path, assignments: Iterable[str] = ()) -> Recipe:
     """Reads a recipe file and makes `key=value` changes to it.
 
-    `name` defaults to the file's name. A relative `card`, or file of `model.weights`, is looked up from the recipe's
-    folder, and from the current folder where an assignment gives it.
+    `name` defaults to the file's name. A relative `card`, run of `init` or file of `model.weights` is looked up from
+    the recipe's folder, and from the current folder where an assignment gives it.
 
     Raises:
         UserError: the file or a value isn't right.
@@ -287,11 +314,14 @@ def load_recipe(path: str | Path, assignments: Iterable[str] = ()) -> Recipe:
 
 def _looked_up(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Returns a recipe's values with the files in it made absolute; relative ones lie in `folder`."""
-    card, model = values.get("card"), values.get("model")
+    card, model, init = values.get("card"), values.get("model"), values.get("init")
     if isinstance(card, str):
         values = {**values, "card": str((folder / card).resolve())}
     if isinstance(model, dict) and isinstance(weights := model.get("weights"), str) and Path(weights).suffix:
         values = {**values, "model": {**model, "weights": str((folder / weights).resolve())}}
+    if isinstance(init, dict):
+        runs = {m: str((folder / run).resolve()) if isinstance(run, str) else run for m, run in init.items()}
+        values = {**values, "init": runs}
     return values
 
 

@@ -55,6 +55,8 @@ def recipe(**changes) -> Recipe:
         ({"train": 5}, ["train: 5 is not a mapping", "write 'key: value' lines"]),
         ({"train": {"optimizer": "adam"}}, ["'adam' is not a known value", "did you mean 'adamw'?"]),
         ({"model": {"flavour": ["tf"]}}, ["['tf'] is not a known value"]),
+        ({"data": {"on_bad_sample": "skipp"}}, ["data: on_bad_sample: 'skipp' is not", "did you mean 'skip'?"]),
+        ({"data": {"cache": True}}, ["data: cache: True is not text"]),
         ({"data": {"input_size": [64]}}, ["input_size: [64] has 1 entries; give 2"]),
     ],
 )
@@ -95,12 +97,16 @@ def test_build_names_a_value_that_should_be_a_mapping():
         ("train", "weight_decay", -0.1),
         ("train", "warmup_epochs", -1.0),
         ("train", "seed", -1),
+        ("train", "modality_dropout", 1.1),
+        ("train", "branch_losses", -0.1),
+        ("train", "distillation", -1.0),
         ("data", "hflip", 1.5),
         ("data", "color_jitter", 1.0),
         ("data", "workers", -1),
         ("data", "input_size", [128, 0]),
         ("data", "scale_jitter", [1.5, 0.5]),
         ("data", "scale_jitter", [0.0, 1.0]),
+        ("data", "cache", ""),
     ],
 )
 def test_a_value_out_of_range_is_refused(section, key, value):
@@ -295,3 +301,25 @@ def test_weights_are_a_name_or_a_file_that_is_looked_up_like_the_card(tmp_path, 
     fails(lambda: weights("{weights: 5}"), "model: weights: 5 is not text")
     save_yaml(tmp_path / "elsewhere" / "config.yaml", load_recipe(path, ["model.weights=x.pth"]).to_dict())
     assert load_recipe(tmp_path / "elsewhere" / "config.yaml").model.weights == str(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("key", ["branch_losses", "distillation"])
+@pytest.mark.parametrize("placement", ["channels", "boxes"])
+def test_placements_without_branches_can_t_train_them(placement, key):
+    changes = {"model": {"placement": placement}, "train": {key: 1.0}}
+    fails(lambda: recipe(**changes), f"train.{key}: 1.0 is not allowed; use 0 for placement {placement}")
+    assert recipe(**changes, modalities=["rgb"]).model.placement == placement
+
+
+def test_a_start_is_looked_up_like_the_card(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "recipes" / "r.yaml"
+    path.parent.mkdir()
+    path.write_text("card: c.yaml\nmodalities: [a, b]\ninit: {a: ../runs/a, b: /runs/b.safetensors}\n")
+    loaded = load_recipe(path, ["init.b=mine/b"])
+    assert loaded.init == {"a": str(tmp_path / "runs" / "a"), "b": str(tmp_path / "mine" / "b")}
+    assert build(Recipe, plain(loaded.to_dict()), "again") == loaded
+    fails(lambda: load_recipe(path, ["init.c=x"]), "init: 'c' is not a known modality of this recipe")
+    fails(lambda: load_recipe(path, ["init.a=5"]), "init.a: 5 is not text")
+    fails(lambda: load_recipe(path, ["init=runs"]), "init: 'runs' is not a mapping")
+    fails(lambda: load_recipe(path, ["model.weights=tf_efficientdet_d0"]), "model.weights: ", "leave it or init out")

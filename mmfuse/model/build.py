@@ -14,6 +14,7 @@ from mmfuse.model import graphs
 from mmfuse.model.backbones import Backbone, default_name
 from mmfuse.model.detector import SHARED, STACKED, Detector, FusionDetector
 from mmfuse.model.ensemble import BoxEnsemble
+from mmfuse.model.fusion import merge_type
 from mmfuse.model.weights import import_effdet, read_checkpoint
 from mmfuse.sensor import Sensor
 
@@ -137,7 +138,9 @@ def create_detector(
     }
     streams = (STACKED,) if placement == "channels" else tuple(modalities)
     graph = graphs.build(graphs.PYRAMIDS[pyramid], scale.levels, streams, scale.pyramid_depth, placement)
-    detector = FusionDetector(scale, sensors, names, graph, backbones, fusion=fusion, flavour=flavour, spec=spec)
+    detector = FusionDetector(
+        scale, sensors, names, graph, backbones, merge=merge_type(fusion), flavour=flavour, spec=spec
+    )
     if weights is not None:
         logging.getLogger(__name__).warning("%s", import_effdet(detector, read_checkpoint(weights)).to_text())
     return detector
@@ -161,7 +164,7 @@ def _measured(sensor: Sensor, channels: int) -> Sensor:
         raise UserError(f"modalities: {channels} channels, but the sensor encodes to {encoded}; make them equal")
     if sensor.mean and sensor.std:
         return sensor
-    if sensor.encoding == "intensity" and channels == 3:
+    if sensor.encoding == "intensity" and channels == 3 and not sensor.range:
         return dataclasses.replace(sensor, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-    mean, std = (127.5, 64.0) if sensor.encoding == "intensity" else (0.5, 0.5)
+    mean, std = (127.5, 64.0) if sensor.encoding == "intensity" and not sensor.range else (0.5, 0.5)
     return dataclasses.replace(sensor, mean=(mean,) * channels, std=(std,) * channels)

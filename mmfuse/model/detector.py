@@ -13,9 +13,9 @@ from mmfuse import scaling
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.model import anchors as anchor_grid
 from mmfuse.model.backbones import Backbone
-from mmfuse.model.fusion import merge_type
 from mmfuse.model.heads import Head
 from mmfuse.model.losses import detection_loss
+from mmfuse.model.merge import Merge
 from mmfuse.model.nodes import Graph
 from mmfuse.model.postprocess import DEFAULT, Selection, select
 from mmfuse.model.pyramid import Pyramid, initialise, on_rows, rows_of
@@ -109,18 +109,21 @@ class Detector(nn.Module, ABC):
         candidates: int = 5000,
         soft: bool = False,
     ) -> list[Detections]:
-        """Finds objects in raw images: (B, C, H, W) or (C, H, W), uint8, uint16 or float in the sensor's own unit.
+        """Finds objects in images (B, C, H, W) or (C, H, W): uint8, uint16 or float in the sensor's own unit.
 
-        The whole image is seen at its own scale: train and detect at like scales (`mmfuse.predict` letterboxes).
-        Sizes that aren't multiples of the coarsest stride are padded at the right and bottom by the sensor's fill. Runs
-        in inference mode. See `Selection` for the other arguments.
+        These are raw images, but for sensors that need `mmfuse.prepare_scene` first. The whole image is seen at its own
+        scale: train and detect at like scales (`mmfuse.predict` letterboxes). Sizes that aren't multiples of the
+        coarsest stride are padded at the right and bottom by the sensor's fill. Runs in inference mode. See `Selection`
+        for the other arguments.
 
         Raises:
-            UserError: an unknown modality, a shape that doesn't fit, an image without any sensor.
+            UserError: an unknown modality, a shape or type that doesn't fit, an image without any sensor.
         """
         selection = Selection(score_threshold, iou_threshold, max_detections, candidates, soft)
         images = {m: x[None] if x.ndim == 3 else x for m, x in images.items()}
-        _, height, width = self._check(images, {m: s.channels for m, s in self.sensors.items()})
+        for m in images.keys() & self.sensors.keys():
+            self.sensors[m].check_prepared(m, images[m])
+        _, height, width = self._check(images, {m: s.prepared_channels for m, s in self.sensors.items()})
         training = [module for module in self.modules() if module.training]
         self.eval()
         try:
@@ -150,7 +153,7 @@ class Detector(nn.Module, ABC):
         padded[..., :height, :width] = x
         return padded
 
-    def _checked(
+    def checked(
         self, images: Mapping[str, Tensor], present: Mapping[str, Tensor] | None
     ) -> tuple[tuple[int, int], dict[str, Tensor] | None]:
         """Returns the size (H, W) of encoded images, and a mask for every modality or None; see `forward`."""
@@ -218,7 +221,7 @@ class FusionDetector(Detector):
         graph: Graph,
         backbones: Mapping[str, Backbone],
         *,
-        fusion: str,
+        merge: type[Merge],
         flavour: str,
         spec: Mapping[str, Any],
     ) -> None:
@@ -227,7 +230,7 @@ class FusionDetector(Detector):
         self.backbones = nn.ModuleDict(backbones)
         self.stacked = STACKED in backbones
         channels = {m: self._backbone(m).channels for m in ([STACKED] if self.stacked else sensors)}
-        self.pyramid = Pyramid(graph, channels, size.width, merge_type(fusion), same=same, bias=bias)
+        self.pyramid = Pyramid(graph, channels, size.width, merge, same=same, bias=bias)
         initialise(self.pyramid)
         heads = (size.width, size.head_depth, len(size.levels), anchor_grid.PER_PLACE)
         self.class_head = Head(*heads, len(classes), prior=CLASS_PRIOR, bias=bias)
@@ -240,22 +243,28 @@ class FusionDetector(Detector):
 
     def forward(self, images: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> Outputs:
         """Runs the network on encoded, normalised images; see `Detector.forward`."""
-        size, present = self._checked(images, present)
-        if self.stacked:
-            levels = self.pyramid({STACKED: self._backbone(STACKED)(self._stack(images, present))})
-        else:
-            levels = self.pyramid(self._features(images, present), present)
-        return Outputs(self.class_head(levels), self.box_head(levels), size)
+        size, present = self.checked(images, present)
+        return self.merge(self.features(images, present), present, size)
 
-    def _features(
+    def features(
         self, images: Mapping[str, Tensor], present: Mapping[str, Tensor] | None
     ) -> dict[str, Sequence[Tensor]]:
+        """Runs the backbones on images and masks that `checked` let pass; returns maps, finest first, by modality."""
+        if self.stacked:
+            return {STACKED: self._backbone(STACKED)(self._stack(images, present))}
         features = {}
         for modality, x in images.items():
             rows = None if present is None else rows_of(present[modality])
             if rows is None or bool(rows.any()):
                 features[modality] = on_rows(rows, self._backbone(modality), x)
         return features
+
+    def merge(
+        self, features: Mapping[str, Sequence[Tensor]], present: Mapping[str, Tensor] | None, size: tuple[int, int]
+    ) -> Outputs:
+        """Runs pyramid and heads on `features` of an input of `size` (H, W); `present` can mask more than they lack."""
+        levels = self.pyramid(features, None if self.stacked else present)
+        return Outputs(self.class_head(levels), self.box_head(levels), size)
 
     def _stack(self, images: Mapping[str, Tensor], present: Mapping[str, Tensor] | None) -> Tensor:
         """Returns the encoded images of all modalities as channels of one (B, C, H, W), 0 where absent."""

@@ -44,7 +44,7 @@ class BoxEnsemble(Detector):
 
     def forward(self, images: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> EnsembleOutputs:
         """Runs each modality's detector on the images that have it; see `Detector.forward`."""
-        size, present = self._checked(images, present)
+        size, present = self.checked(images, present)
         batch = len(next(iter(images.values())))
         members, rows = {}, {}
         for modality, x in images.items():

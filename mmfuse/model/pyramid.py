@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmfuse.model.fusion import Merge
+from mmfuse.model.merge import Merge
 from mmfuse.model.nodes import Feature, Graph, Node, Source, modalities_of, outputs_of
 
 

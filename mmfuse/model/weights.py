@@ -1,9 +1,8 @@
 """Weights of effdet, the reference implementation in PyTorch, in and out."""
 
-import math
 import re
 from argparse import Namespace
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,7 +17,7 @@ from mmfuse.errors import UserError, unknown_name
 from mmfuse.model import graphs
 from mmfuse.model.backbones import STRIDES
 from mmfuse.model.detector import CLASS_PRIOR, SHARED, STACKED, Detector, FusionDetector
-from mmfuse.model.fusion import EPSILON
+from mmfuse.model.edges import starting_weights
 from mmfuse.model.nodes import Feature, Graph
 from mmfuse.model.pyramid import PyramidNode, initialise
 
@@ -334,32 +333,11 @@ def _merges(
             weights = state[name].float() if name else torch.ones(len(places))
             if weights.shape != (len(places),):
                 raise UserError(f"weights: {name} is {tuple(weights.shape)}, not ({len(places)},); {_FIX}")
-        start, gain = _start(weights, "sum" if joint else form, fusion, alike)
+        start, gain = starting_weights(weights, "sum" if joint else form, fusion, alike, _NEW_SHARE)
         values[f"{key}.gain"] = gain * _LINEAR if joint else gain
         if fusion != "sum":
             values[f"{key}.weight"] = start[:, None].expand(-1, width) if fusion == "channel" else start
     return values
-
-
-def _start(weights: Tensor, form: str, fusion: str, alike: Sequence[int | None]) -> tuple[Tensor, Tensor]:
-    """Returns the weights (n,) of a merge, and its gain, with which it multiplies inputs as the checkpoint does.
-
-    The checkpoint has `weights` of a `form`; input i of the merge is like its input `alike[i]`, or like none.
-    """
-    shares = weights.relu() / (EPSILON + weights.relu().sum())
-    factors = {"sum": weights, "softmax": weights.softmax(0), "fast": shares}[form]
-    gain = torch.ones(())
-    if fusion == "sum":
-        gain = gain * len(weights) / len(alike)
-    elif fusion == "unbounded":
-        weights = factors
-    elif fusion == "softmax" != form:
-        weights, gain = factors.clamp(min=_NEW_SHARE).log(), factors.sum()
-    elif fusion != "softmax" and form != "fast":
-        weights, gain = factors, factors.sum() + EPSILON
-    new = weights.max() + math.log(_NEW_SHARE) if fusion == "softmax" else weights.new_tensor(_NEW_SHARE)
-    start = torch.stack([new if i is None else weights[i] for i in alike])
-    return start * 2 if fusion == "gated" else start, gain  # a fresh gate is half open
 
 
 def _identities(detector: FusionDetector, values: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -21,18 +21,23 @@ from tqdm import tqdm
 
 from mmfuse import scaling
 from mmfuse.config import Recipe, build, load_recipe, read_yaml, save_yaml, write_whole
+from mmfuse.data.cache import ImageCache
 from mmfuse.data.cards import Card, load_card
-from mmfuse.data.loader import EvalLoader, eval_loader, measure, train_loader
+from mmfuse.data.loader import EvalLoader, eval_loader, fill_cache, measure, train_loader
 from mmfuse.data.readers import Record, read_split, split_digest
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.evaluate.coco import coco_scores
 from mmfuse.evaluate.inference import collect
 from mmfuse.model.build import create_detector
 from mmfuse.model.detector import Detector
-from mmfuse.sample import Batch, Targets
+from mmfuse.model.grafting import keep_open
+from mmfuse.sample import Batch
+from mmfuse.sensor import Sensor
 from mmfuse.train import checkpoint
+from mmfuse.train.branches import StepLoss
 from mmfuse.train.distributed import World
 from mmfuse.train.optim import build_optimizer, rate_at
+from mmfuse.train.start import read_start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,17 +159,6 @@ def build_detector(recipe: Recipe, card: Card) -> Detector:
     return create_detector(model.pop("size"), channels, classes=card.classes, sensors=sensors, **model)
 
 
-class _Loss(nn.Module):
-    """Forward and loss as one module, which is what DistributedDataParallel wraps."""
-
-    def __init__(self, detector: Detector) -> None:
-        super().__init__()
-        self.detector = detector
-
-    def forward(self, images: dict[str, Tensor], present: dict[str, Tensor], targets: Targets) -> dict[str, Tensor]:
-        return self.detector.loss(self.detector(images, present), targets)
-
-
 class _Training:
     def __init__(self, recipe: Recipe, run: Run, world: World) -> None:
         self.recipe, self.run, self.world = recipe, run, world
@@ -175,9 +169,14 @@ class _Training:
                 f"{recipe.card}: image {lacking.image_id} lacks a modality, which {world.size} processes can't train on"
                 ": each must run all backbones; use one process, or leave such images out"
             )
+        if world.is_first:
+            used = {m: card.modalities[m] for m in recipe.modalities}
+            fill_cache([*train_records, *val_records], used, recipe.data)
+        world.wait()
         last = checkpoint.read(run.last) if run.last.exists() else None
+        start = read_start(recipe.init) if last is None else None
         if last is None:
-            card = _measured(card, recipe, train_records)
+            card = _measured(card, recipe, train_records, start.sensors(card.modalities) if start else {})
         else:
             spec = last[1]["spec"]["sensors"]
             card = dataclasses.replace(
@@ -186,7 +185,10 @@ class _Training:
             fresh = dataclasses.replace(recipe.model, pretrained=False, weights=None)
             recipe = dataclasses.replace(recipe, model=fresh)
         torch.manual_seed(recipe.train.seed)
-        self.detector = build_detector(recipe, card).to(world.device).to(memory_format=torch.channels_last)
+        detector = build_detector(recipe, card)
+        if start is not None:
+            start.give(detector)
+        self.detector = detector.to(world.device).to(memory_format=torch.channels_last)
         self.optimizer = build_optimizer(self.detector, recipe.train)
         self.ema = ModelEmaV3(self.detector, recipe.train.ema_decay, use_warmup=True)
         self.loader = train_loader(
@@ -195,16 +197,18 @@ class _Training:
         )  # fmt: skip
         self.val_records = val_records
         sensors = {m: card.modalities[m] for m in recipe.modalities}
+        data, batch_size = recipe.data, recipe.train.batch_size
         self.val_loader: EvalLoader = eval_loader(
-            val_records, sensors, input_size, recipe.train.batch_size, recipe.data.workers
+            val_records, sensors, input_size, batch_size, data.workers, ImageCache(data.cache).images
         )
-        self.model: nn.Module = _Loss(self.detector)
+        self.model: nn.Module = StepLoss(self.detector, recipe.train, keep_each=world.size > 1)
         if world.size > 1:
             if world.device.type == "cuda":
                 self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
             self.model = DistributedDataParallel(self.model)
         self.rows: list[dict[str, Any]] = []
         self.best = -1.0
+        self.started = start is not None
         if last is not None:
             self._restore(*last)
         elif world.is_first:
@@ -229,6 +233,10 @@ class _Training:
             unit="step",
             disable=not self.world.is_first,
         ) as bar:
+            if self.started:  # so that the best is no worse than what it started from
+                if self.world.is_first:
+                    self._validate(-1)
+                self.world.wait()
             for epoch in range(self.epochs_done, epochs):
                 started = time.monotonic()
                 losses = self._train_epoch(epoch, bar)
@@ -242,6 +250,16 @@ class _Training:
                 else:
                     self.rows.append(row)
                 self.world.wait()
+        if self.world.is_first:
+            self._report_left_out()
+
+    def _report_left_out(self) -> None:
+        if self.loader.absent:
+            print(f"left out: {self.loader.absent} training images have none of {', '.join(self.recipe.modalities)}")
+        if skipped := self.loader.skipped:
+            print(f"skipped: {len(skipped)} training images can't be used")
+            for image_id, reason in sorted(skipped.items()):
+                print(f"  image {image_id}: {reason}")
 
     def _train_epoch(self, epoch: int, bar: "tqdm[Any]") -> dict[str, float]:
         self.model.train()
@@ -276,6 +294,8 @@ class _Training:
         losses["total"].backward()
         nn.utils.clip_grad_norm_(self.detector.parameters(), self.recipe.train.clip_norm)
         self.optimizer.step()
+        if self.recipe.init:
+            keep_open(self.detector)
         self.ema.update(self.detector, step)
         return losses
 
@@ -303,7 +323,8 @@ class _Training:
             "best": self.best,
         }
         checkpoint.save(self.run.last, tensors, header)
-        fields = ["epoch", "lr", "loss", "class_loss", "box_loss", "val_ap", "val_ap50", "seconds"]
+        losses = ["loss", "class_loss", "box_loss", "branch_loss", "distillation_loss"]
+        fields = ["epoch", "lr", *losses, "val_ap", "val_ap50", "seconds"]
         text = io.StringIO()
         writer = csv.DictWriter(text, fields)
         writer.writeheader()
@@ -345,21 +366,22 @@ def hardware(device: torch.device) -> str:
 
 
 def _lacking(records: list[Record], modalities: Sequence[str]) -> Record | None:
-    return next((record for record in records if any(m not in record.files for m in modalities)), None)
+    used = (record for record in records if any(m in record.files for m in modalities))
+    return next((record for record in used if any(m not in record.files for m in modalities)), None)
 
 
-def _measured(card: Card, recipe: Recipe, records: list[Record]) -> Card:
-    sensors = measure(records, {m: card.modalities[m] for m in recipe.modalities})
-    return dataclasses.replace(card, modalities={**card.modalities, **sensors})
+def _measured(card: Card, recipe: Recipe, records: list[Record], known: dict[str, Sensor]) -> Card:
+    unknown = {m: card.modalities[m] for m in recipe.modalities if m not in known}
+    sensors = measure(records, unknown, recipe.data) if unknown else {}
+    return dataclasses.replace(card, modalities={**card.modalities, **known, **sensors})
 
 
 def _check_same(old: Recipe, new: Recipe, folder: Path) -> None:
     before, after = _flat(old.to_dict()), _flat(new.to_dict())
-    for key, value in after.items():
-        if before.get(key) != value:
-            raise UserError(
-                f"{folder}: was trained with {key}={before.get(key)!r}, not {value!r}; choose another folder"
-            )
+    for key in before | after:
+        if before.get(key) != after.get(key):
+            values = f"{key}={before.get(key)!r}, not {after.get(key)!r}"
+            raise UserError(f"{folder}: was trained with {values}; choose another folder")
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

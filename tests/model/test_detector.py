@@ -159,6 +159,32 @@ def test_an_absent_sensor_s_backbone_runs_on_no_image():
     assert rows == {"a": [3, 3], "b": [1, 3]}
 
 
+@pytest.mark.parametrize("kept", ["a", "b", "c", "ab", "bc"])
+def test_one_checkpoint_detects_with_any_sensors(kept, arrangement):
+    """What is left out costs nothing and gives what masks give, image by image."""
+    detector, images = make("abc", **arrangement), raw("abc", batch=2)
+    ran = []
+    for name, part in detector.named_modules():
+        if name.startswith(("backbones.", "members.")) and name.endswith(".net"):
+            part.register_forward_hook(lambda *_, name=name: ran.append(name.split(".")[1]))
+    found = detector.detect({m: images[m] for m in kept})
+    assert set(ran) <= {*kept, "stacked"}
+    assert len(ran) == len(set(ran))
+    absent = {m: torch.zeros(2, dtype=torch.bool) for m in "abc" if m not in kept}
+    same_detections(found, detector.detect(images, absent))
+    second = {m: torch.tensor([True, False]) for m in absent}
+    same_detections(found[1:], detector.detect(images, second)[1:])
+
+
+def test_features_serve_several_masks():
+    detector, images = make("abc"), inputs("abc")
+    with torch.no_grad():
+        features = detector.features(images, None)
+        for kept in ("a", "bc", "abc"):
+            masks = {m: torch.full((2,), m in kept) for m in "abc"}
+            same_outputs(detector.merge(features, masks, (128, 128)), detector({m: images[m] for m in kept}))
+
+
 def test_training_reaches_every_weight(arrangement):
     detector = make(**arrangement).train()
     present = {"a": torch.tensor([True, True, False]), "b": torch.tensor([False, True, True])}

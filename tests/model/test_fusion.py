@@ -1,7 +1,9 @@
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmfuse.errors import UserError
+from mmfuse.model.build import create_detector
 from mmfuse.model.fusion import EPSILON, FUSIONS, merge_type
 
 COUNT, WIDTH = 3, 4
@@ -44,7 +46,8 @@ def test_all_present_equals_no_mask(name):
 
 def test_one_input_works(name):
     merge, (x,) = FUSIONS[name](1, WIDTH), maps(1)
-    scale = {"gated": 0.5 / (0.5 + EPSILON), "fast": 1 / (1 + EPSILON), "channel": 1 / (1 + EPSILON)}.get(name, 1.0)
+    total = {"gated": 0.5, "gated_spatial": 0.5, "fast": 1.0, "channel": 1.0}.get(name)
+    scale = total / (total + EPSILON) if total else 1.0
     torch.testing.assert_close(merge([x]), x * scale)
 
 
@@ -95,7 +98,7 @@ def test_gradients_reach_every_present_input_and_every_weight(name):
     merge(inputs).square().sum().backward()
     for value in (*inputs, *merge.parameters()):
         assert (value.grad != 0).any()
-    if name not in ("sum", "gated"):
+    if name not in ("sum", "gated", "gated_spatial"):
         assert (merge.weight.grad != 0).all()
 
 
@@ -106,7 +109,7 @@ def test_shares_are_readable_and_add_up_to_one(name):
     assert not shares.requires_grad
     assert float(shares.sum()) == pytest.approx(1, abs=1e-6)
     assert torch.allclose(FUSIONS[name](COUNT, WIDTH).shares(), torch.full((COUNT,), 1 / COUNT))
-    if name in ("fast", "unbounded", "gated"):
+    if name in ("fast", "unbounded", "gated", "gated_spatial"):
         merge.weight.data.copy_(torch.tensor([1.0, 3.0, 0.0]))
         torch.testing.assert_close(merge.shares(), torch.tensor([0.25, 0.75, 0.0]))
 
@@ -139,6 +142,55 @@ def test_a_gate_turns_its_input_down_in_that_image_alone():
     out = merge([torch.cat((dark, bright)), torch.zeros(2, 1, 2, 2)])
     assert out[0].mean().item() == pytest.approx(-2 / 3, abs=1e-3)
     assert out[1].abs().max().item() < 1e-6
+
+
+def test_a_spatial_gate_turns_its_input_down_at_that_place_alone():
+    merge = FUSIONS["gated_spatial"](2, 1)
+    merge.gates[0].weight.data.fill_(-50)
+    x = torch.ones(1, 1, 2, 3)
+    x[..., 1] = -1
+    out = merge([x, torch.zeros_like(x)])
+    # the gate of a place with 1 is shut; with -1 it is open and the other's half open: -1 * 1 / (1 + 0.5)
+    torch.testing.assert_close(out, torch.where(x > 0, 0.0, -2 / 3), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["gated", "gated_spatial"])
+def test_gates_learn_which_images_or_places_are_dark(name):
+    """Input 0 shows the scene, but for where it is dark; input 1 shows it with noise. The merge must show the scene."""
+    torch.manual_seed(0)
+    merge = FUSIONS[name](2, WIDTH)
+    optimiser = torch.optim.Adam(merge.parameters(), 0.05)
+
+    def drawn(batch):
+        dark = torch.rand(batch, 1, 1, 1) < 0.5 if name == "gated" else torch.rand(batch, 1, 5, 6) < 0.5
+        scene = torch.randn(batch, WIDTH, 5, 6)
+        return dark, scene, [torch.where(dark, -2.0, 1 + scene), scene + 0.3 * torch.randn_like(scene)]
+
+    for _ in range(150):
+        _, scene, inputs = drawn(16)
+        optimiser.zero_grad()
+        (merge(inputs) - scene).square().mean().backward()
+        optimiser.step()
+    dark, _, inputs = drawn(32)
+    with torch.no_grad():
+        share = merge.weights(inputs, torch.ones(1, 2))[:, 0].expand(-1, -1, 5, 6)
+    where = dark.expand_as(share)
+    assert share[where].mean() < 0.5 * share[~where].mean()
+    assert share[where].mean() < merge.shares()[0]
+
+
+def test_gates_cost_next_to_nothing():
+    def cost(fusion):
+        with torch.device("meta"):
+            detector = create_detector("d0", {"a": 3, "b": 1}, 90, fusion=fusion).eval()
+            images = {"a": torch.empty(1, 3, 512, 512), "b": torch.empty(1, 1, 512, 512)}
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            detector(images)
+        return counter.get_total_flops()
+
+    plain = cost("fast")
+    for name in ("gated", "gated_spatial"):
+        assert plain < cost(name) <= 1.03 * plain
 
 
 def test_weights_follow_the_type_of_the_maps(name):

@@ -34,7 +34,10 @@ def test_a_run_folder_holds_the_recipe_the_environment_and_a_row_an_epoch(recipe
     detector = checkpoint.load(run.best)
     assert detector.modalities == ("rgb", "thermal")
     assert len(detector.sensors["thermal"].mean) == 1
-    assert detector.sensors["thermal"].mean[0] > 1000
+    thermal = detector.sensors["thermal"]
+    assert thermal.dtype == "uint16"
+    assert 1000 < thermal.range[0] < thermal.range[1] < 65535
+    assert 0 < thermal.mean[0] < 1
     assert train(path, folder=run.folder, resume=True) == run
 
 
@@ -57,8 +60,10 @@ def test_training_does_not_read_the_test_split(recipe_file, paired_set, tmp_path
     assert train(recipe, folder=tmp_path / "run").finished
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(recipe_file, tmp_path, monkeypatch):
+@pytest.mark.parametrize("keys", ["", "modality_dropout: 0.5, branch_losses: 1, distillation: 1, "])
+def test_a_resumed_run_is_the_uninterrupted_one(keys, recipe_file, tmp_path, monkeypatch):
     path = recipe_file("rgb", "thermal")
+    path.write_text(path.read_text().replace("train: {", f"train: {{{keys}"))
     whole = train(path, folder=tmp_path / "whole")
     real = loop._Training._train_epoch
 
@@ -73,6 +78,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(recipe_file, tmp_path, monkeypat
     monkeypatch.undo()
     cut = train(path, folder=tmp_path / "cut", resume=True)
     assert [row["loss"] for row in cut.metrics] == [row["loss"] for row in whole.metrics]
+    assert ({"branch_loss", "distillation_loss"} <= whole.metrics[0].keys()) == bool(keys)
     a, b = checkpoint.read(whole.last)[0], checkpoint.read(cut.last)[0]
     assert a.keys() == b.keys()
     assert all(torch.equal(a[key], b[key]) for key in a)
@@ -171,14 +177,39 @@ def test_a_recipe_that_does_not_fit_is_one_line(assignment, message, recipe_file
 
 
 @pytest.mark.slow
-def test_two_processes_write_one_run(recipe_file, tmp_path):
+@pytest.mark.parametrize(
+    "keys", [[], ["modality_dropout=0.9"], ["modality_dropout=0.9", "branch_losses=1", "distillation=1"]]
+)
+def test_two_processes_write_one_run(keys, recipe_file, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
-    command += ["-m", "mmfuse", "train", str(recipe_file("rgb")), "train.device=cpu", "--out", str(tmp_path / "run")]
+    changes = ["train.device=cpu", *(f"train.{key}" for key in keys)]
+    command += ["-m", "mmfuse", "train", str(recipe_file("rgb", "thermal")), *changes, "--out", str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-2000:]
     run = loop.Run(tmp_path / "run")
     assert run.finished
     assert json.loads((run.folder / "environment.json").read_text())["processes"] == 2
+
+
+def test_bad_and_useless_images_are_skipped_and_counted(paired_set, tmp_path, capsys):
+    root = tmp_path / "set"
+    shutil.copytree(paired_set.parent, root)
+    truth = json.loads((root / "train.json").read_text())
+    (root / truth["images"][0]["modalities"]["rgb"]).write_bytes(b"no image")
+    del truth["images"][1]["modalities"]["rgb"]
+    (root / "train.json").write_text(json.dumps(truth))
+    card = yaml.safe_load((root / "card.yaml").read_text()) | {"missing": "allow"}
+    (root / "card.yaml").write_text(yaml.safe_dump(card))
+    (tmp_path / "rgb.yaml").write_text(
+        "card: set/card.yaml\nmodalities: [rgb]\nmodel: {size: d-4}\ndata: {input_size: [96, 128], workers: 0}\n"
+        "train: {epochs: 1, batch_size: 4, lr: 0.05}\n"
+    )
+    with pytest.raises(UserError, match="is not an image"):
+        train(tmp_path / "rgb.yaml", folder=tmp_path / "stops")
+    train(tmp_path / "rgb.yaml", ["data.on_bad_sample=skip"], folder=tmp_path / "run")
+    lines = capsys.readouterr().out.splitlines()
+    assert "left out: 1 training images have none of rgb" in lines
+    assert lines[lines.index("skipped: 1 training images can't be used") + 1].endswith("PNG, JPEG, TIFF or WebP file")

@@ -1,0 +1,124 @@
+"""Starts a detector of several modalities from trained ones of one each: at first it does what the best one does."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from mmfuse.errors import UserError
+from mmfuse.model.backbones import default_name
+from mmfuse.model.detector import SHARED, Detector, FusionDetector
+from mmfuse.model.edges import FORMS, starting_weights
+from mmfuse.model.ensemble import BoxEnsemble
+from mmfuse.model.merge import Merge
+from mmfuse.model.nodes import Feature
+from mmfuse.model.pyramid import PyramidNode
+
+FAINT = 1e-3
+"""Weight of an edge from a modality that isn't the best: too small to be seen in AP, large enough to learn."""
+
+_NAMES, _NUMBERS = ("size", "pyramid", "flavour", "share_backbone"), ("width", "pyramid_depth", "head_depth")
+
+
+def misfit(detector: Detector, modality: str, single: Detector) -> str | None:
+    """Returns why `single`, a detector of that modality, can't be its start in `detector`; None where it can."""
+    for key, own, theirs in (
+        ("classes", list(detector.classes), list(single.classes)),
+        *((f"model.{k}", detector.spec[k], single.spec[k]) for k in _NAMES),
+        ("model.backbone", _backbone_name(detector, modality), _backbone_name(single, modality)),
+        *((f"model.{k}", getattr(detector.size, k), getattr(single.size, k)) for k in _NUMBERS),
+    ):
+        if own != theirs:
+            return f"has {key} {theirs!r}, the recipe {own!r}; give a run like the recipe, or change {key}"
+    fusions = detector.spec["fusion"], single.spec["fusion"]
+    if fusions[0] != fusions[1] and fusions[1] not in FORMS:
+        return f"merges by {fusions[1]}, which {fusions[0]} can't go on from; set model.fusion: {fusions[1]}"
+    return None
+
+
+def graft(detector: Detector, singles: Mapping[str, FusionDetector], main: str) -> None:
+    """Sets the detector's weights from those of `singles`, by modality; all of them fit it (`misfit`).
+
+    Backbones and the convolutions that bring a modality's features into the pyramid are each modality's own; all else
+    is that of `main`. Its edges keep their weights and those of other modalities start at `FAINT`, so the outputs are
+    nearly its own while every edge has a gradient: train on with `keep_open`. A modality without a detector keeps its
+    fresh branch. Members of a `BoxEnsemble` become the `singles`.
+
+    Raises:
+        UserError: the placement, a shared backbone, a pyramid with gates or fusion sum makes this impossible.
+    """
+    if isinstance(detector, BoxEnsemble):
+        for modality, single in singles.items():
+            detector.members[modality].load_state_dict(single.state_dict())
+        return
+    assert isinstance(detector, FusionDetector)
+    spec = detector.spec
+    if len(detector.modalities) > 1:
+        for impossible, what, fix in (
+            (spec["placement"] not in ("first", "every"), f"placement {spec['placement']}", "placement: first"),
+            (SHARED in detector.backbones, "share_backbone", "share_backbone: false"),
+            (any(node.gate for node in detector.pyramid.graph), f"pyramid {spec['pyramid']}", "pyramid: bifpn"),
+            (spec["fusion"] == "sum", "fusion sum", "fusion: fast"),
+        ):
+            if impossible:
+                raise UserError(f"{what} can't start from single modalities; use model.{fix}")
+    common, apart = ("pyramid.nodes.", "class_head.", "box_head."), (".laterals.", ".merge.")
+    values = {key: x for key, x in _under(common, singles[main]).items() if not any(part in key for part in apart)}
+    for modality, single in singles.items():
+        values |= _under((f"backbones.{modality}.", f"backbones.{SHARED}.", f"pyramid.extend.{modality}."), single)
+    for index in range(len(detector.pyramid.graph)):
+        values |= _edges(detector, singles, main, index)
+    detector.load_state_dict(values, strict=False)
+
+
+def keep_open(detector: nn.Module) -> None:
+    """Lifts weights of edges that ReLU would shut to `FAINT`, in place, so that a step can't end an edge for good."""
+    with torch.no_grad():
+        for part in detector.modules():
+            if isinstance(part, Merge) and part.rectified:
+                part.get_parameter("weight").clamp_(min=FAINT)
+
+
+def _backbone_name(detector: Detector, modality: str) -> str:
+    chosen = detector.spec["backbone"]
+    return (chosen.get(modality) if isinstance(chosen, dict) else chosen) or default_name(
+        detector.size, detector.spec["flavour"]
+    )
+
+
+def _edges(detector: FusionDetector, singles: Mapping[str, FusionDetector], main: str, index: int) -> dict[str, Tensor]:
+    """Returns laterals, weights of edges, gain and gates of a node; detectors of one pyramid have the same nodes."""
+    node, where, fusion = detector.pyramid.graph[index], f"pyramid.nodes.{index}", detector.spec["fusion"]
+    values, alike = dict[str, Tensor](), list[int | None]()
+    for place, source in enumerate(node.inputs):
+        owner = source.modality if isinstance(source, Feature) else main
+        theirs = singles[owner].pyramid.graph[index] if owner in singles else None
+        from_place = theirs.inputs.index(source) if theirs and source in theirs.inputs else None
+        moved = {f"{where}.laterals.{from_place}.": f"{where}.laterals.{place}."} if from_place is not None else {}
+        if place in node.merged:
+            number = theirs.merged.index(from_place) if theirs and from_place is not None else None
+            alike.append(number if owner == main else None)
+            if number is not None and singles[owner].spec["fusion"] == fusion:
+                moved[f"{where}.merge.gates.{number}."] = f"{where}.merge.gates.{len(alike) - 1}."
+        for before, after in moved.items():
+            values |= {after + k.removeprefix(before): x for k, x in _under((before,), singles[owner]).items()}
+    merge, own = (_node(d, index).merge for d in (singles[main], detector))
+    form = singles[main].spec["fusion"]
+    weights = torch.ones(merge.count) if form == "sum" else merge.get_parameter("weight").detach()
+    started, gain = starting_weights(weights, form, fusion, alike, FAINT)
+    values[f"{where}.merge.gain"] = gain * merge.gain
+    if fusion != "sum":
+        started = started.clamp(min=FAINT) if own.rectified else started
+        spread = fusion == "channel" and started.ndim == 1
+        values[f"{where}.merge.weight"] = started[:, None].expand(-1, own.width) if spread else started
+    return values
+
+
+def _under(prefixes: tuple[str, ...], detector: FusionDetector) -> dict[str, Tensor]:
+    return {key: x for key, x in detector.state_dict().items() if key.startswith(prefixes)}
+
+
+def _node(detector: FusionDetector, index: int) -> PyramidNode:
+    node = detector.pyramid.nodes[index]
+    assert isinstance(node, PyramidNode)
+    return node

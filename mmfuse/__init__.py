@@ -1,13 +1,18 @@
 """Object detection with any number of sensors, fused in one cross-modal weighted BiFPN."""
 
+from mmfuse.calibration import Calibration as Calibration
 from mmfuse.compare import compare as compare
 from mmfuse.config import Recipe as Recipe
 from mmfuse.config import load_recipe as load_recipe
 from mmfuse.convert import from_effdet as from_effdet
+from mmfuse.convert import from_nyu as from_nyu
+from mmfuse.convert import from_ultralytics as from_ultralytics
 from mmfuse.convert import to_coco as to_coco
 from mmfuse.convert import to_effdet as to_effdet
+from mmfuse.data.archives import unpack as unpack
 from mmfuse.data.cards import load_card as load_card
 from mmfuse.data.check import check as check
+from mmfuse.data.images import prepare_scene as prepare_scene
 from mmfuse.errors import UserError as UserError
 from mmfuse.model.build import create_detector as create_detector
 from mmfuse.model.detector import Detector as Detector
@@ -15,6 +20,7 @@ from mmfuse.model.detector import FusionDetector as FusionDetector
 from mmfuse.model.detector import Outputs as Outputs
 from mmfuse.model.ensemble import BoxEnsemble as BoxEnsemble
 from mmfuse.predict import predict as predict
+from mmfuse.robustness import robustness as robustness
 from mmfuse.sample import Batch as Batch
 from mmfuse.sample import Detections as Detections
 from mmfuse.sample import Sample as Sample

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from mmfuse.compare import compare
-from mmfuse.convert import Conversion, ConvertedCard, from_effdet, to_coco, to_effdet
+from mmfuse.convert import Conversion, ConvertedCard, from_effdet, from_nyu, from_ultralytics, to_coco, to_effdet
+from mmfuse.data.archives import unpack
 from mmfuse.data.check import check
 from mmfuse.data.synthetic import generate
 from mmfuse.demo import demo
 from mmfuse.errors import UserError
 from mmfuse.predict import predict
-from mmfuse.report.tables import markdown_table, other_scores_text, scores_text
+from mmfuse.report.tables import markdown_table, other_scores_text, robustness_markdown, scores_text
+from mmfuse.robustness import robustness
 from mmfuse.score import evaluate
 from mmfuse.train.checkpoint import load
 from mmfuse.train.loop import Run, train
@@ -36,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mmfuse: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("mmfuse: interrupted; whole epochs are kept, --resume goes on from them", file=sys.stderr)
+        print("mmfuse: interrupted; nothing is left half written, and train --resume goes on", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -76,6 +78,14 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--without", action="append", default=[], metavar="MODALITY", help="leave a sensor out")
     add.add_argument("--soft-nms", action="store_true", help="lower the scores of overlapping boxes, don't drop them")
 
+    add = verb("robustness", _robustness, "score a run on corrupted images: AP against severity")
+    add.add_argument("run", help="run folder")
+    add.add_argument("--split", default="test")
+    add.add_argument("--modality", action="append", default=[], help="corrupt this one alone (default: each in turn)")
+    add.add_argument("--corruption", action="append", default=[], metavar="NAME", help="once for each (default: all)")
+    add.add_argument("--limit", type=int, metavar="N", help="score N images, evenly spaced (default: all)")
+    add.add_argument("--seed", type=int, default=0, help="seed of the corruptions (default: %(default)s)")
+
     add = verb("compare", _compare, "compare runs or recipes in one table")
     add.add_argument("inputs", nargs="+", metavar="RUN|RECIPE|key=value")
     add.add_argument("--seeds", type=int, nargs="+", help="training seeds for recipes")
@@ -92,13 +102,18 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("card", help="dataset card (YAML)")
     add.add_argument("--root", help="the dataset's folder, in place of the card's")
 
+    add = verb("unpack", _unpack, "unpack a dataset's zip or tar archive, whole or not at all", as_json=False)
+    add.add_argument("archive")
+    add.add_argument("--out", required=True, metavar="FOLDER", help="new or empty folder")
+
     add = verb("convert", _convert, "convert effdet's weights, a detector or a dataset")
-    add.add_argument("source", nargs="+", metavar="SOURCE", help="effdet FILE|NAME; with --to: run, detector or card")
-    add.add_argument("--to", choices=("effdet", "coco"), help="what to write; a detector of mmfuse's if not given")
-    add.add_argument("--out", required=True, help="file to write")
+    sources = "effdet FILE|NAME, nyu LABELED.mat SPLITS.mat or ultralytics DATA.yaml; with --to: run, detector or card"
+    add.add_argument("source", nargs="+", metavar="SOURCE", help=sources)
+    add.add_argument("--to", choices=("effdet", "coco"), help="what to write of a detector or card of mmfuse's")
+    add.add_argument("--out", required=True, help="file to write; for nyu a new folder")
     add.add_argument("--size", help="size of the detector, where the weights don't tell it")
     add.add_argument("--modality", action="append", metavar="NAME=CHANNELS", help="once for each (default: rgb=3)")
-    add.add_argument("--classes", metavar="NAME,NAME", help="names of the classes (default: numbers)")
+    add.add_argument("--classes", metavar="NAME,NAME", help="names of the classes; for nyu those to take")
 
     add = verb("shares", _shares, "show each modality's share in the fusion, level by level")
     add.add_argument("run", help="run folder")
@@ -124,8 +139,9 @@ def _synthesize(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _train(options: argparse.Namespace, rest: list[str]) -> int:
-    _no_rest(options, rest)
-    run = train(options.recipe, options.assignments, folder=options.out, resume=options.resume)
+    behind_flags = [word for word in rest if "=" in word and not word.startswith("-")]
+    _no_rest(options, [word for word in rest if word not in behind_flags])
+    run = train(options.recipe, options.assignments + behind_flags, folder=options.out, resume=options.resume)
     if int(os.environ.get("RANK", 0)) == 0:
         best = max((row for row in run.metrics if "val_ap" in row), key=lambda row: row["val_ap"])
         print(f"{run.folder}: best val AP {best['val_ap']:.3f} at epoch {best['epoch']:.0f}")
@@ -138,6 +154,20 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
     scores = found.scores.to_dict()
     text = "\n\n".join(part for part in (scores_text(scores), other_scores_text(found.others)) if part)
     _print(options, scores | found.others, text)
+    return 0
+
+
+def _robustness(options: argparse.Namespace, rest: list[str]) -> int:
+    _no_rest(options, rest)
+    result = robustness(
+        options.run,
+        split=options.split,
+        modalities=options.modality,
+        corruptions=options.corruption,
+        limit=options.limit,
+        seed=options.seed,
+    )
+    _print(options, result, robustness_markdown(result).strip())
     return 0
 
 
@@ -176,19 +206,32 @@ def _check(options: argparse.Namespace, rest: list[str]) -> int:
     return 2 if report.errors else 0
 
 
+def _unpack(options: argparse.Namespace, rest: list[str]) -> int:
+    _no_rest(options, rest)
+    print(f"{options.out}: {unpack(options.archive, options.out)} files")
+    return 0
+
+
 def _convert(options: argparse.Namespace, rest: list[str]) -> int:
     _no_rest(options, rest)
     done: Conversion | ConvertedCard
-    details = {"--size": options.size, "--modality": options.modality, "--classes": options.classes}
-    given = [flag for flag, value in details.items() if value is not None]
-    if options.to is None and options.source[0] == "effdet" and len(options.source) == 2:
-        classes = None if options.classes is None else options.classes.split(",")
-        modalities = _channels(options.modality or [])
-        done = from_effdet(options.source[1], options.out, size=options.size, modalities=modalities, classes=classes)
-    elif options.to is not None and len(options.source) == 1 and not given:
-        done = (to_effdet if options.to == "effdet" else to_coco)(options.source[0], options.out)
-    else:
-        options.usage("write effdet FILE|NAME, RUN|DETECTOR --to effdet or CARD --to coco, each with --out FILE")
+    classes = None if options.classes is None else options.classes.split(",")
+    details = options.size is not None or options.modality is not None
+    match options.source, options.to, details, classes:
+        case ["effdet", weights], None, _, _:
+            modalities = _channels(options.modality or [])
+            done = from_effdet(weights, options.out, size=options.size, modalities=modalities, classes=classes)
+        case ["nyu", labelled, splits], None, False, _:
+            done = from_nyu(labelled, splits, options.out, classes=classes)
+        case ["ultralytics", data], None, False, None:
+            done = from_ultralytics(data, options.out)
+        case [source], "effdet" | "coco", False, None:
+            done = (to_effdet if options.to == "effdet" else to_coco)(source, options.out)
+        case _:
+            options.usage(
+                "write effdet FILE|NAME, nyu LABELED.mat SPLITS.mat, ultralytics DATA.yaml, "
+                "RUN|DETECTOR --to effdet or CARD --to coco, each with --out"
+            )
     _print(options, dataclasses.asdict(done), done.to_text())
     return 0
 

@@ -1,17 +1,22 @@
 import json
+import zipfile
 
 import pytest
 import yaml
 
 from mmfuse import demo as demo_module
 from mmfuse.cli import main
+from mmfuse.train.loop import Run
 
 
 @pytest.fixture
 def run(recipe_file, tmp_path, capsys):
     folder = tmp_path / "run"
-    assert main(["train", str(recipe_file("rgb", "thermal")), "train.epochs=1", "--out", str(folder)]) == 0
+    words = ["train", str(recipe_file("rgb", "thermal")), "data.hflip=0", "--out", str(folder), "train.epochs=1"]
+    assert main(words) == 0
     assert "best val AP" in capsys.readouterr().out
+    recipe = Run(folder).recipe
+    assert (recipe.train.epochs, recipe.data.hflip) == (1, 0.0)  # whether before or behind a flag
     return folder
 
 
@@ -78,6 +83,33 @@ def test_a_mistake_is_one_line_and_exit_code_2(words, capsys, tmp_path, monkeypa
 
 def test_a_card_with_mistakes_exits_with_2(tmp_path, capsys):
     assert main(["check", str(tmp_path / "none.yaml")]) == 2
+
+
+def test_what_check_counts_is_printed_as_text_and_json(paired_set, capsys):
+    assert main(["check", str(paired_set)]) == 0
+    assert "    depth: uint16, " in capsys.readouterr().out
+    assert main(["check", str(paired_set), "--json"]) == 0
+    depth = json.loads(capsys.readouterr().out)["splits"]["train"]["sensors"]["depth"]
+    assert (depth["types"], depth["unit"], depth["blank"], depth["constant"]) == ({"uint16": 8}, "m", 0, 0)
+    assert 0 < depth["range"][0] < depth["range"][1] < 65.536
+
+
+def test_an_archive_is_unpacked_whole_or_not_at_all(tmp_path, capsys):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        file.writestr("set/1.txt", "one")
+    words = ["unpack", str(tmp_path / "a.zip"), "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'out'}: 1 files\n"
+    assert (tmp_path / "out/set/1.txt").read_text() == "one"
+    assert main(words) == 2
+    with zipfile.ZipFile(tmp_path / "a.zip", "a") as file:
+        file.writestr("../2.txt", "two")
+    assert main([*words[:-1], str(tmp_path / "other")]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.startswith("mmfuse: ") for line in lines] == [True, True]
+    assert "not an empty folder" in lines[0]
+    assert "'../2.txt' leads out" in lines[1]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.zip", "out"]
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(recipe_file, tmp_path, capsys):

@@ -8,12 +8,12 @@ import numpy as np
 NOTHING = "–"
 
 
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]], numbers_from: int = 1) -> str:
+def markdown_table(header: Sequence[object], rows: Iterable[Sequence[object]], numbers_from: int = 1) -> str:
     """Returns a Markdown table, padded so that it reads as plain text too; a None cell shows a dash.
 
     Columns from `numbers_from` on are aligned to the right.
     """
-    cells = [list(header), *([NOTHING if c is None else str(c) for c in row] for row in rows)]
+    cells = [[str(h) for h in header], *([NOTHING if c is None else str(c) for c in row] for row in rows)]
     cells = [[text.replace("|", "\\|").replace("\n", " ") for text in row] for row in cells]
     widths = [max(3, *(len(text) for text in column)) for column in zip(*cells, strict=True)]
     rule = ["-" * (w - 1) + ":" if i >= numbers_from else "-" * w for i, w in enumerate(widths)]
@@ -73,6 +73,35 @@ def other_scores_text(others: dict[str, dict[str, Any]]) -> str:
         title = f"{name.replace('_', ' ')}{', %' if scale == 100 else ''}"
         parts.append(markdown_table((title, *values), [(f"{scores['boxes']} objects", *row)]))
     return "\n\n".join(part.strip() for part in parts)
+
+
+def robustness_markdown(robustness: dict[str, Any]) -> str:
+    """Returns what `mmfuse.robustness` found as a Markdown page: AP and AP50 by severity, and what severities mean."""
+    curves = robustness["curves"]
+    severities = range(len(curves[0]["levels"]) + 1)
+    parts = [f"# {robustness['name']}: robustness on the {robustness['split']} split\n"]
+    for key, name in (("ap", "AP"), ("ap50", "AP50")):
+        rows = [[c["corruption"], c["modality"], *map(_figure, c[key]), _figure(c[f"area_{key}"])] for c in curves]
+        parts.append(f"## {name} by severity\n")
+        parts.append(markdown_table(["corruption", "of", *severities, "area"], rows, numbers_from=2))
+    parts.append(
+        "One modality is corrupted at a time; severity 0 is clean. The area under the curve is relative to the clean "
+        "score held at all severities: 1 means that nothing was lost.\n"
+    )
+    meanings = {c["corruption"]: [c["unit"], *(f"{level:g}" for level in c["levels"])] for c in curves}
+    rows = [[name, *meaning] for name, meaning in meanings.items()]
+    parts.append("## What the severities mean\n")
+    parts.append(markdown_table(["corruption", "levels are", *severities[1:]], rows, numbers_from=2))
+    facts = robustness["environment"]
+    parts.append("## How it was made\n")
+    parts.append(
+        f"- images: {robustness['images']} of the {robustness['split']} split, digest {robustness['digest'][:16]}\n"
+        f"- detector: SHA-256 {robustness['detector'][:16]}\n"
+        f"- seed: {robustness['seed']}\n"
+        f"- hardware: {facts['hardware']}, torch {facts['versions']['torch']}\n"
+        f"- date: {facts['date']}\n"
+    )
+    return "\n".join(parts)
 
 
 def _figure(value: float | None) -> str | None:

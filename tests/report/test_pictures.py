@@ -12,6 +12,7 @@ from mmfuse.report.pictures import (
     displayable,
     gallery,
     overlay,
+    robustness_curves,
     share_heatmap,
     training_curves,
 )
@@ -158,6 +159,27 @@ def test_share_heatmap(tmp_path):
     assert pixels(tmp_path / "shares.png").size
     share_heatmap({"rgb": {3: 1.0}}, tmp_path / "one.png")
     assert pixels(tmp_path / "one.png").size
+
+
+def robustness(*curves):
+    values = [{"corruption": name, "modality": m, "ap": [0.5, 0.4, 0.4, 0.3, 0.2, last]} for name, m, last in curves]
+    return {"name": "street", "split": "test", "images": 3, "clean": {"ap": 0.5}, "curves": values}
+
+
+def test_robustness_has_a_panel_for_each_corruption_and_a_line_for_each_modality(tmp_path):
+    def drawn(name, *curves):
+        robustness_curves(robustness(*curves), tmp_path / name)
+        return pixels(tmp_path / name)
+
+    one = drawn("one", ("shift", "rgb", 0.1))
+    assert (one == drawn("again", ("shift", "rgb", 0.1))).all()
+    assert (one != drawn("other", ("shift", "rgb", 0.2))).any()
+    two = drawn("two", ("shift", "rgb", 0.1), ("shift", "depth", 0.2))
+    assert two.shape == one.shape
+    assert (two != one).any()
+    seven = drawn("seven", *((f"corruption {i}", f"m{i}", 0.1) for i in range(7)))
+    assert seven.shape[0] > 1.5 * one.shape[0]
+    assert seven.shape[1] > 2 * one.shape[1]
 
 
 def test_failed_picture_leaves_the_good_one(images, tmp_path):

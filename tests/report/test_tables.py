@@ -1,6 +1,6 @@
 import pytest
 
-from mmfuse.report.tables import comparison_markdown, markdown_table, mean_and_spread
+from mmfuse.report.tables import NOTHING, comparison_markdown, markdown_table, mean_and_spread, robustness_markdown
 
 
 def scores(ap, day, night, person, car):
@@ -134,3 +134,41 @@ def test_one_seed_without_conditions_or_differences(comparison):
     assert cells(page, "thermal")[:5] == ["thermal", "thermal", "0.340", "0.500", "–"]
     assert "±" not in page
     assert "bootstrap" not in page
+
+
+def robustness(*curves):
+    return {
+        "name": "street",
+        "split": "val",
+        "images": 7,
+        "digest": "ab" * 32,
+        "detector": "cd" * 32,
+        "seed": 3,
+        "clean": {"ap": 0.5, "ap50": 0.8},
+        "curves": [
+            {
+                "corruption": name,
+                "modality": modality,
+                "unit": "px",
+                "levels": [4, 8, 15, 22.5, 30],
+                "ap": [0.5, 0.4, 0.3, 0.2, 0.1, 0.0],
+                "ap50": [0.8, 0.8, 0.8, 0.8, 0.8, 0.4],
+                "area_ap": 0.5,
+                "area_ap50": area,
+            }
+            for name, modality, area in curves
+        ],
+        "environment": {"hardware": "a card", "versions": {"torch": "2.10"}, "date": "2026-01-01"},
+    }
+
+
+def test_robustness_has_ap_and_ap50_by_severity_and_their_areas():
+    text = robustness_markdown(robustness(("shift", "rgb", 0.95), ("shift", "depth", None)))
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    assert rows[0] == ["corruption", "of", "0", "1", "2", "3", "4", "5", "area"]
+    assert rows[2] == ["shift", "rgb", "0.500", "0.400", "0.300", "0.200", "0.100", "0.000", "0.500"]
+    assert rows[6] == ["shift", "rgb", *["0.800"] * 5, "0.400", "0.950"]
+    assert rows[7][-1] == NOTHING
+    assert rows[10:] == [["shift", "px", "4", "8", "15", "22.5", "30"]]
+    for words in ("# street: robustness on the val split", "- images: 7 of the val split", "abab", "cdcd", "seed: 3"):
+        assert words in text

@@ -1,0 +1,181 @@
+import json
+
+import pytest
+
+from mmfuse.cli import main
+from mmfuse.errors import UserError
+from mmfuse.evaluate.robustness import Trial
+from mmfuse.robustness import robustness
+from mmfuse.score import evaluate
+from mmfuse.train.loop import Run, train
+
+
+@pytest.fixture(scope="module")
+def trained(paired_set, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "recipe.yaml").write_text(
+        f"card: {paired_set}\nmodalities: [rgb, thermal]\nmodel: {{size: d-4}}\n"
+        "data: {input_size: [96, 128], workers: 0, scale_jitter: [1, 1], hflip: 0}\n"
+        "train: {epochs: 6, batch_size: 4, lr: 0.4, ema_decay: 0, evaluate_every: 6}\n"
+    )
+    return train(folder / "recipe.yaml", folder=folder / "run")
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of the run, without what other tests found."""
+    for name in ("config.yaml", "best.safetensors", "metrics.csv"):
+        (tmp_path / name).write_bytes((trained.folder / name).read_bytes())
+    return Run(tmp_path)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """The corruption, modality and severity of each evaluation."""
+    calls = []
+    scores = Trial.scores
+
+    def count(self, corruption, modality, severity, *rest):
+        calls.append((corruption.name, modality, severity))
+        return scores(self, corruption, modality, severity, *rest)
+
+    monkeypatch.setattr(Trial, "scores", count)
+    return calls
+
+
+def read(run, name="robustness-test.json"):
+    return json.loads((run.folder / name).read_text())
+
+
+def test_curves_start_at_what_evaluate_says_and_end_without_the_sensor(run):
+    result = robustness(run, corruptions=["missing"], split="train")
+    clean = evaluate(run, split="train").scores.to_dict()
+    without = evaluate(run, split="train", without=["rgb"]).scores.to_dict()
+    assert len({0.0, clean["ap"], without["ap"]}) == 3
+    assert result["clean"] == {"ap": clean["ap"], "ap50": clean["ap50"]}
+    curve = result["curves"][0]
+    assert (curve["corruption"], curve["modality"]) == ("missing", "rgb")
+    assert (curve["ap"][0], curve["ap"][5]) == (clean["ap"], without["ap"])
+    assert (curve["ap50"][0], curve["ap50"][5]) == (clean["ap50"], without["ap50"])
+    assert [c["modality"] for c in result["curves"]] == ["rgb", "thermal"]
+    assert json.loads(json.dumps(result)) == read(run, "robustness-train.json")
+
+
+def test_each_suiting_modality_is_corrupted_alone_at_five_severities(run, counted):
+    robustness(run, corruptions=["agc", "shift", "over_exposure"])
+    wanted = [("shift", "rgb"), ("shift", "thermal"), ("over_exposure", "rgb"), ("agc", "thermal")]
+    assert counted == [(*pair, severity) for pair in wanted for severity in range(1, 6)]
+    assert [(c["corruption"], c["modality"]) for c in read(run)["curves"]] == wanted
+    counted.clear()
+    robustness(run, modalities=["thermal"], corruptions=["shift", "blur"], split="val")
+    assert counted == [(name, "thermal", severity) for name in ("shift", "blur") for severity in range(1, 6)]
+    assert read(run, "robustness-val.json")["split"] == "val"
+
+
+def test_curves_that_are_there_are_kept_and_not_scored_again(run, counted):
+    first = robustness(run, corruptions=["fog"])
+    robustness(run, corruptions=["fog"])
+    assert len(counted) == 10
+    both = robustness(run, corruptions=["blur"], modalities=["rgb"])
+    assert len(counted) == 15
+    assert [(c["corruption"], c["modality"]) for c in both["curves"]] == [
+        ("blur", "rgb"),
+        ("fog", "rgb"),
+        ("fog", "thermal"),
+    ]
+    assert both["curves"][1:] == json.loads(json.dumps(first["curves"]))
+
+
+@pytest.mark.parametrize("change", ["seed", "limit", "detector", "levels"])
+def test_curves_of_something_else_are_scored_again(run, counted, change):
+    robustness(run, corruptions=["fog"], modalities=["rgb"])
+    options = {"seed": {"seed": 1}, "limit": {"limit": 3}}.get(change, {})
+    if change == "detector":
+        _touch(run)
+    if change == "levels":
+        stored = read(run)
+        stored["curves"][0]["levels"][0] = 0.9
+        (run.folder / "robustness-test.json").write_text(json.dumps(stored))
+    robustness(run, corruptions=["fog"], modalities=["rgb"], **options)
+    assert len(counted) == 10
+
+
+def _touch(run):
+    """Changes a weight of the detector a little."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    with safe_open(run.best, "pt") as file:
+        tensors, notes = {k: file.get_tensor(k) for k in file.keys()}, file.metadata()  # noqa: SIM118
+    name = next(k for k, v in tensors.items() if v.is_floating_point() and v.ndim == 4)
+    tensors[name] = tensors[name] * 1.001
+    save_file(tensors, run.best, notes)
+
+
+def test_what_was_whole_survives_an_interruption(run, monkeypatch):
+    scores = Trial.scores
+
+    def interrupted(self, corruption, modality, severity, *rest):
+        if (corruption.name, severity) == ("fog", 3):
+            raise KeyboardInterrupt
+        return scores(self, corruption, modality, severity, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trial, "scores", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            robustness(run, corruptions=["blur", "fog"], modalities=["rgb"])
+    assert [c["corruption"] for c in read(run)["curves"]] == ["blur"]
+    result = robustness(run, corruptions=["blur", "fog"], modalities=["rgb"])
+    assert [c["corruption"] for c in result["curves"]] == ["blur", "fog"]
+
+
+def test_a_limit_spreads_over_the_split_and_is_clean_at_severity_0(run, counted):
+    result = robustness(run, corruptions=["fog"], modalities=["rgb"], limit=2)
+    assert result["images"] == 2
+    whole = robustness(run, corruptions=["fog"], modalities=["rgb"], limit=99)
+    assert whole["images"] == 4
+    assert whole["digest"] == read(run, "test.json")["digest"] != result["digest"]
+    assert result["curves"][0]["ap"][0] == result["clean"]["ap"]
+
+
+def test_the_verb_prints_and_writes_the_page_and_the_picture(run, capsys):
+    words = ["robustness", str(run.folder), "--corruption", "shift", "--modality", "thermal"]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    page = (run.folder / "robustness-test.md").read_text()
+    assert text.strip() == page.strip()
+    assert "| shift      | thermal |" in page
+    assert (run.folder / "robustness-test.png").read_bytes().startswith(b"\x89PNG")
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == read(run)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"modalities": ["termal"]}, "modality: 'termal' is not a known modality of this run; did you mean 'thermal'?"),
+        ({"corruptions": ["blurr"]}, "corruption: 'blurr' is not a known corruption; did you mean 'blur'?"),
+        ({"corruptions": ["agc"], "modalities": ["rgb"]}, "corruption: agc suits none of rgb; choose others"),
+        ({"limit": 0}, "limit: 0 is not allowed; use at least 1"),
+        ({"split": "tset"}, "tset"),
+    ],
+)
+def test_mistakes_are_one_line_and_write_nothing(run, options, message):
+    with pytest.raises(UserError) as caught:
+        robustness(run, **options)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not list(run.folder.glob("robustness*"))
+
+
+def test_no_run_and_a_broken_file_are_one_line(run, tmp_path, capsys):
+    assert main(["robustness", str(tmp_path / "nowhere")]) == 2
+    assert "is not a run folder" in capsys.readouterr().err
+    path = run.folder / "robustness-test.json"
+    robustness(run, corruptions=["fog"], modalities=["rgb"])
+    good = read(run)
+    for text in ("{", "[]", json.dumps(good | {"curves": [{"levels": 1}]})):
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"robustness-test.json: .* remove it"):
+            robustness(run, corruptions=["fog"])
+        assert path.read_text() == text

@@ -87,8 +87,9 @@ def distillation_loss(pupil: Outputs, teacher: Outputs) -> Tensor:
 
     Classes: cross-entropy to the teacher's probabilities, each scaled by its distance from them to the power of 1.5
     (quality focal loss: arXiv 2006.04388, equation 5), over all anchors. Boxes: Huber loss of the codes, over anchors
-    of which the teacher is `CONFIDENT`. Weights and the divisor are those of the detection loss, with confident
-    anchors for positive ones.
+    of which the teacher is `CONFIDENT`. Weights are those of the detection loss; the divisor is the sum of the
+    teacher's probabilities, for the number of positive anchors, and 1. So a teacher that knows nothing yet hardly
+    counts: divided by confident anchors, of which there are none at first, the loss drowns all others.
     """
     wanted = teacher.class_logits.detach().float().sigmoid()
     logits = pupil.class_logits.float()
@@ -97,7 +98,7 @@ def distillation_loss(pupil: Outputs, teacher: Outputs) -> Tensor:
     confident = wanted.amax(2) >= CONFIDENT
     codes = teacher.box_codes.detach().float()
     boxes = F.huber_loss(pupil.box_codes.float(), codes, reduction="none", delta=DELTA)
-    normaliser = confident.sum() + 1
+    normaliser = wanted.sum() + 1
     return (classes + BOX_WEIGHT * torch.where(confident[..., None], boxes, 0).sum() / 4) / normaliser
 
 

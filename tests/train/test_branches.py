@@ -178,8 +178,17 @@ def test_distillation_by_hand():
     entropy = math.log(2)
     classes = abs(0.05 - 0.5) ** 1.5 * entropy + abs(0.8 - 0.5) ** 1.5 * entropy
     boxes = 50 * 4 * (0.1 * (0.3 - 0.05)) / 4
-    assert distillation_loss(pupil, teacher).item() == pytest.approx((classes + boxes) / 2, rel=1e-4)
+    divisor = 0.05 + 0.8 + 0.02 + 1
+    assert distillation_loss(pupil, teacher).item() == pytest.approx((classes + boxes) / divisor, rel=1e-4)
     assert distillation_loss(teacher, teacher).item() == pytest.approx(0, abs=1e-9)
+
+
+def test_a_teacher_that_knows_nothing_yet_hardly_counts():
+    """At the start all is about the prior, 0.01, on thousands of anchors: their sum must not drown the other losses."""
+    logits = torch.full((2, 9000, 3), -4.6)
+    codes = torch.zeros(2, 9000, 4)
+    teacher, pupil = Outputs(logits, codes, (SIDE, SIDE)), Outputs(logits + 0.7, codes, (SIDE, SIDE))
+    assert 0 < distillation_loss(pupil, teacher).item() < 0.02
 
 
 def test_distillation_moves_the_pupil_alone_and_towards_the_teacher():

@@ -68,7 +68,8 @@ def evaluate(
     found = collect(detector, loader, without=without, soft=soft, progress=title)
     scores = coco_scores(records, found, detector.classes)
     name = "-without-".join((split, *sorted(without))) + ("-soft" if soft else "")
-    chosen = {"split": split, "digest": split_digest(records), "without": sorted(without), "soft": soft}
+    chosen: dict[str, Any] = {"split": split, "digest": split_digest(records), "label_source": list(card.label_source)}
+    chosen |= {"without": sorted(without), "soft": soft}
     others = _other_scores(card, records, found)
     result = chosen | {"scores": scores.to_dict(), **others}
     write_whole(

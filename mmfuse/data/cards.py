@@ -110,7 +110,8 @@ class Layout:
 class Labels:
     """What the annotation files mean.
 
-    Boxes lie on the image of the modality `reference`: by default the first of `annotations`, else on all alike.
+    Boxes lie on the image of the modality `reference`: by default the first of `annotations`, else on all alike. They
+    were drawn looking at the images of `source`, which is the reference where left out; results name it.
     `aliases` maps a name in the files to a class; `ignored` one to the classes for which it is an ignore region;
     objects of those `dropped` are left out. Any other name is an error or left out (`unknown`). `one_based` corners
     count pixels from 1 and include the last. An image without an annotation file (`unlabelled`) is an error or
@@ -118,6 +119,7 @@ class Labels:
     """
 
     reference: str | None = None
+    source: tuple[str, ...] = ()
     aliases: dict[str, str] = field(default_factory=dict)
     ignored: dict[str, tuple[str, ...]] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
@@ -175,6 +177,11 @@ class Card:
         """The modality in whose frame all others are, or are brought."""
         own = (m for m, sensor in self.modalities.items() if sensor.register == "none")
         return self.labels.reference or next(own)
+
+    @property
+    def label_source(self) -> tuple[str, ...]:
+        """The modalities that the boxes were drawn on; see `Labels`."""
+        return self.labels.source or (self.reference,)
 
     def labels_of(self, name: str) -> tuple[tuple[int, ...], bool] | None:
         """Returns the labels that an object of this name in the files gets, and whether it is an ignore region.
@@ -273,7 +280,10 @@ def _label_problems(file: _CardFile) -> Iterator[str]:
                 yield f"labels.{key}: {unknown_name(target, file.classes, 'class')}"
     if labels.reference is not None and labels.reference not in file.modalities:
         yield f"labels.reference: {unknown_name(labels.reference, file.modalities, 'modality')}"
-    elif labels.reference is not None and file.modalities[labels.reference].register != "none":
+    for m in labels.source:
+        if m not in file.modalities:
+            yield f"labels.source: {unknown_name(m, file.modalities, 'modality')}"
+    if labels.reference in file.modalities and file.modalities[labels.reference or ""].register != "none":
         yield f"modalities.{labels.reference}: register: the reference can't be moved; set none or another reference"
     if all(sensor.register != "none" for sensor in file.modalities.values()):
         yield "modalities: register: none lies in the reference frame; set one to none"

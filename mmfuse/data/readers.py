@@ -133,7 +133,7 @@ def coco_card(card: Card, files: dict[str, str]) -> dict[str, Any]:
         "licence": card.licence,
         "source": card.source,
         "notes": card.notes,
-        "labels": {"reference": card.labels.reference} if card.labels.reference else {},
+        "labels": {"reference": card.labels.reference, "source": card.labels.source},
         "missing": card.missing,
         "metrics": card.metrics,
     }

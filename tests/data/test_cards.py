@@ -53,6 +53,12 @@ def test_a_registered_sensor_knows_the_camera_of_the_reference(tmp_path):
     assert card.modalities["rgb"].onto is None
 
 
+def test_boxes_were_drawn_on_the_reference_unless_the_card_says_otherwise(tmp_path):
+    assert load_card(write_card(tmp_path)).label_source == ("rgb",)
+    assert load_card(write_card(tmp_path, labels={"reference": "depth"})).label_source == ("depth",)
+    assert load_card(write_card(tmp_path, labels={"source": ["rgb", "depth"]})).label_source == ("rgb", "depth")
+
+
 def layout(**changes):
     files = {"rgb": "rgb/{id}.png", "depth": "depth/{id}.png"}
     return {"files": files, "annotations": {"depth": "labels/{id}.txt"}, **changes}
@@ -112,6 +118,7 @@ def test_names_in_the_files_become_labels(tmp_path):
             "modalities.rgb: register: the reference can't be moved",
         ),
         ({"modalities": {"rgb": {"channels": 3, "calibration": {"pose": [[1, 0], [0, 1]]}}}}, "is not 3 x 4 or 4 x 4"),
+        ({"labels": {"source": ["rgb", "lidar"]}}, "labels.source: 'lidar' is not a known modality"),
         ({"labels": {"reference": "lidar"}}, "labels.reference: 'lidar' is not a known modality"),
         ({"layout": layout(), "labels": {"reference": "rgb"}}, "labels.reference: 'rgb' has no annotations"),
         ({"layout": layout(condition_lists={"dya": "x"}), "conditions": ["day"]}, "did you mean 'day'?"),

@@ -316,6 +316,7 @@ def test_a_dataset_as_coco_is_read_back_alike(make, name, tmp_path):
     save_yaml(tmp_path / "converted.yaml", coco_card(card, {split: f"converted_{split}.json" for split in card.splits}))
     converted = load_card(tmp_path / "converted.yaml")
     assert (converted.classes, converted.labels.reference) == (card.classes, card.labels.reference)
+    assert converted.label_source == card.label_source
     for split, expected in records.items():
         found = read_split(converted, split)
         assert len(found) == len(expected)

@@ -17,6 +17,7 @@ from mmfuse.data.check import check
 from mmfuse.data.synthetic import generate
 from mmfuse.demo import demo
 from mmfuse.errors import UserError
+from mmfuse.evaluate.corruptions import CORRUPTIONS
 from mmfuse.predict import predict
 from mmfuse.report.tables import markdown_table, other_scores_text, robustness_markdown, scores_text
 from mmfuse.robustness import robustness
@@ -78,11 +79,14 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--without", action="append", default=[], metavar="MODALITY", help="leave a sensor out")
     add.add_argument("--soft-nms", action="store_true", help="lower the scores of overlapping boxes, don't drop them")
 
+    names = ", ".join(corruption.name for corruption in CORRUPTIONS)
     add = verb("robustness", _robustness, "score a run on corrupted images: AP against severity")
     add.add_argument("run", help="run folder")
     add.add_argument("--split", default="test")
     add.add_argument("--modality", action="append", default=[], help="corrupt this one alone (default: each in turn)")
-    add.add_argument("--corruption", action="append", default=[], metavar="NAME", help="once for each (default: all)")
+    add.add_argument(
+        "--corruption", action="append", default=[], metavar="NAME", help=f"once for each: {names} (default: all)"
+    )
     add.add_argument("--limit", type=int, metavar="N", help="score N images, evenly spaced (default: all)")
     add.add_argument("--seed", type=int, default=0, help="seed of the corruptions (default: %(default)s)")
 

@@ -28,8 +28,11 @@ def predict(
     `picture` is where to write the sensors side by side with the boxes drawn in.
 
     Raises:
-        UserError: the run or a file can't be read, a modality isn't the run's, or sizes differ.
+        UserError: the run or a file can't be read, a modality isn't the run's, sizes differ, or the
+            threshold is no score.
     """
+    if not 0 <= threshold <= 1:
+        raise UserError(f"threshold: {threshold} is not allowed; use a score from 0 to 1")
     run = run if isinstance(run, Run) else Run(Path(run))
     input_size = prepare_size(run.recipe)
     detector = load(run.best)

@@ -23,6 +23,7 @@ WHOLE_IMAGE = {"percentile": 1, "clahe": 1, "normals": 4, "hha": 4, "depth_colou
 """Encodings that need the whole image, and the channels of what is prepared for them: depth has validity last."""
 
 _ABSOLUTE_ZERO = -273.15
+_LEAST_KELVIN = 200 / 65535
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class Sensor:
             (len(limits) == 2 and limits[0] < limits[1], "range", "use [lowest, highest]"),
             (not self.range or self.encoding in ("intensity", "celsius"), "range", "leave it out for this encoding"),
             (bool(self.range) or self.encoding != "celsius", "range", "give [lowest, highest] in degrees Celsius"),
+            (self.encoding != "celsius" or self.unit >= _LEAST_KELVIN, "unit", "give kelvin per count, such as 0.01"),
             (len(self.disparity) in (0, 2) and all(self.disparity[:1]), "disparity", "use [a, b] of a / (raw - b)"),
             (not self.disparity or self.is_depth, "disparity", "leave it out: this isn't depth"),
             (self.counts == "plain" or self.channels == 1, "counts", "use plain for several channels"),
@@ -97,7 +99,8 @@ class Sensor:
             if not holds:
                 value = (self.near, self.far) if name == "near, far" else getattr(self, name)
                 shown = list(value) if isinstance(value, tuple) else value
-                raise UserError(f"{name}: {shown!r} is not allowed for encoding {self.encoding}; {fix}")
+                where = "" if name in ("border", "homography", "std", "gravity") else f" for encoding {self.encoding}"
+                raise UserError(f"{name}: {shown!r} is not allowed{where}; {fix}")
         for name in ("mean", "std"):
             values = getattr(self, name)
             if values and len(values) != self.encoded_channels:

@@ -100,3 +100,14 @@ def test_another_pixel_type_than_in_training_is_refused(trained, tmp_path):
         predict(run, {"x": write(tmp_path / "x.png")})
     with pytest.raises(UserError, match="images: x is uint8, but this sensor's files hold uint16"):
         load(run.best).detect({"x": torch.zeros(1, 128, 128, dtype=torch.uint8)})
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.5, float("nan")])
+def test_a_threshold_that_is_no_score_is_refused(trained, tmp_path, threshold):
+    with pytest.raises(UserError, match=r"threshold: .* is not allowed; use a score from 0 to 1"):
+        predict(trained(x=Sensor(1)), {"x": write(tmp_path / "x.png")}, threshold=threshold)
+
+
+def test_an_array_in_place_of_a_tensor_is_refused(trained):
+    with pytest.raises(UserError, match=r"images: x is ndarray; give a tensor"):
+        load(trained(x=Sensor(1)).best).detect({"x": np.zeros((1, 128, 128), np.uint8)})

@@ -274,6 +274,10 @@ def test_a_sensor_survives_json(sensor):
         ({"channels": 1, "range": [float("nan"), 5.0]}, ["range: [nan, 5.0]", "[lowest, highest]"]),
         ({"channels": 1, "encoding": "clahe", "range": [0.0, 5.0]}, ["range", "encoding clahe", "leave it out"]),
         ({"channels": 1, "encoding": "metres", "range": [0.0, 5.0]}, ["range", "encoding metres", "leave it out"]),
+        (
+            {"channels": 1, "encoding": "celsius", "range": [0.0, 9.0]},
+            ["unit: 0.001", "kelvin per count, such as 0.01"],
+        ),
         ({"channels": 1, "encoding": "celsius"}, ["range: []", "give [lowest, highest] in degrees Celsius"]),
         ({"channels": 1, "encoding": "metres", "disparity": [3.0]}, ["disparity: [3.0]", "a / (raw - b)"]),
         ({"channels": 1, "encoding": "metres", "disparity": [0.0, 3.0]}, ["disparity: [0.0, 3.0]", "a / (raw - b)"]),

@@ -354,14 +354,21 @@ def _type_errors(modality: str, sensor: Sensor, contents: Sequence[_Content]) ->
 
 
 def _preparing_errors(card: Card, records: list[Record]) -> Iterable[str]:
-    """Yields why the first scene of a split can't be prepared, such as calibration that is lacking."""
+    """Yields why the first scene of a split can't be prepared, such as calibration that is lacking or far off."""
     special = {m for m, s in card.modalities.items() if s.register != "none" or s.encoding in WHOLE_IMAGE}
     for record in records:
         if special & record.files.keys():
             try:
-                read_record(record, card.modalities)
+                images = read_record(record, card.modalities)
             except UserError as error:
                 yield str(error)
+                return
+            for m, image in images.items():
+                sensor = card.modalities[m]
+                seen = sensor.metres(image)[1] if len(image) == 1 and sensor.is_depth else ~image.isnan()
+                if sensor.register != "none" and not seen.any():
+                    fix = "check register, homography and calibration (poses are metres, sensor to rig)"
+                    yield f"{record.files[m]}: nothing of it lies in the frame of {card.reference}; {fix}"
             return
 
 

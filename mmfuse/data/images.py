@@ -151,7 +151,7 @@ def size_problem(record: Record, images: Mapping[str, Tensor]) -> str | None:
     sizes = {m: f"{image.shape[2]} x {image.shape[1]}" for m, image in images.items()}
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{record.files[m]} is {size}" for m, size in sizes.items())
-        return f"image {record.image_id}: {listed}; register them to one size"
+        return f"image {record.image_id}: {listed}; register them to one size, or set a sensor's 'register' in the card"
     for m, size in sizes.items():
         if size != (labelled := f"{record.width} x {record.height}"):
             return (

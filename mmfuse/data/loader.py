@@ -186,8 +186,9 @@ def measure(records: Sequence[Record], sensors: Mapping[str, Sensor], data: Data
     found = {}
     for m, sensor in typed.items():
         pixels, total, squares = sums[m]
-        if not pixels.all():
-            raise UserError(f"{m}: no training image has a measured pixel; leave it out, or mend its files or card")
+        if not pixels.all() or (sensor.is_depth and not total[-1]):
+            where = "" if sensor.register == "none" else " in the frame of the reference"
+            raise UserError(f"{m}: no training image has a measured pixel{where}; leave it out, or mend files or card")
         mean = total / pixels
         std = (squares / pixels - mean.square()).clamp(min=0).sqrt().clamp(min=_SMALLEST_STD)
         found[m] = replace(sensor, mean=tuple(mean.tolist()), std=tuple(std.tolist()))

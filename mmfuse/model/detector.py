@@ -120,6 +120,11 @@ class Detector(nn.Module, ABC):
             UserError: an unknown modality, a shape or type that doesn't fit, an image without any sensor.
         """
         selection = Selection(score_threshold, iou_threshold, max_detections, candidates, soft)
+        for m, x in images.items():
+            if not isinstance(x, Tensor):
+                raise UserError(
+                    f"images: {m} is {type(x).__name__}; give a tensor (C, H, W), as torch.from_numpy makes"
+                )
         images = {m: x[None] if x.ndim == 3 else x for m, x in images.items()}
         for m in images.keys() & self.sensors.keys():
             self.sensors[m].check_prepared(m, images[m])

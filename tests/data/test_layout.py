@@ -14,6 +14,7 @@ from mmfuse.config import save_yaml
 from mmfuse.data.cards import load_card
 from mmfuse.data.check import check
 from mmfuse.data.layout import image_size
+from mmfuse.data.loader import measure
 from mmfuse.data.readers import coco_card, coco_split, read_split, scan_split, split_digest
 from mmfuse.errors import UserError
 
@@ -204,6 +205,21 @@ def test_check_tells_whether_sensors_can_be_registered(rig):
     ]
     lacking["warm"] = {"channels": 1}
     assert "register them to one size" in check(rig(modalities=lacking).path).errors[0]
+
+
+def test_check_tells_where_nothing_of_a_sensor_is_seen(rig):
+    far = {"channels": 1, "register": "homography", "homography": [[2, 0, 5000], [0, 2, 0], [0, 0, 1]]}
+    errors = check(rig(modalities={"grey": {"channels": 1}, "warm": far}).path).errors
+    assert len(errors) == 2
+    assert "warm/10.01.png: nothing of it lies in the frame of grey; check register, homography" in errors[0]
+
+
+def test_a_sensor_that_is_never_seen_is_not_measured(rig):
+    far = {"channels": 1, "encoding": "inverse_depth", "register": "homography"}
+    far["homography"] = [[2, 0, 5000], [0, 2, 0], [0, 0, 1]]
+    card = rig(modalities={"grey": {"channels": 1}, "warm": far})
+    with pytest.raises(UserError, match=r"warm: no training image has a measured pixel in the frame of the reference"):
+        measure(read_split(card, "train"), card.modalities)
 
 
 def test_a_moved_sensor_carries_the_camera_of_its_own_time(rig):

@@ -133,7 +133,7 @@ def test_sensors_keep_the_statistics_of_their_run(singles, fused_file, tmp_path,
     card = load_card(load_recipe(fused_file).card)
     assert start.sensors(card.modalities) == {"thermal": detector.sensors["thermal"]}
     measured = []
-    monkeypatch.setattr(loop, "measure", lambda records, sensors: measured.append(sensors) or sensors)
+    monkeypatch.setattr(loop, "measure", lambda records, sensors, data: measured.append(sensors) or sensors)
     at_step_0(load_recipe(fused_file, [f"init={{thermal: {singles}/thermal}}"]), tmp_path / "run", monkeypatch)
     assert [list(sensors) for sensors in measured] == [["rgb"]]
 

@@ -46,6 +46,11 @@ class DataRecipe:
     number of loader processes, None for as many as there are cores to spare. `cache` is a folder that keeps images
     decoded and prepared; None keeps those alone that take long to prepare (see `data.cache`). A training image that
     can't be read stops the run, or with `on_bad_sample` "skip" another takes its place and it is reported.
+
+    `shift` (pixels at 640 pixels' width) and `rotation` (degrees) map modalities to how far at most each is moved at
+    random against the labels and the other sensors of its image; a recipe of one modality moves nothing. Name those
+    that may be off in the field. `boxes` "own" takes, where a detector sees one modality alone, the objects that were
+    labelled on its own images, if the data has them, in place of the reference's.
     """
 
     root: str | None = None
@@ -53,6 +58,9 @@ class DataRecipe:
     hflip: float = 0.5
     scale_jitter: tuple[float, float] = (0.5, 1.5)
     color_jitter: float = 0.2
+    shift: dict[str, float] = field(default_factory=dict)
+    rotation: dict[str, float] = field(default_factory=dict)
+    boxes: Literal["reference", "own"] = "reference"
     workers: int | None = None
     cache: str | None = None
     on_bad_sample: Literal["error", "skip"] = "error"
@@ -131,6 +139,8 @@ class Recipe:
             (min(self.data.input_size or (1,)) >= 1, "data.input_size", self.data.input_size, "use [height, width]"),
             (0 <= self.data.hflip <= 1, "data.hflip", self.data.hflip, "use a probability"),
             (0 <= self.data.color_jitter < 1, "data.color_jitter", self.data.color_jitter, "use 0 up to below 1"),
+            *((0 <= far <= 640, f"data.shift.{m}", far, "use 0 to 640 pixels") for m, far in self.data.shift.items()),
+            *((0 <= far <= 180, f"data.rotation.{m}", far, "use 0 to 180") for m, far in self.data.rotation.items()),
             (
                 0 < self.data.scale_jitter[0] <= self.data.scale_jitter[1],
                 "data.scale_jitter",

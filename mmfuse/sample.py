@@ -4,7 +4,7 @@ Letters in shapes: B images, C channels, H W height and width, A anchors, K clas
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -28,7 +28,8 @@ class Sample:
 
     `images` maps a modality to its pixels (C, H, W) in the sensor's own type (uint8, uint16 or float32); a modality
     that is absent has no entry. `boxes` is (N, 4) xyxy pixels, `labels` (N,). `scale` is input pixels per original
-    pixel: the letterbox keeps the top left corner, so `boxes / scale` are original pixels.
+    pixel: the letterbox keeps the top left corner, so `boxes / scale` are original pixels. `own` holds boxes and labels
+    of modalities whose image shows the objects elsewhere than these.
     """
 
     image_id: int
@@ -36,6 +37,7 @@ class Sample:
     boxes: Tensor
     labels: Tensor
     scale: float = 1.0
+    own: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class Batch:
     """Samples of one size, stacked.
 
     `images` maps every modality of the recipe to (B, C, H, W), raw, zero where absent; `present` to (B,) bool;
-    `scale` is (B,): input pixels per original pixel.
+    `scale` is (B,): input pixels per original pixel. `own` has the targets of modalities whose images show the objects
+    elsewhere than `targets`.
     """
 
     image_ids: list[int]
@@ -51,6 +54,7 @@ class Batch:
     present: dict[str, Tensor]
     targets: Targets
     scale: Tensor
+    own: dict[str, Targets] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -63,6 +67,7 @@ class Batch:
             self.present,
             self.targets.to(device),
             self.scale.to(device),
+            {m: targets.to(device) for m, targets in self.own.items()},
         )
 
     def pin_memory(self) -> "Batch":
@@ -73,6 +78,7 @@ class Batch:
             self.present,
             self.targets,
             self.scale,
+            self.own,
         )
 
 

@@ -21,18 +21,20 @@ from mmfuse.evaluate.voc import voc_scores
 from mmfuse.model.detector import Detector
 from mmfuse.sample import Detections
 from mmfuse.train.checkpoint import load
-from mmfuse.train.loop import Run, environment, prepare
+from mmfuse.train.loop import Run, counted, environment, prepare
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """A detector's scores on a split, with what they were computed from.
 
-    `others` are the scores by the card's own `metrics`, as plain values.
+    `records` hold the objects that counted, `digest` is that of the split whichever these are. `others` are the scores
+    by the card's own `metrics`, as plain values.
     """
 
     detector: Detector
     records: Sequence[Record]
+    digest: str
     detections: dict[int, Detections]
     scores: Scores
     others: dict[str, dict[str, Any]]
@@ -62,13 +64,20 @@ def evaluate(
             f"{card.path}: classes {list(card.classes)} aren't the run's {list(detector.classes)}; use its card"
         )
     records = read_split(card, split)
+    digest = split_digest(records)
+    records = counted(recipe, card, records, [m for m in recipe.modalities if m not in without])
     data, batch = recipe.data, recipe.train.batch_size
     loader = eval_loader(records, detector.sensors, input_size, batch, data.workers, ImageCache(data.cache).images)
     title = f"evaluating {recipe.name}" + "".join(f" without {m}" for m in without)
     found = collect(detector, loader, without=without, soft=soft, progress=title)
     scores = coco_scores(records, found, detector.classes)
     name = "-without-".join((split, *sorted(without))) + ("-soft" if soft else "")
-    chosen: dict[str, Any] = {"split": split, "digest": split_digest(records), "label_source": list(card.label_source)}
+    chosen: dict[str, Any] = {
+        "split": split,
+        "digest": digest,
+        "boxes": recipe.data.boxes,
+        "label_source": list(card.label_source),
+    }
     chosen |= {"without": sorted(without), "soft": soft}
     others = _other_scores(card, records, found)
     result = chosen | {"scores": scores.to_dict(), **others}
@@ -76,7 +85,7 @@ def evaluate(
         run.folder / f"{name}.json",
         json.dumps(result | {"environment": environment(next(detector.parameters()).device)}, indent=2).encode(),
     )
-    return Evaluation(detector, records, found, scores, others)
+    return Evaluation(detector, records, digest, found, scores, others)
 
 
 def _other_scores(card: Card, records: Sequence[Record], found: dict[int, Detections]) -> dict[str, dict[str, Any]]:

@@ -107,10 +107,13 @@ def test_build_names_a_value_that_should_be_a_mapping():
         ("data", "scale_jitter", [1.5, 0.5]),
         ("data", "scale_jitter", [0.0, 1.0]),
         ("data", "cache", ""),
+        ("data", "shift", {"rgb": -1.0}),
+        ("data", "rotation", {"rgb": 181.0}),
     ],
 )
 def test_a_value_out_of_range_is_refused(section, key, value):
-    fails(lambda: recipe(**{section: {key: value}}), "r.yaml", f"{section}.{key}: ", "is not allowed; use")
+    inner = "".join(f".{name}" for name in value) if isinstance(value, dict) else ""
+    fails(lambda: recipe(**{section: {key: value}}), "r.yaml", f"{section}.{key}{inner}: ", "is not allowed; use")
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "two words", "-rf", "a\nb"])

@@ -20,7 +20,7 @@ from torchvision.io import ImageReadMode, decode_jpeg, decode_png
 
 from mmfuse.calibration import Calibration
 from mmfuse.data.encodings import prepare
-from mmfuse.data.records import Record
+from mmfuse.data.records import Objects, Record, own_objects
 from mmfuse.data.registration import register
 from mmfuse.errors import UserError
 from mmfuse.sample import Sample
@@ -228,7 +228,7 @@ Read = Callable[[Record, Mapping[str, Sensor]], dict[str, Tensor]]
 
 
 def load_sample(record: Record, sensors: Mapping[str, Sensor], read: Read = read_record) -> Sample:
-    """Reads the images of those `sensors` that the record has, and its objects save crowds, at their own size.
+    """Reads the images of those `sensors` that the record has, and objects save crowds, at the size of the reference.
 
     Raises:
         UserError: a file can't be read, or the sizes differ.
@@ -241,5 +241,15 @@ def load_sample(record: Record, sensors: Mapping[str, Sensor], read: Read = read
     if problem := size_problem(record, images):
         raise UserError(problem)
     images = {m: sensors[m].without_gaps(x) for m, x in images.items()}
-    kept = ~record.ignore
-    return Sample(record.image_id, images, torch.from_numpy(record.boxes[kept]), torch.from_numpy(record.labels[kept]))
+    own = {m: objects for m in images if (objects := own_objects(record, m, sensors[m])) is not None}
+    return Sample(
+        record.image_id,
+        images,
+        *_learnt(record),
+        own={m: _learnt(objects) for m, objects in own.items()},
+    )
+
+
+def _learnt(objects: Record | Objects) -> tuple[Tensor, Tensor]:
+    kept = ~objects.ignore
+    return torch.from_numpy(objects.boxes[kept]), torch.from_numpy(objects.labels[kept])

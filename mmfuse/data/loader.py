@@ -254,16 +254,31 @@ _Skipped = dict[int, str]
 
 
 @dataclass(frozen=True)
+class _PackedTargets:
+    boxes: np.ndarray
+    labels: np.ndarray
+    objects: list[int]
+
+    @staticmethod
+    def pack(boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> "_PackedTargets":
+        numbers, names = (np.concatenate([x.numpy() for x in values]) for values in (boxes, labels))
+        return _PackedTargets(numbers, names, [len(x) for x in boxes])
+
+    def unpack(self) -> Targets:
+        boxes, labels = (torch.from_numpy(x).split(self.objects) for x in (self.boxes, self.labels))
+        return Targets(list(boxes), list(labels))
+
+
+@dataclass(frozen=True)
 class _Packed:
     """A batch on its way out of a worker: each tensor costs a file descriptor, so that all small ones are arrays."""
 
     image_ids: list[int]
     images: dict[str, Tensor]
     present: dict[str, np.ndarray]
-    boxes: np.ndarray
-    labels: np.ndarray
-    objects: list[int]
+    targets: _PackedTargets
     scale: np.ndarray
+    own: dict[str, _PackedTargets]
     skipped: _Skipped
 
     def pin_memory(self) -> "_Packed":
@@ -274,11 +289,9 @@ class _Packed:
             self.image_ids,
             self.images,
             {m: torch.from_numpy(x) for m, x in self.present.items()},
-            Targets(
-                list(torch.from_numpy(self.boxes).split(self.objects)),
-                list(torch.from_numpy(self.labels).split(self.objects)),
-            ),
+            self.targets.unpack(),
             torch.from_numpy(self.scale),
+            {m: targets.unpack() for m, targets in self.own.items()},
         )
 
 
@@ -427,10 +440,13 @@ class _Collate:
             [sample.image_id for sample in good],
             images,
             present,
-            np.concatenate([sample.boxes.numpy() for sample in good]),
-            np.concatenate([sample.labels.numpy() for sample in good]),
-            [len(sample.boxes) for sample in good],
+            _PackedTargets.pack([sample.boxes for sample in good], [sample.labels for sample in good]),
             np.array([sample.scale for sample in good], np.float32),
+            {
+                m: _PackedTargets.pack(*zip(*(s.own.get(m, (s.boxes, s.labels)) for s in good), strict=True))
+                for m in self.sensors
+                if any(m in sample.own for sample in good)
+            },
             skipped,
         )
 

@@ -14,7 +14,7 @@ from mmfuse.config import plain, save_yaml
 from mmfuse.data.cards import Card, load_card
 from mmfuse.data.matlab import open_mat, read_mat, rows, texts
 from mmfuse.data.readers import coco_split
-from mmfuse.data.records import Objects, Record
+from mmfuse.data.records import Record
 from mmfuse.errors import UserError, unknown_name
 
 CLASSES = (
@@ -118,8 +118,7 @@ def _record(
     for side, ends in enumerate((xs, ys)):
         np.minimum.at(boxes[:, side], objects, ends)
         np.maximum.at(boxes[:, side + 2], objects, ends + 1)
-    found = Objects(boxes, keys // 256, np.zeros(len(keys), bool))
-    return Record(number, files, width, height, found.boxes, found.labels, found.ignore, sequence=scene)
+    return Record(number, files, width, height, boxes, keys // 256, np.zeros(len(keys), bool), sequence=scene)
 
 
 def _write_split(card: Card, split: str, records: Sequence[Record]) -> dict[str, str | int]:

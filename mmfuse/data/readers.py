@@ -80,7 +80,8 @@ def coco_ground_truth(records: Sequence[Record], classes: Sequence[str]) -> dict
     """Returns the records as a COCO dictionary, whose category id is label + 1 and whose annotation ids start at 1."""
     annotations: list[dict[str, Any]] = []
     for record in records:
-        objects = Objects(record.boxes, record.labels, record.ignore, record.occlusion)
+        size = (record.width, record.height)
+        objects = Objects(record.boxes, record.labels, record.ignore, size, record.occlusion)
         for annotation in _annotations(objects):
             annotations.append({"id": len(annotations) + 1, "image_id": record.image_id, **annotation})
     return {

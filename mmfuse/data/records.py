@@ -1,7 +1,7 @@
 """What every reader makes: one record for each image, from the objects that its annotation file names."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,17 +9,22 @@ import numpy as np
 from mmfuse.calibration import Calibration
 from mmfuse.data.cards import Card
 from mmfuse.errors import unknown_name
+from mmfuse.sensor import Sensor
 
 _TOO_LARGE = 1e9
 
 
 @dataclass(frozen=True, eq=False)
 class Objects:
-    """Objects of one image: `boxes` (N, 4), `labels` (N,), `ignore` (N,) and `occlusion` (N,) as in `Record`."""
+    """Objects of one image: `boxes` (N, 4), `labels` (N,), `ignore` (N,) and `occlusion` (N,) as in `Record`.
+
+    `size` is the width and height of the image in whose pixels the boxes are.
+    """
 
     boxes: np.ndarray
     labels: np.ndarray
     ignore: np.ndarray
+    size: tuple[int, int]
     occlusion: np.ndarray | None = None
 
 
@@ -111,6 +116,30 @@ def make_record(
     )
 
 
+def own_objects(record: Record, modality: str, sensor: Sensor) -> Objects | None:
+    """Returns what was labelled on the image of a modality, in pixels of the record.
+
+    None where nothing was, and where the image is warped into the reference frame, in which boxes can't follow.
+    """
+    objects = record.objects_of.get(modality)
+    if objects is None or sensor.register not in ("none", "resize"):
+        return None
+    size = (record.width, record.height)
+    scale = np.tile(np.divide(size, objects.size), 2).astype(np.float32)
+    return replace(objects, boxes=objects.boxes * scale, size=size)
+
+
+def seen_alone(records: Iterable[Record], modality: str, sensor: Sensor) -> list[Record]:
+    """Returns the records with a modality's own objects in place of the reference's, where it has some of its own."""
+    found = []
+    for record in records:
+        own = own_objects(record, modality, sensor)
+        if own is not None:
+            record = replace(record, boxes=own.boxes, labels=own.labels, ignore=own.ignore, occlusion=own.occlusion)
+        found.append(record)
+    return found
+
+
 def objects_from(marks: Iterable[Mark], modality: str, size: tuple[int, int], card: Card, reading: Reading) -> Objects:
     """Returns the objects that the card wants of an image of `size` (width, height), clipped to it.
 
@@ -135,6 +164,7 @@ def objects_from(marks: Iterable[Mark], modality: str, size: tuple[int, int], ca
         np.array([row[0] for row in rows], np.float32).reshape(-1, 4),
         np.array([row[1] for row in rows], np.int64),
         np.array([row[2] for row in rows], bool),
+        size,
         np.array(occlusion, np.int64) if any(row[3] is not None for row in rows) else None,
     )
 

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmfuse.data.transforms import STATED_WIDTH
 from mmfuse.errors import UserError
 from mmfuse.sensor import Sensor
 
 SEVERITIES = 5
-_STATED_WIDTH = 640
 _ABSOLUTE_ZERO = -273.15
 _GAMMA = 2.2
 
@@ -97,7 +97,7 @@ def _one_channel(sensor: Sensor) -> bool:
 def _shift(image: Tensor, sensor: Sensor, level: float, generator: torch.Generator) -> Tensor:
     angle = 2 * torch.pi * torch.rand((), generator=generator)
     _, height, width = image.shape
-    length = level * width / _STATED_WIDTH
+    length = level * width / STATED_WIDTH
     x = max(-width, min(width, round(length * float(angle.cos()))))
     y = max(-height, min(height, round(length * float(angle.sin()))))
     shifted = _fill(image, sensor)[:, None, None].repeat(1, height, width)
@@ -126,7 +126,7 @@ def _expose(image: Tensor, sensor: Sensor, level: float, generator: torch.Genera
 
 def _blur(image: Tensor, sensor: Sensor, level: float, generator: torch.Generator) -> Tensor:
     """Averages over what was measured, which ends at the edges and at NaN; NaN stays where it is."""
-    sigma = level * image.shape[2] / _STATED_WIDTH
+    sigma = level * image.shape[2] / STATED_WIDTH
     along_y, along_x = (
         torch.exp(-(((places[:, None] - places) / sigma) ** 2) / 2) for places in map(torch.arange, image.shape[1:])
     )

@@ -20,6 +20,8 @@ from mmfuse.model.detector import Detector, FusionDetector, Outputs
 from mmfuse.model.losses import BOX_WEIGHT, DELTA, GAMMA
 from mmfuse.sample import Targets
 
+_NONE: Mapping[str, Targets] = {}
+
 CONFIDENT = 0.1
 """Probability of some class from which on an anchor's box is worth learning from: ten times what all start from."""
 
@@ -38,11 +40,16 @@ class StepLoss(nn.Module):
         self.keep_each = keep_each
 
     def forward(
-        self, images: Mapping[str, Tensor], present: Mapping[str, Tensor], targets: Targets
+        self,
+        images: Mapping[str, Tensor],
+        present: Mapping[str, Tensor],
+        targets: Targets,
+        own: Mapping[str, Targets] = _NONE,
     ) -> dict[str, Tensor]:
         """Returns the scalars "class" and "box" of all sensors, "total", and "branch" and "distillation" if weighed.
 
-        `images` are normalised, `present` are masks (B,) of each modality on the host.
+        `images` are normalised, `present` are masks (B,) of each modality on the host. `own` are the targets of
+        modalities whose images show the objects elsewhere; branch losses take them.
         """
         detector, recipe = self.detector, self.recipe
         shown = (
@@ -51,13 +58,17 @@ class StepLoss(nn.Module):
         weighed = recipe.branch_losses > 0 or recipe.distillation > 0
         if not weighed or not isinstance(detector, FusionDetector) or len(detector.modalities) == 1:
             return detector.loss(detector(images, shown), targets)
-        outputs, rows = _with_each_alone(detector, images, present, shown)
+        outputs, rows, seen_by = _with_each_alone(detector, images, present, shown)
         count = len(targets.boxes)
         losses = detector.loss(_part(outputs, slice(count)), targets)
         alone, zero = rows[count:].tolist(), losses["total"] * 0
         if recipe.branch_losses:
-            own = Targets([targets.boxes[row] for row in alone], [targets.labels[row] for row in alone])
-            losses["branch"] = detector.loss(_part(outputs, slice(count, None)), own)["total"] if alone else zero
+            theirs = [own.get(m, targets) for m in seen_by]
+            objects = Targets(
+                [t.boxes[row] for t, row in zip(theirs, alone, strict=True)],
+                [t.labels[row] for t, row in zip(theirs, alone, strict=True)],
+            )
+            losses["branch"] = detector.loss(_part(outputs, slice(count, None)), objects)["total"] if alone else zero
             losses["total"] = losses["total"] + recipe.branch_losses * losses["branch"]
         if recipe.distillation:
             whole = torch.stack([shown[m] == present[m] for m in present]).all(0)
@@ -104,9 +115,10 @@ def distillation_loss(pupil: Outputs, teacher: Outputs) -> Tensor:
 
 def _with_each_alone(
     detector: FusionDetector, images: Mapping[str, Tensor], present: Mapping[str, Tensor], shown: Mapping[str, Tensor]
-) -> tuple[Outputs, Tensor]:
-    """Returns outputs of the images as `shown`, then of each with one of its sensors alone, and whose they are (n,).
+) -> tuple[Outputs, Tensor, list[str]]:
+    """Returns outputs of the images as `shown`, then of each with one of its sensors alone.
 
+    Also whose outputs they are: the image's place in the batch (n,), and for each of the second kind the modality.
     Images of one sensor have no second row: the first says it all.
     """
     size, _ = detector.checked(images, present)
@@ -121,7 +133,8 @@ def _with_each_alone(
         for m in detector.modalities
     }
     repeated = {m: [x[rows.to(x.device)] for x in maps] for m, maps in features.items()}
-    return detector.merge(repeated, masks, size), rows
+    seen_by = [m for m, own in zip(detector.modalities, alone, strict=True) for _ in range(len(own))]
+    return detector.merge(repeated, masks, size), rows, seen_by
 
 
 def _part(outputs: Outputs, rows: slice | Tensor) -> Outputs:

@@ -25,6 +25,7 @@ from mmfuse.data.cache import ImageCache
 from mmfuse.data.cards import Card, load_card
 from mmfuse.data.loader import EvalLoader, eval_loader, fill_cache, measure, train_loader
 from mmfuse.data.readers import Record, read_split, split_digest
+from mmfuse.data.records import seen_alone
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.evaluate.coco import coco_scores
 from mmfuse.evaluate.inference import collect
@@ -134,7 +135,18 @@ def prepare(recipe: Recipe) -> tuple[Card, tuple[int, int]]:
     for modality in recipe.modalities:
         if modality not in card.modalities:
             raise UserError(f"modalities: {unknown_name(modality, card.modalities, f'modality of {card.path}')}")
+    for key, moved in (("shift", recipe.data.shift), ("rotation", recipe.data.rotation)):
+        for modality in moved:
+            if modality not in card.modalities:
+                raise UserError(f"data.{key}: {unknown_name(modality, card.modalities, f'modality of {card.path}')}")
     return card, prepare_size(recipe)
+
+
+def counted(recipe: Recipe, card: Card, records: list[Record], seen: Sequence[str]) -> list[Record]:
+    """Returns records with the objects that count for a detector that sees the modalities `seen`."""
+    if recipe.data.boxes == "own" and len(seen) == 1:
+        records = seen_alone(records, seen[0], card.modalities[seen[0]])
+    return records
 
 
 def prepare_size(recipe: Recipe) -> tuple[int, int]:
@@ -163,7 +175,8 @@ class _Training:
     def __init__(self, recipe: Recipe, run: Run, world: World) -> None:
         self.recipe, self.run, self.world = recipe, run, world
         card, input_size = prepare(recipe)
-        train_records, val_records = read_split(card, "train"), read_split(card, "val")
+        splits = {split: read_split(card, split) for split in ("train", "val")}
+        train_records, val_records = (counted(recipe, card, splits[s], recipe.modalities) for s in ("train", "val"))
         if world.size > 1 and (lacking := _lacking(train_records, recipe.modalities)):
             raise UserError(
                 f"{recipe.card}: image {lacking.image_id} lacks a modality, which {world.size} processes can't train on"
@@ -213,7 +226,7 @@ class _Training:
             self._restore(*last)
         elif world.is_first:
             save_yaml(run.folder / "config.yaml", recipe.to_dict())
-            digests = {"train": split_digest(train_records), "val": split_digest(val_records)}
+            digests = {split: split_digest(records) for split, records in splits.items()}
             write_whole(
                 run.folder / "environment.json",
                 json.dumps(environment(world.device, world.size) | {"splits": digests}, indent=2).encode(),
@@ -284,7 +297,7 @@ class _Training:
             m: x.contiguous(memory_format=torch.channels_last) for m, x in self.detector.normalise(moved.images).items()
         }
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            losses: dict[str, Tensor] = self.model(images, moved.present, moved.targets)
+            losses: dict[str, Tensor] = self.model(images, moved.present, moved.targets, moved.own)
         if not bool(losses["total"].isfinite()):
             raise UserError(
                 f"step {step}: the loss is {losses['total'].item()} on images {batch.image_ids}; "

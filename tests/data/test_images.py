@@ -1,6 +1,7 @@
 import pickle
 import struct
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 
 from mmfuse.data.images import load_sample, read_image
-from mmfuse.data.records import Record
+from mmfuse.data.records import Objects, Record
 from mmfuse.errors import UserError
 from mmfuse.sensor import Sensor
 
@@ -233,6 +234,20 @@ def test_a_sample_leaves_out_crowds_and_absent_modalities(tmp_path):
     assert set(sample.images) == {"rgb"}
     assert sample.labels.tolist() == [0, 2]
     assert sample.boxes.shape == (2, 4)
+
+
+def test_a_sample_has_what_was_labelled_on_the_images_of_each_modality(tmp_path):
+    image = save(tmp_path / "rgb.png", np.zeros((6, 8, 3), np.uint8))
+    large = save(tmp_path / "t.png", np.zeros((12, 16), np.uint16))
+    own = Objects(
+        np.array([[2, 4, 6, 8], [0, 0, 4, 4]], np.float32), np.array([5, 6]), np.array([0, 1], bool), (16, 12)
+    )
+    record = replace(make_record({"rgb": image, "thermal": large}), objects_of={"thermal": own, "depth": own})
+    sample = load_sample(record, {"rgb": RGB, "thermal": replace(GREY, register="resize"), "depth": DEPTH})
+    assert sample.own.keys() == {"thermal"}
+    boxes, labels = sample.own["thermal"]
+    assert boxes.tolist() == [[1, 2, 3, 4]]
+    assert labels.tolist() == [5]
 
 
 def test_images_of_different_size_are_refused(tmp_path):

@@ -142,6 +142,20 @@ def test_a_bad_image_in_a_worker_is_one_line(card, records, tmp_path, workers):
     assert error_of(eval_loader([bad], SENSORS, (32, 32), 2, workers)) == trained
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_a_modality_sees_elsewhere_comes_with_the_batch(card, records, workers):
+    data = dataclasses.replace(RECIPE, shift={"thermal": 100.0}, hflip=0.0, scale_jitter=(1.0, 1.0), workers=workers)
+    batch = next(make_loader(card, records, data=data).epoch(0))
+    assert batch.own.keys() == {"thermal"}
+    own = batch.own["thermal"]
+    assert [len(boxes) for boxes in own.boxes] == [len(labels) for labels in own.labels]
+    pairs = [(a, b) for a, b in zip(own.boxes, batch.targets.boxes, strict=True) if len(a) == len(b)]
+    assert pairs
+    assert any(not torch.equal(a, b) for a, b in pairs)
+    assert batch.to(torch.device("cpu")).own.keys() == {"thermal"}
+    assert not next(make_loader(card, records).epoch(0)).own
+
+
 def test_evaluation_keeps_order_and_all_images(records):
     loader = eval_loader(records, SENSORS, (48, 48), 4, 0)
     batches = list(loader)

@@ -175,7 +175,9 @@ def test_the_digest_of_plain_records_is_kept(tmp_path):
     records = read_split(card, "train")
     assert split_digest(records) == "3c462d6506429b00037c05627306d742abff2fce58f65ffb0519d6d0485885a8"
     degree = dataclasses.replace(records[0], occlusion=np.array([1]))
-    other = dataclasses.replace(records[0], objects_of={"rgb": Objects(degree.boxes, degree.labels, degree.ignore)})
+    other = dataclasses.replace(
+        records[0], objects_of={"rgb": Objects(degree.boxes, degree.labels, degree.ignore, (1, 1))}
+    )
     assert len({split_digest([r]) for r in (records[0], degree, other)}) == 3
 
 

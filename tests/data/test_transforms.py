@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -93,6 +94,109 @@ def test_the_scenes_of_the_test_above_differ_and_mostly_keep_the_object():
     boxes = [augment(marked_sample(), (80, 100), SENSORS, recipe, generator(seed)).boxes for seed in range(12)]
     found = {tuple(b[0].tolist()) for b in boxes if len(b)}
     assert len(found) >= 6
+
+
+def moved(seed, **moves):
+    """The marked sample, shown at its own size and flipped or not, with some modalities moved."""
+    recipe = dataclasses.replace(PLAIN, hflip=0.5, **moves)
+    sensors = {"rgb": Sensor(3), "thermal": Sensor(1), "depth": DEPTH}
+    sample = augment(marked_sample(), (90, 120), sensors, recipe, generator(seed))
+    (box,) = augment(marked_sample(), (90, 120), sensors, dataclasses.replace(PLAIN, hflip=0.5), generator(seed)).boxes
+    assert torch.equal(sample.boxes, box[None])
+    return sample, box
+
+
+def middle_of(image):
+    rows, columns = (image[0].float() > 100).nonzero().float().unbind(1)
+    return torch.stack((columns.mean(), rows.mean())) + 0.5
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_moved_modality_goes_its_own_way_and_its_boxes_with_it(seed):
+    sample, box = moved(seed, shift={"thermal": 80.0, "depth": 40.0}, rotation={"thermal": 10.0})
+    middles = {m: middle_of(image) for m, image in sample.images.items()}
+    torch.testing.assert_close(middles["rgb"], (box[:2] + box[2:]) / 2)
+    assert sample.own.keys() == {"thermal", "depth"}
+    for m, (boxes, labels) in sample.own.items():
+        assert labels.tolist() == [1]
+        torch.testing.assert_close(middles[m], (boxes[0, :2] + boxes[0, 2:]) / 2, atol=0.6, rtol=0)
+        torch.testing.assert_close(boxes[0, 2:] - boxes[0, :2], box[2:] - box[:2])
+    assert (middles["thermal"] - middles["depth"]).norm() > 0.5
+
+
+def test_shifts_fill_a_disc_and_their_length_is_that_at_640_pixels():
+    found = torch.stack([moved(seed, shift={"thermal": 80.0})[0].own["thermal"][0][0, :2] for seed in range(60)])
+    plain = torch.stack([moved(seed)[1][:2] for seed in range(60)])
+    lengths = (found - plain).norm(dim=1)
+    reach = 80.0 * 120 / 640
+    assert 0.85 * reach < lengths.max() <= reach + 1e-4
+    assert (lengths < reach / 2).float().mean() < 0.4
+    assert (found - plain).mean(0).abs().max() < 0.4 * reach
+    assert (found - plain).amin(0).max() < -0.5 * reach < 0.5 * reach < (found - plain).amax(0).min()
+
+
+def test_a_turn_is_about_the_middle_of_the_image_and_turns_normals_too():
+    sensors = {"rgb": Sensor(3), "depth": Sensor(1, "normals")}
+    normals = torch.tensor([0.6, 0.0, 0.8, 1.0])[:, None, None].expand(4, 60, 60).contiguous()
+    boxes = torch.tensor([[26.0, 6.0, 34.0, 14.0]])
+    sample = Sample(1, {"rgb": torch.zeros(3, 60, 60, dtype=torch.uint8), "depth": normals}, boxes, torch.tensor([0]))
+    recipe = dataclasses.replace(PLAIN, rotation={"depth": 180.0})
+    shown = augment(sample, (60, 60), sensors, recipe, generator(5))
+    x, y = ((shown.own["depth"][0][0, :2] + shown.own["depth"][0][0, 2:]) / 2 - 30).tolist()
+    assert math.hypot(x, y) == pytest.approx(20, abs=1e-3)
+    angle = math.atan2(x, -y)  # clockwise from straight up, where the box was
+    assert abs(angle) > 0.2
+    here = shown.images["depth"][:, 30, 30]
+    expected = torch.tensor([0.6 * math.cos(angle), 0.6 * math.sin(angle), 0.8, 1.0])
+    torch.testing.assert_close(here, expected, atol=1e-3, rtol=0)
+
+
+def test_what_a_move_uncovers_is_the_fill_and_depth_is_not_mixed():
+    sensors = {"rgb": RGB, "depth": DEPTH}
+    depth = torch.from_numpy(np.random.default_rng(0).choice([1000, 50000], (1, 40, 40)).astype(np.uint16))
+    rgb = torch.full((3, 40, 40), 200, dtype=torch.uint8)
+    sample = Sample(1, {"rgb": rgb, "depth": depth}, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    recipe = dataclasses.replace(PLAIN, shift={"depth": 300.0, "rgb": 300.0}, rotation={"depth": 20.0})
+    shown = augment(sample, (40, 40), sensors, recipe, generator(1))
+    assert set(shown.images["depth"].unique().tolist()) == {0, 1000, 50000}
+    assert set(shown.images["rgb"][2].unique().tolist()) >= {30, 200}
+    assert shown.images["rgb"].dtype == torch.uint8
+    assert shown.images["depth"].dtype == torch.uint16
+
+
+def test_a_sensor_alone_is_not_moved_and_unnamed_ones_neither():
+    recipe = dataclasses.replace(PLAIN, shift={"thermal": 100.0}, rotation={"thermal": 20.0})
+    sample = marked_sample()
+    alone = Sample(1, {"thermal": sample.images["thermal"]}, sample.boxes, sample.labels)
+    shown = augment(alone, (90, 120), {"thermal": GREY}, recipe, generator())
+    assert torch.equal(shown.images["thermal"], sample.images["thermal"])
+    assert not shown.own
+    both = augment(sample, (90, 120), SENSORS, recipe, generator())
+    assert torch.equal(both.images["rgb"], sample.images["rgb"])
+    assert torch.equal(both.images["depth"], sample.images["depth"])
+    assert not torch.equal(both.images["thermal"], sample.images["thermal"])
+
+
+def test_moving_leaves_all_other_chance_as_it_was():
+    recipe = DataRecipe(hflip=0.5, scale_jitter=(0.5, 2.0), color_jitter=0.3)
+    plain = augment(marked_sample(), (80, 100), SENSORS, recipe, generator(3))
+    still = augment(
+        marked_sample(), (80, 100), SENSORS, dataclasses.replace(recipe, shift={"thermal": 9.0}), generator(3)
+    )
+    assert torch.equal(plain.images["rgb"], still.images["rgb"])
+    assert torch.equal(plain.boxes, still.boxes)
+
+
+def test_boxes_of_its_own_follow_the_view_and_count_where_asked():
+    sample = dataclasses.replace(
+        marked_sample(), own={"thermal": (torch.tensor([[10.0, 20, 30, 40], [90, 50, 110, 70]]), torch.tensor([0, 2]))}
+    )
+    assert not augment(sample, (180, 240), SENSORS, PLAIN, generator()).own
+    shown = augment(sample, (180, 240), SENSORS, dataclasses.replace(PLAIN, boxes="own", hflip=1.0), generator())
+    boxes, labels = shown.own["thermal"]
+    assert boxes.tolist() == [[180, 40, 220, 80], [20, 100, 60, 140]]
+    assert labels.tolist() == [0, 2]
+    assert shown.boxes.tolist() == [[112, 80, 190, 140]]
 
 
 def test_flip_mirrors():

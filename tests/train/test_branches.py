@@ -125,6 +125,27 @@ def test_branch_losses_are_those_of_each_sensor_alone(modalities, placement):
     torch.testing.assert_close(losses["total"], fused["total"] + 0.5 * branch, rtol=1e-4, atol=1e-4)
 
 
+def test_a_branch_learns_what_its_own_images_show():
+    detector, (images, present, targets) = make(), drawn()
+    present["b"] = torch.tensor([True, False, True])
+    own = Targets([boxes + 20 for boxes in targets.boxes], [1 - labels for labels in targets.labels])
+    step = StepLoss(detector, TrainRecipe(branch_losses=1.0))
+    with torch.no_grad():
+        losses = step(images, present, targets, {"b": own})
+        out, rows = alone(detector, images, present)
+        assert rows == [0, 2, 0, 2]
+        picked = [targets, targets, own, own]
+        objects = Targets(
+            [t.boxes[r] for t, r in zip(picked, rows, strict=True)],
+            [t.labels[r] for t, r in zip(picked, rows, strict=True)],
+        )
+        branch = detection_loss(out.class_logits, out.box_codes, detector.anchors((SIDE, SIDE)), objects)["total"]
+        plain = step(images, present, targets)
+    torch.testing.assert_close(losses["branch"], branch, rtol=1e-4, atol=1e-4)
+    assert abs(losses["branch"] - plain["branch"]) > 0.05
+    torch.testing.assert_close(losses["box"], plain["box"])
+
+
 def test_backbones_run_once_and_batch_norms_count_one_batch():
     detector, (images, present, targets) = make().train(), drawn()
     present["b"] = torch.tensor([True, False, True])

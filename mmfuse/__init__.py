@@ -27,6 +27,7 @@ from mmfuse.sample import Sample as Sample
 from mmfuse.sample import Targets as Targets
 from mmfuse.score import evaluate as evaluate
 from mmfuse.sensor import Sensor as Sensor
+from mmfuse.shares import shares as shares
 from mmfuse.train.checkpoint import load as load
 from mmfuse.train.loop import Run as Run
 from mmfuse.train.loop import train as train

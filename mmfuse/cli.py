@@ -19,10 +19,10 @@ from mmfuse.demo import demo
 from mmfuse.errors import UserError
 from mmfuse.evaluate.corruptions import CORRUPTIONS
 from mmfuse.predict import predict
-from mmfuse.report.tables import markdown_table, other_scores_text, robustness_markdown, scores_text
+from mmfuse.report.tables import other_scores_text, robustness_markdown, scores_text, shares_markdown
 from mmfuse.robustness import robustness
 from mmfuse.score import evaluate
-from mmfuse.train.checkpoint import load
+from mmfuse.shares import shares
 from mmfuse.train.loop import Run, train
 
 
@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add = verb("demo", _demo, "generate a paired set, train each sensor and their fusion, compare", as_json=False)
     add.add_argument("--out", default="runs/demo", help="folder (default: %(default)s)")
+    add.add_argument("--seeds", type=int, nargs="+", default=[0], help="training seeds (default: 0)")
 
     add = verb("synthesize", _synthesize, "write the embedded paired set", as_json=False)
     add.add_argument("folder")
@@ -119,8 +120,9 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--modality", action="append", metavar="NAME=CHANNELS", help="once for each (default: rgb=3)")
     add.add_argument("--classes", metavar="NAME,NAME", help="names of the classes; for nyu those to take")
 
-    add = verb("shares", _shares, "show each modality's share in the fusion, level by level")
+    add = verb("shares", _shares, "set each modality's share in the fusion beside the AP that is lost without it")
     add.add_argument("run", help="run folder")
+    add.add_argument("--split", default="test")
     return parser
 
 
@@ -131,7 +133,7 @@ def _no_rest(options: argparse.Namespace, rest: list[str]) -> None:
 
 def _demo(options: argparse.Namespace, rest: list[str]) -> int:
     _no_rest(options, rest)
-    demo(options.out)
+    demo(options.out, options.seeds)
     _show_report(Path(options.out))
     return 0
 
@@ -253,10 +255,8 @@ def _channels(words: Sequence[str]) -> dict[str, int]:
 
 def _shares(options: argparse.Namespace, rest: list[str]) -> int:
     _no_rest(options, rest)
-    shares = load(options.run).fusion_shares()
-    levels = list(next(iter(shares.values())))
-    rows = [[m, *(f"{by_level[level]:.1%}" for level in levels)] for m, by_level in shares.items()]
-    _print(options, shares, markdown_table(["modality", *(f"P{level}" for level in levels)], rows))
+    result = shares(options.run, split=options.split)
+    _print(options, result, shares_markdown(result).strip())
     return 0
 
 

@@ -1,6 +1,7 @@
 """Compares single modalities with their fusion: trains what isn't trained, scores all on one split, writes a report."""
 
 import dataclasses
+import itertools
 import json
 import statistics
 import time
@@ -8,19 +9,24 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
 
 from mmfuse.config import Recipe, load_recipe, write_whole
 from mmfuse.data.images import load_sample
-from mmfuse.data.readers import Record, split_digest
+from mmfuse.data.readers import Record
 from mmfuse.errors import UserError, unknown_name
-from mmfuse.evaluate.significance import Difference, paired_bootstrap
+from mmfuse.evaluate.significance import Difference, difference, hardest, match, resampled_ap
 from mmfuse.model.detector import Detector, FusionDetector
 from mmfuse.report.pictures import GalleryRow, comparison_bars, gallery, share_heatmap, training_curves
 from mmfuse.report.tables import comparison_markdown
 from mmfuse.score import Evaluation, evaluate
 from mmfuse.train.loop import Run, environment, prepare, train
+
+SEEDS_NEEDED = 3
+"""How many training seeds a model shares with each single modality before a verdict is given."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +38,20 @@ class _Model:
     evaluations: list[Evaluation]
 
     @property
-    def detections(self) -> list[dict[int, Any]]:
-        return [evaluation.detections for evaluation in self.evaluations]
+    def name(self) -> str:
+        return self.recipe.name
+
+    @property
+    def fused(self) -> bool:
+        return len(self.recipe.modalities) > 1
+
+    @property
+    def mean_ap(self) -> float:
+        return statistics.mean(evaluation.scores.ap for evaluation in self.evaluations)
+
+    @property
+    def ap_by_seed(self) -> dict[int, float]:
+        return {run.recipe.train.seed: e.scores.ap for run, e in zip(self.runs, self.evaluations, strict=True)}
 
 
 def compare(
@@ -50,8 +68,12 @@ def compare(
 
     A run folder is scored as it is; run folders that differ only in the seed are one model. A recipe is trained first,
     once for each of `seeds` (its own seed if None), into `out/runs`; what is there already is resumed. Differences in
-    AP have a 95 % interval by a paired bootstrap over images. A model of several modalities is called better when its
-    difference lies above zero against every single modality, so that no single one is chosen on the split.
+    AP have a 95 % interval by a paired bootstrap over images, of all and of each condition alone.
+
+    A model of several modalities is scored with each subset of them, too, and has a verdict: whether it is at least as
+    good as the best single modality. "yes" takes intervals that reach no lower than zero against every single one, so
+    that none is chosen on the split, and three training seeds shared with each, in all of which it isn't behind; "no"
+    an interval below zero, or three seeds of which that isn't true; "not shown" is all else.
 
     Args:
         runs_or_recipes: run folders, recipe files, or folders of recipe files.
@@ -64,8 +86,11 @@ def compare(
         rounds: bootstrap rounds.
 
     Raises:
-        UserError: nothing to compare, different cards or splits, two models of one name, or an unknown reference.
+        UserError: nothing to compare, different cards or splits, two models of one name, an unknown reference, or no
+            rounds.
     """
+    if rounds < 1:
+        raise UserError(f"rounds: {rounds} is not allowed; use at least 1")
     out = Path(out)
     runs = [run for path in runs_or_recipes for run in _runs(Path(path), tuple(assignments), seeds, out / "runs")]
     models = _group(runs, split)
@@ -97,7 +122,8 @@ def _group(runs: Sequence[Run], split: str) -> list[_Model]:
     """Scores runs and groups those of one recipe."""
     models: dict[str, _Model] = {}
     for run in runs:
-        recipe = dataclasses.replace(run.recipe, train=dataclasses.replace(run.recipe.train, seed=0))
+        starts = dict.fromkeys(run.recipe.init, "")  # each seed goes on from runs of its own
+        recipe = dataclasses.replace(run.recipe, init=starts, train=dataclasses.replace(run.recipe.train, seed=0))
         known = models.setdefault(recipe.name, _Model(recipe, [], []))
         if known.recipe != recipe:
             raise UserError(f"{run.folder}: another run named {recipe.name!r} has another recipe; give it another name")
@@ -107,41 +133,35 @@ def _group(runs: Sequence[Run], split: str) -> list[_Model]:
         known.evaluations.append(evaluate(run, split=split))
     if len(models) < 2:
         raise UserError(f"compare: {', '.join(models) or 'nothing'} is one model; give at least two")
-    digests = {split_digest(m.evaluations[0].records) for m in models.values()}
+    digests = {model.evaluations[0].digest for model in models.values()}
     if len(digests) > 1:
         raise UserError(f"compare: {', '.join(models)} were scored on different {split} splits; use one card for all")
     return sorted(models.values(), key=lambda model: len(model.recipe.modalities))
 
 
 def _comparison(models: Sequence[_Model], split: str, reference: str | None, rounds: int) -> dict[str, Any]:
-    by_name = {model.recipe.name: model for model in models}
+    by_name = {model.name: model for model in models}
     if reference is not None and reference not in by_name:
         raise UserError(f"reference: {unknown_name(reference, by_name, 'model of this comparison')}")
-    singles = [model for model in models if len(model.recipe.modalities) == 1]
-    best = max(singles, key=_mean_ap, default=models[0])
-    classes = models[0].evaluations[0].detector.classes
-    records = models[0].evaluations[0].records
+    singles = [model for model in models if not model.fused]
+    best = max(singles, key=lambda model: model.mean_ap, default=models[0])
     named = by_name[reference] if reference is not None else best
+    whole, by_condition = _resampled(models, rounds)
     rows, verdicts = [], []
     for model in models:
-        fused = len(model.recipe.modalities) > 1
-        rivals = {r.recipe.name: r for r in [named, *(singles if fused else [])] if r is not model}
-        differences = {
-            name: paired_bootstrap(records, model.detections, rival.detections, classes, rounds)
-            for name, rival in rivals.items()
-        }
-        against = {rival.recipe.name: differences[rival.recipe.name] for rival in singles if fused}
+        rivals = singles if model.fused else []
+        against = _against(model, rivals, whole)
+        differences = _against(model, [named], whole) | against
         if against:
-            verdicts.append(_verdict(model.recipe.name, against))
-        to = named.recipe.name
-        if against and reference is None:
-            to = min(against, key=lambda name: against[name].low)
+            verdicts.append(_verdict(model, rivals, against))
+        to = hardest(against) if against and reference is None else named.name
         shown = differences.get(to)
+        per_condition = {c: _against(model, rivals, ap) for c, ap in by_condition.items()} if against else {}
         detector = model.evaluations[0].detector
         _, input_size = prepare(model.recipe)
         rows.append(
             {
-                "name": model.recipe.name,
+                "name": model.name,
                 "modalities": list(model.recipe.modalities),
                 "seeds": [run.recipe.train.seed for run in model.runs],
                 "epochs": model.recipe.train.epochs,
@@ -153,34 +173,101 @@ def _comparison(models: Sequence[_Model], split: str, reference: str | None, rou
                 "latency_ms": latency_ms(detector, input_size),
                 "difference": {"to": to, **shown.to_dict()} if shown else None,
                 "differences": {name: d.to_dict() for name, d in differences.items()},
+                "per_condition": {c: {name: d.to_dict() for name, d in of.items()} for c, of in per_condition.items()},
+                "subsets": _subsets(model, models, split) if model.fused else [],
             }
         )
     facts = environment(next(models[0].evaluations[0].detector.parameters()).device)
     recipes = [model.recipe for model in models]
+    budgets = [(r.train, r.data, r.model, r.init) for r in recipes]
     return {
         "card": prepare(recipes[0])[0].name,
         "split": split,
-        "digest": split_digest(records),
+        "digest": models[0].evaluations[0].digest,
         "models": rows,
-        "reference": reference or best.recipe.name,
+        "reference": reference or best.name,
         "verdicts": verdicts,
-        "same_budget": len({(r.train, r.data, r.model, tuple(r.init.items())) for r in recipes}) == 1,
+        "same_budget": all(budget == budgets[0] for budget in budgets),
         "command": "mmfuse compare " + " ".join(str(run.folder) for model in models for run in model.runs),
         "date": facts["date"],
         "hardware": f"{facts['hardware']}, torch {facts['versions']['torch']}",
     }
 
 
-def _mean_ap(model: _Model) -> float:
-    return statistics.mean(evaluation.scores.ap for evaluation in model.evaluations)
+def _resampled(models: Sequence[_Model], rounds: int) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
+    """Returns the resampled AP of each model, by name, on all images and by condition.
+
+    A condition in which a model has no object to find is left out, all where there is no single one and fusion to set
+    against each other.
+    """
+    records = sorted(models[0].evaluations[0].records, key=lambda record: record.image_id)
+    opposed = len({model.fused for model in models}) > 1
+    conditions = sorted({record.condition for record in records if opposed and record.condition is not None})
+    whole: dict[str, np.ndarray] = {}
+    by_condition: dict[str, dict[str, np.ndarray]] = {condition: {} for condition in conditions}
+    for model in tqdm(models, desc="bootstrap", unit="model", leave=False):
+        seeds = [match(e.records, e.detections, e.detector.classes) for e in model.evaluations]
+        whole[model.name] = resampled_ap(seeds, rounds)
+        for condition in conditions:
+            chosen = np.array([record.condition == condition for record in records])
+            by_condition[condition][model.name] = resampled_ap([matches.on(chosen) for matches in seeds], rounds)
+    defined = {c: of for c, of in by_condition.items() if not any(np.isnan(ap[0]) for ap in of.values())}
+    return whole, defined
 
 
-def _verdict(name: str, against: dict[str, Difference]) -> dict[str, Any]:
-    better = all(difference.low > 0 for difference in against.values())
-    rival, least = min(against.items(), key=lambda item: item[1].low)
-    figures = f"{least.mean:+.3f} AP against {rival}, 95 % interval {least.low:+.3f} to {least.high:+.3f}"
-    text = f"{name} is better than the best single: {'yes' if better else 'no'} ({figures})"
-    return {"model": name, "better": better, "text": text}
+def _against(model: _Model, rivals: Sequence[_Model], ap: dict[str, np.ndarray]) -> dict[str, Difference]:
+    """Returns by how much a model is ahead of each rival but itself, given the resampled AP of all."""
+    return {rival.name: difference(ap[model.name], ap[rival.name]) for rival in rivals if rival is not model}
+
+
+def _verdict(model: _Model, singles: Sequence[_Model], against: dict[str, Difference]) -> dict[str, Any]:
+    own = model.ap_by_seed
+    shared = {single.name: own.keys() & single.ap_by_seed.keys() for single in singles}
+    seeds = set().union(*shared.values())
+    behind = {seed for single in singles for seed in shared[single.name] if own[seed] < single.ap_by_seed[seed]}
+    fewest = min(shared, key=lambda name: len(shared[name]))
+    few = len(shared[fewest]) < SEEDS_NEEDED
+    if any(d.below for d in against.values()):
+        verdict = "no"
+    elif few:
+        verdict = "not shown"
+    else:
+        verdict = "no" if behind or any(d.low < 0 for d in against.values()) else "yes"
+    rival = hardest(against)
+    figures = f"{against[rival].mean:+.3f} AP against {rival}, "
+    figures += f"95 % interval {against[rival].low:+.3f} to {against[rival].high:+.3f}; "
+    figures += f"ahead in {len(seeds - behind)} of {len(seeds)} seeds"
+    if verdict == "not shown":
+        count = len(shared[fewest])
+        fix = " ".join(map(str, range(SEEDS_NEEDED)))
+        figures += f"; {count} seed{'s' * (count != 1)} shared with {fewest}, give --seeds {fix}"
+    return {"model": model.name, "verdict": verdict, "text": f"{model.name} ≥ best single: {verdict} ({figures})"}
+
+
+def _subsets(model: _Model, models: Sequence[_Model], split: str) -> list[dict[str, Any]]:
+    """Scores a model with each subset of its modalities, all of them first, then by falling size.
+
+    `alone` names the best model that was trained on just this subset, `share` is the AP relative to its AP.
+    """
+    names = model.recipe.modalities
+    rows = []
+    for kept in (kept for count in range(len(names), 0, -1) for kept in itertools.combinations(names, count)):
+        without = [name for name in names if name not in kept]
+        scores = [evaluation.scores for evaluation in model.evaluations]
+        if without:
+            scores = [evaluate(run, split=split, without=without).scores for run in model.runs]
+        trained = [other for other in models if without and set(other.recipe.modalities) == set(kept)]
+        alone = max(trained, key=lambda other: other.mean_ap, default=None)
+        share = statistics.mean(s.ap for s in scores) / alone.mean_ap if alone and alone.mean_ap else None
+        rows.append(
+            {
+                "modalities": list(kept),
+                "scores": [s.to_dict() for s in scores],
+                "alone": alone.name if alone else None,
+                "share": share,
+            }
+        )
+    return rows
 
 
 def gmacs(detector: Detector, size: tuple[int, int]) -> float:
@@ -233,10 +320,10 @@ def _pictures(out: Path, comparison: dict[str, Any], models: Sequence[_Model], r
     rows = []
     for record in _telling(records):
         images = load_sample(record, sensors).images
-        found = {model.recipe.name: model.detections[0][record.image_id] for model in models}
+        found = {model.name: model.evaluations[0].detections[record.image_id] for model in models}
         truth = (torch.from_numpy(record.boxes), torch.from_numpy(record.labels))
         rows.append(GalleryRow(record.condition or f"image {record.image_id}", images, truth, found))
-    shown_on = {model.recipe.name: model.recipe.modalities[0] for model in models}
+    shown_on = {model.name: model.recipe.modalities[0] for model in models}
     gallery(rows, sensors, shown_on, detector.classes, out / "gallery.png")
 
 

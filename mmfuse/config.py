@@ -31,6 +31,7 @@ class ModelRecipe:
     flavour: Literal["tf", "symmetric"] = "tf"
     backbone: str | None = None
     share_backbone: bool = False
+    align: str | None = None
     width: int | None = None
     pyramid_depth: int | None = None
     head_depth: int | None = None
@@ -70,8 +71,9 @@ class DataRecipe:
 class TrainRecipe:
     """How the detector is trained.
 
-    `lr` is for a batch of 64 and scales linearly with `batch_size`, which is the batch over all processes.
-    `evaluate_every` counts epochs; the last epoch is always evaluated.
+    `epochs` 0 trains nothing: the result is what `init` starts from. `lr` is for a batch of 64 and scales linearly with
+    `batch_size`, which is the batch over all processes. `evaluate_every` counts epochs; the last epoch is always
+    evaluated.
 
     Three keys keep a detector strong on each sensor alone (see `train.branches`), all 0 for off and without effect
     where there is one modality. `modality_dropout` is the probability that a sensor is taken from an image, whose last
@@ -114,14 +116,17 @@ class Recipe:
         for modality in self.init:
             if modality not in self.modalities:
                 raise UserError(f"init: {unknown_name(modality, self.modalities, 'modality of this recipe')}")
+        align, alone = self.model.align, len(self.modalities) == 1
+        if align is not None and len(self.modalities) > 1 and align not in self.modalities:
+            raise UserError(f"model.align: {unknown_name(align, self.modalities, 'modality of this recipe')}")
         where, dropout = self.model.placement, ("train.modality_dropout", self.train.modality_dropout)
-        merged = len(self.modalities) == 1 or where not in ("channels", "boxes")
+        merged = alone or where not in ("channels", "boxes")
         branches = [(f"train.{key}", getattr(self.train, key)) for key in ("branch_losses", "distillation")]
         for holds, name, value, fix in (
             (self.modalities, "modalities", list(self.modalities), "name at least one"),
             (len(set(self.modalities)) == len(self.modalities), "modalities", list(self.modalities), "name each once"),
             (re.fullmatch(r"\w[\w.+-]*", self.name), "name", self.name, "use letters, digits and then also . _ + -"),
-            (self.train.epochs >= 1, "train.epochs", self.train.epochs, "use at least 1"),
+            (self.train.epochs >= (not self.init), "train.epochs", self.train.epochs, "use at least 1, or 0 with init"),
             (self.train.batch_size >= 1, "train.batch_size", self.train.batch_size, "use at least 1"),
             (self.train.evaluate_every >= 1, "train.evaluate_every", self.train.evaluate_every, "use at least 1"),
             (self.train.lr > 0, "train.lr", self.train.lr, "use a positive number"),
@@ -131,6 +136,8 @@ class Recipe:
             (0 <= self.train.modality_dropout <= 1, *dropout, "use a probability"),
             *((weight >= 0, name, weight, "use at least 0") for name, weight in branches),
             *((merged or not weight, name, weight, f"use 0 for placement {where}") for name, weight in branches),
+            (not alone or align is None, "model.align", align, "use null for one modality"),
+            (merged or align is None, "model.align", align, f"use null for placement {where}"),
             (not self.init or not self.model.weights, "model.weights", self.model.weights, "leave it or init out"),
             (self.train.clip_norm > 0, "train.clip_norm", self.train.clip_norm, "use a positive number"),
             (0 <= self.train.ema_decay < 1, "train.ema_decay", self.train.ema_decay, "use 0 (off) up to below 1"),

@@ -1,6 +1,7 @@
 """The whole story on the embedded set: generate, train each sensor and their fusion, compare, report."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ RECIPE = Recipe(
 MODALITIES = (("rgb",), ("thermal",), ("rgb", "thermal"))
 
 
-def demo(out: str | Path = "runs/demo") -> dict[str, Any]:
-    """Runs the main job in `out` and returns the comparison; what is there already is used again.
+def demo(out: str | Path = "runs/demo", seeds: Sequence[int] = (0,)) -> dict[str, Any]:
+    """Runs the main job in `out`, once for each training seed, and returns the comparison of all.
+
+    What is there already is used again.
 
     Raises:
         UserError: `out` holds something else.
@@ -37,4 +40,4 @@ def demo(out: str | Path = "runs/demo") -> dict[str, Any]:
         recipe = dataclasses.replace(RECIPE, name=name, card="../data/card.yaml", modalities=modalities)
         recipes.append(out / "recipes" / f"{name}.yaml")
         save_yaml(recipes[-1], recipe.to_dict())
-    return compare(recipes, out=out)
+    return compare(recipes, seeds=seeds, out=out)

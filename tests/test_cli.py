@@ -26,7 +26,7 @@ def test_verbs_print_what_they_found(run, paired_set, tmp_path, capsys):
     assert main(["evaluate", str(run)]) == 0
     assert "| day" in capsys.readouterr().out
     assert main(["shares", str(run), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["rgb"]["3"] == pytest.approx(0.5, abs=0.1)
+    assert json.loads(capsys.readouterr().out)["whole"]["shares"]["rgb"][0] == pytest.approx(0.5, abs=0.1)
     image = str(next((paired_set.parent / "thermal").rglob("*.png")))
     assert main(["predict", str(run), "--thermal", image, "--out", str(tmp_path / "p.png"), "--threshold", "0"]) == 0
     assert set(json.loads(capsys.readouterr().out)["objects"][0]) == {"box", "score", "class"}
@@ -124,8 +124,10 @@ def test_the_recipes_of_the_demo_differ_in_their_modalities_alone(tmp_path, monk
     module = demo_module if not callable(demo_module) else __import__("sys").modules["mmfuse.demo"]
     seen = []
     monkeypatch.setattr(module, "generate", lambda root: root)
-    monkeypatch.setattr(module, "compare", lambda recipes, out: seen.extend(recipes) or {})
-    module.demo(tmp_path)
+    monkeypatch.setattr(module, "compare", lambda recipes, seeds, out: seen.extend(recipes) or {"seeds": list(seeds)})
+    assert module.demo(tmp_path / "one") == {"seeds": [0]}
+    seen.clear()
+    assert module.demo(tmp_path, [4, 5]) == {"seeds": [4, 5]}
     recipes = [yaml.safe_load(path.read_text()) for path in seen]
     assert [r.pop("modalities") for r in recipes] == [["rgb"], ["thermal"], ["rgb", "thermal"]]
     assert [r.pop("name") for r in recipes] == ["rgb", "thermal", "rgb_thermal"]

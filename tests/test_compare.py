@@ -1,17 +1,23 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from mmfuse import compare as compare_module
+from mmfuse.config import Recipe, save_yaml
+from mmfuse.data.records import Record
 from mmfuse.errors import UserError
-from mmfuse.evaluate.significance import Difference
+from mmfuse.evaluate.coco import coco_scores
 from mmfuse.predict import predict
-from mmfuse.score import evaluate
+from mmfuse.sample import Detections
+from mmfuse.score import Evaluation, evaluate
 from mmfuse.train.loop import train
 
 compare = compare_module if callable(compare_module) else compare_module.compare
+MODULE = compare.__globals__
 
 
 @pytest.fixture(scope="module")
@@ -19,10 +25,120 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("comparison")
 
 
+@pytest.fixture(scope="module")
+def recipes(paired_set, tmp_path_factory):
+    """Tiny recipes by name: two single modalities and their fusion."""
+    files = {}
+    for modalities in (("rgb",), ("thermal",), ("rgb", "thermal")):
+        name = "_".join(modalities)
+        files[name] = tmp_path_factory.getbasetemp() / f"{name}.yaml"
+        files[name].write_text(
+            f"card: {paired_set}\nmodalities: [{', '.join(modalities)}]\nmodel: {{size: d-4}}\n"
+            "data: {input_size: [96, 128], workers: 0}\ntrain: {epochs: 2, batch_size: 4, lr: 0.05}\n"
+        )
+    return files
+
+
+@pytest.fixture(scope="module")
+def report(folder, recipes):
+    return compare(recipes.values(), seeds=[0, 1], out=folder, rounds=20)
+
+
+def scenes(images=30):
+    """Images of two conditions, in no order, with two objects each."""
+    rng = np.random.default_rng(1)
+    records = []
+    for i in rng.permutation(images):
+        corner = rng.uniform(0, 400, (2, 2))
+        boxes = np.concatenate((corner, corner + 60), axis=1).astype(np.float32)
+        condition = "day" if i % 2 else "night"
+        records.append(
+            Record(int(3 * i), {}, 500, 500, boxes, rng.integers(0, 2, 2), np.zeros(2, bool), condition, None)
+        )
+    return records
+
+
+RECORDS = scenes()
+CLASSES = ("person", "car")
+
+
+def found(skill):
+    """What a detector finds of RECORDS that sees a share of the objects, or one in each condition."""
+    rng = np.random.default_rng(2)
+    detections = {}
+    for r in RECORDS:
+        share = skill[r.condition] if isinstance(skill, dict) else skill
+        seen = rng.random(2) < share
+        boxes, labels = torch.from_numpy(r.boxes[seen]), torch.from_numpy(r.labels[seen])
+        detections[r.image_id] = Detections(boxes, torch.ones(len(boxes)), labels)
+    return detections
+
+
+def ap(skill, condition=None):
+    records = [r for r in RECORDS if condition in (None, r.condition)]
+    kept = {r.image_id for r in records}
+    return coco_scores(records, {i: d for i, d in found(skill).items() if i in kept}, CLASSES).ap
+
+
+class Blank(torch.nn.Linear):
+    classes = CLASSES
+
+    def __init__(self):
+        super().__init__(1, 1)
+
+
 @pytest.fixture
-def report(folder, recipe_file):
-    recipes = [recipe_file("rgb"), recipe_file("thermal"), recipe_file("rgb", "thermal")]
-    return compare(recipes, seeds=[0, 1], out=folder, rounds=20)
+def staged(monkeypatch, tmp_path, paired_set):
+    """Compares made-up detectors: `models` maps a name to its modalities and, by seed, its skill.
+
+    A model's `skill` with sensors lost is `lost[name, seed, sensors left]`. Returns the comparison and the report.
+    """
+
+    def run(models, lost=None, digests=None, epochs=None, **options):
+        skills, folders, evaluated, matched = dict(lost or {}), [], [], []
+        for name, (modalities, by_seed) in models.items():
+            for seed, skill in by_seed.items():
+                skills.setdefault((name, seed, modalities), skill)
+                folders.append(tmp_path / f"{name}-{seed}")
+                recipe = Recipe(name=name, card=str(paired_set), modalities=modalities).to_dict()
+                recipe["train"] |= {"seed": seed, "epochs": (epochs or {}).get(name, 30)}
+                save_yaml(folders[-1] / "config.yaml", recipe)
+
+        def made_up(run, *, split, without=()):
+            recipe = run.recipe
+            left = tuple(m for m in recipe.modalities if m not in without)
+            key = (recipe.name, recipe.train.seed, left)
+            evaluated.append(key)
+            detections = found(skills.get(key, 0.1))
+            scores = coco_scores(RECORDS, detections, CLASSES)
+            return Evaluation(Blank(), RECORDS, (digests or {}).get(recipe.name, "ab"), detections, scores, {})
+
+        match = MODULE["match"]
+        monkeypatch.setitem(MODULE, "evaluate", made_up)
+        monkeypatch.setitem(MODULE, "match", lambda *a: matched.append(1) or match(*a))
+        monkeypatch.setitem(MODULE, "_pictures", lambda *a: None)
+        for measured in ("gmacs", "latency_ms"):
+            monkeypatch.setitem(MODULE, measured, lambda *a: 1.0)
+        comparison = compare(folders, out=tmp_path / "out", **{"rounds": 50, **options})
+        assert len(matched) == len(folders), "a run is matched once"
+        assert len(evaluated) == len(set(evaluated)), "nothing is evaluated twice"
+        return comparison, (tmp_path / "out" / "report.md").read_text()
+
+    return run
+
+
+def singles(rgb, thermal):
+    """Two single modalities of some skill for each of the seeds 0, 1, ..."""
+    return {"rgb": (("rgb",), dict(enumerate(rgb))), "thermal": (("thermal",), dict(enumerate(thermal)))}
+
+
+def fused(*skills):
+    return {"both": (("rgb", "thermal"), dict(enumerate(skills)))}
+
+
+def table(text, title):
+    lines = text.partition(f"## {title}\n")[2].partition("\n## ")[0].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line[:1] == "|"][2:]
 
 
 def test_recipes_are_trained_for_each_seed_and_set_in_one_table(report, folder):
@@ -32,26 +148,181 @@ def test_recipes_are_trained_for_each_seed_and_set_in_one_table(report, folder):
     assert report["card"] == "Synthetic streets"
     assert report["models"][2]["parameters"] > 1.5 * report["models"][0]["parameters"]
     text = (folder / "report.md").read_text()
-    assert "better than the best single:" in text
+    assert f"**{report['verdicts'][0]['text']}**" in text
     for picture in ("ap.png", "training.png", "shares.png", "gallery.png"):
         assert picture in text
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(("low", "better"), [(0.01, True), (-0.01, False)])
-def test_fused_is_better_only_above_every_single_one(low, better, report, folder, monkeypatch):
-    bounds = iter([0.02, low] * 9)
-    difference = lambda *a, **k: Difference(0.05, next(bounds), 0.09, 1)  # noqa: E731
-    monkeypatch.setitem(compare.__globals__, "paired_bootstrap", difference)
-    monkeypatch.setitem(compare.__globals__, "_pictures", lambda *a: None)
-    names = ["rgb-seed0", "thermal-seed0", "rgb_thermal-seed0"]
-    (verdict,) = compare([folder / "runs" / name for name in names], out=folder / "again")["verdicts"]
-    assert verdict["model"] == "rgb_thermal"
-    if better:
-        assert verdict["better"] is True
-    else:
-        assert verdict["better"] is False
-        assert "best single: no" in verdict["text"]
+def test_real_runs_have_a_row_for_each_subset(report, folder):
+    one, other, both = report["models"]
+    assert one["subsets"] == other["subsets"] == []
+    assert one["per_condition"] == other["per_condition"] == {}
+    assert [row["modalities"] for row in both["subsets"]] == [["rgb", "thermal"], ["rgb"], ["thermal"]]
+    assert both["subsets"][0]["scores"] == both["scores"]
+    for row, alone in zip(both["subsets"][1:], ("rgb", "thermal"), strict=True):
+        assert row["alone"] == alone
+        left_out = "thermal" if alone == "rgb" else "rgb"
+        for seed, scores in enumerate(row["scores"]):
+            stored = json.loads(
+                (folder / "runs" / f"rgb_thermal-seed{seed}" / f"test-without-{left_out}.json").read_text()
+            )
+            assert scores == stored["scores"]
+    assert set(both["per_condition"]) == {c for c, s in both["scores"][0]["per_condition"].items() if s["boxes"]}
+
+
+def test_stacked_channels_and_boxes_lose_sensors_too(report, folder, recipes, tmp_path, monkeypatch):
+    monkeypatch.setitem(MODULE, "_pictures", lambda *a: None)
+    runs = [folder / "runs" / "rgb-seed0"]
+    for placement in ("channels", "boxes"):
+        recipe = tmp_path / f"{placement}.yaml"
+        recipe.write_text(recipes["rgb_thermal"].read_text().replace("d-4", f"d-4, placement: {placement}"))
+        runs.append(train(recipe, ["train.epochs=1"], folder=tmp_path / placement).folder)
+    for model in compare(runs, out=tmp_path / "out", rounds=5)["models"][1:]:
+        assert [row["modalities"] for row in model["subsets"]] == [["rgb", "thermal"], ["rgb"], ["thermal"]]
+        assert [row["alone"] for row in model["subsets"]] == [None, "rgb", None]
+        assert (tmp_path / model["name"] / "test-without-thermal.json").exists()
+
+
+def test_three_modalities_have_seven_subsets_each_beside_its_own_model(staged):
+    order = ("thermal", "depth", "rgb")
+    models = {
+        "warm": (("thermal",), {0: 0.4, 1: 0.5}),
+        "weak_pair": (("thermal", "rgb"), {0: 0.2, 1: 0.9}),
+        "pair": (("rgb", "thermal"), {0: 0.6, 1: 0.7}),
+        "all": (order, {0: 0.8, 1: 0.9}),
+    }
+    lost = {}
+    for seed in (0, 1):
+        lost |= {("all", seed, ("thermal", "rgb")): 0.3 + seed / 10, ("all", seed, ("thermal",)): 0.6}
+        lost |= {("all", seed, ("thermal", "depth")): 0.5, ("pair", seed, ("thermal",)): 0.2}
+    comparison, text = staged(models, lost)
+    by_name = {model["name"]: model for model in comparison["models"]}
+    assert by_name["warm"]["subsets"] == []
+    assert [len(by_name[name]["subsets"]) for name in ("weak_pair", "pair")] == [3, 3]
+    rows = by_name["all"]["subsets"]
+    assert [tuple(row["modalities"]) for row in rows] == [
+        *(order, ("thermal", "depth"), ("thermal", "rgb"), ("depth", "rgb")),
+        *(("thermal",), ("depth",), ("rgb",)),
+    ]
+    assert [row["alone"] for row in rows] == [None, None, "pair", None, "warm", None, None]
+    measured = [[scores["ap"] for scores in row["scores"]] for row in rows]
+    assert measured[:3] == [[ap(0.8), ap(0.9)], [ap(0.5), ap(0.5)], [ap(0.3), ap(0.4)]]
+    assert rows[2]["share"] == pytest.approx((ap(0.3) + ap(0.4)) / (ap(0.6) + ap(0.7)))
+    assert rows[4]["share"] == pytest.approx(2 * ap(0.6) / (ap(0.4) + ap(0.5)))
+    assert [row["share"] is None for row in rows] == [row["alone"] is None for row in rows]
+    shown = table(text, "When sensors are lost")
+    assert [row[:2] for row in shown[-7:]] == [["all", " + ".join(row["modalities"])] for row in rows]
+    assert shown[-3][-1] == f"{100 * 2 * ap(0.6) / (ap(0.4) + ap(0.5)):.0f} %"
+    assert shown[-3][4] == f"{ap(0.6, 'night'):.3f} ± 0.000"
+
+
+def test_a_model_that_finds_nothing_has_no_shares(staged):
+    comparison, _ = staged({**singles([0.0], [0.5]), **fused(0.6)})
+    assert [row["share"] is None for row in comparison["models"][2]["subsets"]] == [True, True, False]
+
+
+def test_single_modalities_have_no_matrix(staged):
+    comparison, text = staged(singles([0.4], [0.5]))
+    assert [model["subsets"] for model in comparison["models"]] == [[], []]
+    assert comparison["verdicts"] == []
+    assert "When sensors are lost" not in text
+    assert "By condition" not in text
+
+
+BY_DAY, BY_NIGHT = {"day": 0.9, "night": 0.35}, {"day": 0.4, "night": 0.8}
+
+
+@pytest.mark.parametrize(
+    ("models", "verdict", "words"),
+    [
+        ({**singles([0.3] * 3, [0.4] * 3), **fused(0.6, 0.7, 0.8)}, "yes", "; ahead in 3 of 3 seeds)"),
+        ({**singles([0.6] * 3, [0.4] * 3), **fused(0.6, 0.6, 0.6)}, "yes", "+0.000 AP against rgb, "),
+        (
+            {**singles([0.3], [0.4]), **fused(0.8)},
+            "not shown",
+            "; ahead in 1 of 1 seeds; 1 seed shared with rgb, give --seeds 0 1 2)",
+        ),
+        (
+            {**singles([0.3] * 3, [0.4] * 2), **fused(0.6, 0.7, 0.8)},
+            "not shown",
+            "; ahead in 3 of 3 seeds; 2 seeds shared with thermal, give --seeds 0 1 2)",
+        ),
+        ({**singles([0.3, 0.4, 0.3], [0.1] * 3), **fused(0.8, 0.3, 0.8)}, "no", "; ahead in 2 of 3 seeds)"),
+        ({**singles([0.5] * 3, [0.7, 0.1, 0.1]), **fused(0.6, 0.6, 0.6)}, "no", " against rgb, "),
+        ({**singles([0.5] * 3, [0.7, 0.1, 0.1]), **fused(0.6, 0.6, 0.6)}, "no", "; ahead in 2 of 3 seeds)"),
+        ({**singles([0.3], [0.9]), **fused(0.5)}, "no", " AP against thermal, "),
+        ({**singles([0.3] * 3, [BY_NIGHT] * 3), **fused(BY_DAY, BY_DAY, BY_DAY)}, "no", "; ahead in 3 of 3 seeds)"),
+    ],
+    ids=[
+        *("ahead", "equal", "one seed", "a single with two seeds", "behind in one seed", "behind an easier single"),
+        *("behind an easier single counts", "one seed below for sure", "ahead but not for sure"),
+    ],
+)
+def test_verdict_takes_images_and_seeds(models, verdict, words, staged):
+    comparison, text = staged(models)
+    (given,) = comparison["verdicts"]
+    assert set(given) == {"model", "verdict", "text"}
+    assert (given["model"], given["verdict"]) == ("both", verdict)
+    assert given["text"].startswith(f"both ≥ best single: {verdict} (")
+    assert words in given["text"]
+    assert f"**{given['text']}**" in text.splitlines()
+
+
+def test_verdict_shows_the_figures_of_the_hardest_single(staged):
+    comparison, _ = staged({**singles([0.3] * 3, [0.4, 0.4, 0.5]), **fused(0.6, 0.7, 0.8)})
+    both = comparison["models"][2]
+    against = both["differences"]["thermal"]
+    assert against["mean"] == pytest.approx((ap(0.6) + ap(0.7) + ap(0.8) - 2 * ap(0.4) - ap(0.5)) / 3)
+    assert both["difference"] == {"to": "thermal", **against}
+    assert comparison["verdicts"][0]["text"] == (
+        f"both ≥ best single: yes ({against['mean']:+.3f} AP against thermal, 95 % interval {against['low']:+.3f} to "
+        f"{against['high']:+.3f}; ahead in 3 of 3 seeds)"
+    )
+
+
+def test_a_condition_is_judged_on_its_own_images(staged):
+    rounds = 6
+    models = {**singles([0.3, 0.4], [{"day": 0.3, "night": 0.9}] * 2), **fused(0.6, 0.5)}
+    comparison, text = staged(models, rounds=rounds)
+    both = comparison["models"][2]
+    for condition in ("day", "night"):
+        records = sorted((r for r in RECORDS if r.condition == condition), key=lambda r: r.image_id)
+        n = len(records)
+        draws = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=rounds)
+        apart = []
+        for weights in draws:
+            copies = [r for r, times in zip(records, weights, strict=True) for _ in range(times)]
+            renamed = [Record(i, {}, 500, 500, r.boxes, r.labels, r.ignore, None, None) for i, r in enumerate(copies)]
+            of = {
+                skill: coco_scores(renamed, {i: found(skill)[r.image_id] for i, r in enumerate(copies)}, CLASSES).ap
+                for skill in (0.6, 0.5, 0.3, 0.4)
+            }
+            apart.append((of[0.6] + of[0.5] - of[0.3] - of[0.4]) / 2)
+        ahead = both["per_condition"][condition]["rgb"]
+        whole = sum(sign * ap(skill, condition) for skill, sign in ((0.6, 1), (0.5, 1), (0.3, -1), (0.4, -1))) / 2
+        assert ahead["mean"] == pytest.approx(whole)
+        assert (ahead["low"], ahead["high"]) == pytest.approx(tuple(np.quantile(apart, (0.025, 0.975))), abs=2e-3)
+        assert ahead["rounds"] == rounds
+    assert set(both["per_condition"]["day"]) == {"rgb", "thermal"}
+    day, night = table(text, "By condition")
+    assert (day[:2], day[-1]) == (["day", "both"], "not below")
+    assert (night[:2], night[3], night[-1]) == (["night", "both"], "thermal", "below")
+    assert "both isn't below its best single in 1 of 2 conditions." in text.splitlines()
+
+
+def test_models_of_other_images_or_without_rounds_are_refused(staged):
+    with pytest.raises(UserError, match=r"^compare: rgb, thermal were scored on different test splits; use one card"):
+        staged(singles([0.4], [0.5]), digests={"rgb": "cd"})
+    with pytest.raises(UserError, match=r"^rounds: 0 is not allowed; use at least 1$"):
+        compare([], rounds=0)
+
+
+@pytest.mark.parametrize(("epochs", "same"), [(30, True), (31, False)])
+def test_models_that_differ_in_more_than_modalities_are_told(epochs, same, staged):
+    comparison, text = staged(singles([0.4], [0.5]), epochs={"rgb": 30, "thermal": epochs})
+    assert comparison["same_budget"] is same
+    assert ("The models differ in more than their modalities" in text) is not same
 
 
 def test_what_cannot_be_compared_is_one_line(report, folder, tmp_path):
@@ -110,21 +381,21 @@ def test_files_are_predicted_and_drawn(report, folder, paired_set, tmp_path):
             predict(run, images)
 
 
-def test_an_existing_run_is_used_again(report, folder, recipe_file):
+def test_an_existing_run_is_used_again(report, folder, recipes):
     before = (folder / "runs" / "rgb-seed0" / "last.safetensors").stat().st_mtime_ns
-    train(recipe_file("rgb"), folder=folder / "runs" / "rgb-seed0", resume=True)
+    train(recipes["rgb"], folder=folder / "runs" / "rgb-seed0", resume=True)
     assert (folder / "runs" / "rgb-seed0" / "last.safetensors").stat().st_mtime_ns == before
 
 
-def test_differences_are_taken_to_the_reference(report, folder):
-    runs = [folder / "runs" / f"{name}-seed0" for name in ("rgb", "thermal", "rgb_thermal")]
-    again = compare(runs, reference="rgb", out=folder / "named", rounds=5)
-    assert again["reference"] == "rgb"
-    assert [m["difference"] and m["difference"]["to"] for m in again["models"]] == [None, "rgb", "rgb"]
-    assert [v["model"] for v in again["verdicts"]] == ["rgb_thermal"]
-    assert set(again["models"][2]["differences"]) == {"rgb", "thermal"}
+def test_differences_are_taken_to_the_reference(staged):
+    models = {**singles([0.3], [0.5]), **fused(0.6)}
+    comparison, _ = staged(models, reference="rgb")
+    assert comparison["reference"] == "rgb"
+    assert [m["difference"] and m["difference"]["to"] for m in comparison["models"]] == [None, "rgb", "rgb"]
+    assert set(comparison["models"][2]["differences"]) == {"rgb", "thermal"}
+    assert " AP against thermal, " in comparison["verdicts"][0]["text"]
     with pytest.raises(UserError, match=r"^reference: 'rbg' is not a known model .*did you mean 'rgb'\?$"):
-        compare(runs, reference="rbg", out=folder / "named")
+        staged(models, reference="rbg")
 
 
 @pytest.mark.slow

@@ -1,13 +1,13 @@
 """Whether one detector is better than another: a paired bootstrap over images of the difference in COCO AP.
 
-Objects are matched once; a round only changes how often each image counts, which reweighs the precision-recall curve.
+Objects are matched once a detector; a round only changes how often each image counts, which reweighs the
+precision-recall curve. The draws are the same for every detector, so a difference is a subtraction.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from tqdm import tqdm
 
 from mmfuse.data.readers import Record
 from mmfuse.errors import UserError
@@ -28,6 +28,11 @@ class Difference:
     low: float
     high: float
     rounds: int
+
+    @property
+    def below(self) -> bool:
+        """Whether the whole interval lies under zero."""
+        return self.high < 0
 
     def to_dict(self) -> dict[str, float | int]:
         """Returns plain values for JSON; `Difference(**values)` reads them back."""
@@ -79,6 +84,16 @@ class Matches:
     rankings: tuple[Ranking, ...]
     recalls: np.ndarray
 
+    def on(self, chosen: np.ndarray) -> "Matches":
+        """Returns the matches of the images that are True in `chosen` (I,) bool alone."""
+        place = chosen.cumsum() - 1
+        rankings = []
+        for ranking in self.rankings:
+            kept = chosen[ranking.image]
+            image = place[ranking.image[kept]]
+            rankings.append(Ranking(image, ranking.hit[:, kept], ranking.ignored[:, kept], ranking.objects[chosen]))
+        return Matches(tuple(rankings), self.recalls)
+
     def average_precision(self, weights: np.ndarray) -> np.ndarray:
         """Returns COCO's AP (R,), over the classes that are drawn, with each image counted `weights` (R, I) times.
 
@@ -122,44 +137,40 @@ def match(records: Sequence[Record], detections: Mapping[int, Detections], class
     return Matches(tuple(rankings), evaluation.params.recThrs)
 
 
-def paired_bootstrap(
-    records: Sequence[Record],
-    detections_a: Sequence[Mapping[int, Detections]],
-    detections_b: Sequence[Mapping[int, Detections]],
-    classes: Sequence[str],
-    rounds: int = 1000,
-    seed: int = 0,
-) -> Difference:
-    """Resamples the images with replacement and takes AP of a less AP of b on each draw, both averaged over seeds.
+def resampled_ap(seeds: Sequence[Matches], rounds: int, seed: int = 0) -> np.ndarray:
+    """Returns AP (rounds + 1,), averaged over training seeds: on the images themselves, then on each draw of them.
 
-    `detections_a` and `detections_b` hold one mapping from image id to detections (original pixels) for each training
-    seed. A round that draws no object is left out.
+    `seeds` holds the matches of one detector for each training seed. A round draws as many images as there are, with
+    replacement; `seed` decides which. A round that draws no object is NaN.
+    """
+    draws = _draws(len(seeds[0].rankings[0].objects), rounds, seed)
+    return np.concatenate([np.mean([m.average_precision(weights) for m in seeds], axis=0) for weights in draws])
+
+
+def _draws(images: int, rounds: int, seed: int) -> Iterator[np.ndarray]:
+    """Yields how often each image counts, (R, I) for some rounds at a time: once, then as drawn."""
+    yield np.ones((1, images), int)
+    generator = np.random.default_rng(seed)
+    for start in range(0, rounds, ROUNDS_AT_ONCE):
+        yield generator.multinomial(images, np.full(images, 1 / images), size=min(ROUNDS_AT_ONCE, rounds - start))
+
+
+def difference(ap: np.ndarray, other: np.ndarray) -> Difference:
+    """Returns by how much one detector is ahead of another, from the `resampled_ap` of both on the same images.
+
+    A round that draws no object is left out.
 
     Raises:
-        UserError: nothing to compare: no seeds, no rounds, or images without any object.
+        UserError: the images, or all draws of them, hold no object.
     """
-    if not detections_a or not detections_b or rounds < 1:
-        given = f"{len(detections_a)} and {len(detections_b)} seeds, {rounds} rounds"
-        raise UserError(f"bootstrap: {given}; give at least one of each")
-    images = len(records)
-    draws = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / max(images, 1)), size=rounds)
-    weights = np.concatenate((np.ones((1, images), int), draws))
-    progress = tqdm(total=len(detections_a) + len(detections_b), desc="bootstrap", unit="model", leave=False)
-    with progress:
-        sides = []
-        for detections in (detections_a, detections_b):
-            seeds = []
-            for one in detections:
-                matches = match(records, one, classes)
-                chunks = range(0, len(weights), ROUNDS_AT_ONCE)
-                seeds.append(
-                    np.concatenate([matches.average_precision(weights[i : i + ROUNDS_AT_ONCE]) for i in chunks])
-                )
-                progress.update()
-            sides.append(np.mean(seeds, axis=0))
-    difference = sides[0] - sides[1]
-    drawn = difference[1:][~np.isnan(difference[1:])]
-    if np.isnan(difference[0]) or not len(drawn):
-        raise UserError(f"bootstrap: {images} images hold too few objects of {', '.join(classes)}; use another split")
+    apart = ap - other
+    drawn = apart[1:][~np.isnan(apart[1:])]
+    if np.isnan(apart[0]) or not len(drawn):
+        raise UserError(f"bootstrap: {len(apart) - 1} rounds draw no object to find; use more rounds or another split")
     low, high = np.quantile(drawn, (0.025, 0.975))
-    return Difference(float(difference[0]), float(low), float(high), rounds)
+    return Difference(float(apart[0]), float(low), float(high), len(apart) - 1)
+
+
+def hardest(differences: Mapping[str, Difference]) -> str:
+    """Returns the name of the rival that is hardest to beat: one that is ahead for sure, then by the lower bound."""
+    return min(differences, key=lambda name: (not differences[name].below, differences[name].low))

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
 from torch import nn
 
 from mmfuse import scaling
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.model import graphs
+from mmfuse.model.alignment import Alignment
 from mmfuse.model.backbones import Backbone, default_name
 from mmfuse.model.detector import SHARED, STACKED, Detector, FusionDetector
 from mmfuse.model.ensemble import BoxEnsemble
@@ -34,6 +36,7 @@ def create_detector(
     flavour: str = "tf",
     backbone: str | Mapping[str, str] | None = None,
     share_backbone: bool = False,
+    align: str | None = None,
     width: int | None = None,
     pyramid_depth: int | None = None,
     head_depth: int | None = None,
@@ -56,6 +59,7 @@ def create_detector(
         flavour: "tf" pads and biases like the published weights, "symmetric" like plain PyTorch.
         backbone: a timm model, or one for each modality; by default the size's own.
         share_backbone: one backbone for all modalities, which then need the same number of channels.
+        align: the modality onto whose features those of all others are aligned, see `alignment.Alignment`.
         width: channels of pyramid and heads, in place of the size's.
         pyramid_depth: cells of the pyramid, in place of the size's.
         head_depth: convolutions of the heads before the last, in place of the size's.
@@ -101,6 +105,8 @@ def create_detector(
         raise UserError(f"share_backbone: placement {placement} has no backbones to share; use first")
     if placement == "channels" and len(set(choice.values())) > 1:
         raise UserError(f"backbone: {chosen} differ, but placement channels has one for all; name one")
+    if align is not None:
+        _check_align(align, modalities, placement)
     fusion = fusion or (scale.fusion if len(modalities) == 1 or placement in ("boxes", "channels") else "fast")
     spec: dict[str, Any] = {
         "size": size,
@@ -113,6 +119,7 @@ def create_detector(
         "flavour": flavour,
         "backbone": dict(backbone) if isinstance(backbone, Mapping) else backbone,
         "share_backbone": share_backbone,
+        "align": align,
         **given,
     }
     if placement == "boxes":
@@ -138,8 +145,21 @@ def create_detector(
     }
     streams = (STACKED,) if placement == "channels" else tuple(modalities)
     graph = graphs.build(graphs.PYRAMIDS[pyramid], scale.levels, streams, scale.pyramid_depth, placement)
+    alignment = None
+    if align is not None:
+        channels = {m: backbones[SHARED if share_backbone else m].channels for m in modalities}
+        with torch.random.fork_rng(devices=[]):  # so that a seed draws all else as without alignment
+            alignment = Alignment(align, graph, channels, scale.width, bias=flavour == "tf")
     detector = FusionDetector(
-        scale, sensors, names, graph, backbones, merge=merge_type(fusion), flavour=flavour, spec=spec
+        scale,
+        sensors,
+        names,
+        graph,
+        backbones,
+        merge=merge_type(fusion),
+        flavour=flavour,
+        spec=spec,
+        alignment=alignment,
     )
     if weights is not None:
         logging.getLogger(__name__).warning("%s", import_effdet(detector, read_checkpoint(weights)).to_text())
@@ -155,6 +175,15 @@ def _check_modalities(modalities: Mapping[str, int]) -> None:
                 f"modalities: {name!r} can't be a name; use letters, digits and _, and no word of PyTorch's, "
                 f"'{SHARED}' or '{STACKED}'"
             )
+
+
+def _check_align(align: str, modalities: Mapping[str, int], placement: str) -> None:
+    if len(modalities) == 1:
+        raise UserError(f"align: {align!r} is not allowed; use None for one modality")
+    if align not in modalities:
+        raise UserError(f"align: {unknown_name(align, modalities, 'modality of this detector')}")
+    if placement in ("channels", "boxes"):
+        raise UserError(f"align: {align!r} is not allowed; use None for placement {placement}")
 
 
 def _measured(sensor: Sensor, channels: int) -> Sensor:

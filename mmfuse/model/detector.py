@@ -85,7 +85,9 @@ class Detector(nn.Module, ABC):
 
     @abstractmethod
     def fusion_shares(self) -> dict[str, dict[int, float]]:
-        """Returns each modality's share of the fused features, modality by level; a level adds up to 1.
+        """Returns each modality's share of what the heads read, modality by level; a level adds up to 1.
+
+        Weights are multiplied along the graph, see `pyramid.propagated`; `mmfuse.shares` tests what they explain.
 
         Raises:
             UserError: no weights merge the modalities of this detector.
@@ -215,7 +217,8 @@ class FusionDetector(Detector):
     """Backbones, one pyramid that merges them, and heads. Build it with `create_detector`.
 
     `graph` reads the features of the modalities, or of `STACKED` alone: the one backbone that reads the channels of
-    all of them, where an absent sensor is an image of its mean.
+    all of them, where an absent sensor is an image of its mean. `alignment` changes what the pyramid reads, see
+    `alignment.Alignment`.
     """
 
     def __init__(
@@ -229,10 +232,12 @@ class FusionDetector(Detector):
         merge: type[Merge],
         flavour: str,
         spec: Mapping[str, Any],
+        alignment: nn.Module | None = None,
     ) -> None:
         super().__init__(size, sensors, classes, spec)
         same = bias = flavour == "tf"
         self.backbones = nn.ModuleDict(backbones)
+        self.alignment = alignment
         self.stacked = STACKED in backbones
         channels = {m: self._backbone(m).channels for m in ([STACKED] if self.stacked else sensors)}
         self.pyramid = Pyramid(graph, channels, size.width, merge, same=same, bias=bias)
@@ -268,6 +273,8 @@ class FusionDetector(Detector):
         self, features: Mapping[str, Sequence[Tensor]], present: Mapping[str, Tensor] | None, size: tuple[int, int]
     ) -> Outputs:
         """Runs pyramid and heads on `features` of an input of `size` (H, W); `present` can mask more than they lack."""
+        if self.alignment is not None:
+            features = self.alignment(features, present)
         levels = self.pyramid(features, None if self.stacked else present)
         return Outputs(self.class_head(levels), self.box_head(levels), size)
 

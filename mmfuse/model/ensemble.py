@@ -1,5 +1,6 @@
 """Late fusion: a detector for each modality, whose boxes are merged by the probabilities that they give (ProbEn)."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +14,9 @@ from mmfuse.errors import UserError
 from mmfuse.model.detector import CLASS_PRIOR, Detector, Outputs
 from mmfuse.model.postprocess import DEFAULT, Selection, suppress
 from mmfuse.sample import Detections, Targets
+
+CLAMP = 1e-6
+"""Scores are held this far from 0 and 1, so that their log-odds are finite."""
 
 
 @dataclass(frozen=True)
@@ -29,15 +33,27 @@ class BoxEnsemble(Detector):
     """Detectors of one modality each, trained side by side, which merge only the boxes that they find.
 
     All that they share in training is the clipping of the gradient's norm.
+
+    How the scores become probabilities is kept in buffers, so a checkpoint has it: `slopes` and `offsets` (M,), in the
+    order of `modalities`, and `prior` (), see `merge_boxes`. At first members are taken at their word, with the prior
+    that the class head starts from; `train.score_calibration` fits all three on a validation split.
     """
+
+    slopes: Tensor
+    offsets: Tensor
+    prior: Tensor
 
     def __init__(self, members: Mapping[str, Detector], spec: Mapping[str, Any]) -> None:
         first = next(iter(members.values()))
         sensors = {modality: member.sensors[modality] for modality, member in members.items()}
         super().__init__(first.size, sensors, first.classes, spec)
         self.members = nn.ModuleDict(members)
+        self.register_buffer("slopes", torch.ones(len(members)))
+        self.register_buffer("offsets", torch.zeros(len(members)))
+        self.register_buffer("prior", torch.tensor(CLASS_PRIOR))
 
-    def _member(self, modality: str) -> Detector:
+    def member(self, modality: str) -> Detector:
+        """Returns the detector of one modality."""
         member = self.members[modality]
         assert isinstance(member, Detector)
         return member
@@ -52,7 +68,7 @@ class BoxEnsemble(Detector):
             if len(here):
                 rows[modality] = here.to(x.device)
                 alone = x if len(here) == batch else x[rows[modality]]
-                members[modality] = self._member(modality)({modality: alone})
+                members[modality] = self.member(modality)({modality: alone})
         return EnsembleOutputs(members, rows, batch, size)
 
     def loss(self, outputs: EnsembleOutputs, targets: Targets) -> dict[str, Tensor]:
@@ -61,7 +77,7 @@ class BoxEnsemble(Detector):
         for modality, member in outputs.members.items():
             rows = outputs.rows[modality].tolist()
             own = Targets([targets.boxes[row] for row in rows], [targets.labels[row] for row in rows])
-            losses.append(self._member(modality).loss(member, own))
+            losses.append(self.member(modality).loss(member, own))
         return {key: torch.stack([loss[key] for loss in losses]).sum() for key in losses[0]}
 
     def decode(
@@ -74,27 +90,37 @@ class BoxEnsemble(Detector):
         """
         if selection.soft:
             raise UserError("soft: placement boxes merges overlapping boxes, so Soft-NMS doesn't apply; leave it out")
-        found: list[list[Detections]] = [[] for _ in range(outputs.batch)]
+        nothing = Detections.empty().to(self.prior.device)
+        found = {m: [nothing] * outputs.batch for m in self.modalities}
         every = replace(selection, score_threshold=0.0)
         for modality, member in outputs.members.items():
-            detections = self._member(modality).decode(member, size or outputs.size, every)
+            detections = self.member(modality).decode(member, size or outputs.size, every)
             for row, one in zip(outputs.rows[modality].tolist(), detections, strict=True):
-                found[row].append(one)
-        return merge_boxes(found, selection)
+                found[modality][row] = one
+        return self.merge(found, selection)
+
+    def merge(self, found: Mapping[str, Sequence[Detections]], selection: Selection = DEFAULT) -> list[Detections]:
+        """Merges what each modality's detector found, an entry for each image, empty where it saw nothing."""
+        images = list(zip(*(found[m] for m in self.modalities), strict=True))
+        return merge_boxes(images, selection, self.slopes, self.offsets, self.prior)
 
     def fusion_shares(self) -> dict[str, dict[int, float]]:
         """Has none to return; see `Detector.fusion_shares`."""
         raise UserError("placement: boxes merges modalities without weights, so there are no shares; use first")
 
 
-def merge_boxes(found: Sequence[Sequence[Detections]], selection: Selection) -> list[Detections]:
-    """Merges what several detectors found: for each image a list with the detections of each.
+def merge_boxes(
+    found: Sequence[Sequence[Detections]], selection: Selection, slopes: Tensor, offsets: Tensor, prior: Tensor
+) -> list[Detections]:
+    """Merges what M detectors found: for each image the detections of each, in one order for all images.
 
-    Boxes of one class that overlap the best of them by more than `selection.iou_threshold` are one object, to which
-    each detector gives its best. Detectors are taken as independent given the class: the log-odds of the object are the
-    sum of theirs, less the prior's for each detector but one; its box is their mean, weighted by score (ProbEn, ECCV
-    2022, with one class against the rest as the sigmoid has it). The prior is our choice: the one that the class head
-    starts from.
+    The log-odds l of a score of detector m become `slopes[m]` * l + `offsets[m]` (Platt scaling; both (M,), slopes
+    above 0), which are those of the probability that its box is an object. Boxes of one class that overlap the most
+    probable of them by more than `selection.iou_threshold` are one object, to which each detector gives its best. Its
+    box is their mean, weighted by probability. Detectors are taken as independent given the class, so the log-odds of
+    the object are the sum of theirs, less the `prior` () for each detector but one: the log-odds that any box is an
+    object, which is in the probability of each, but may count once (ProbEn, ECCV 2022, with one class against the rest
+    as the sigmoid has it).
     """
     lists = [
         (
@@ -109,14 +135,15 @@ def merge_boxes(found: Sequence[Sequence[Detections]], selection: Selection) -> 
         pad_sequence(list(values), batch_first=True, padding_value=padding)
         for values, padding in zip(zip(*lists, strict=True), (0.0, 0.0, -1, -1), strict=True)
     )
-    scores, order = scores.sort(dim=1, descending=True, stable=True)
-    labels, member = labels.gather(1, order), member.gather(1, order)
+    exact = slopes[member] * scores.double().logit() + offsets[member]  # no two scores become one
+    exact, order = exact.sort(dim=1, descending=True, stable=True)
+    scores, labels, member = (x.gather(1, order) for x in (scores, labels, member))
     boxes = boxes.gather(1, order[..., None].expand(-1, -1, 4))
     batch, count = scores.shape
     if count == 0:
         return [image[0] for image in found]
     heads = torch.zeros(batch * count, dtype=torch.bool, device=boxes.device)
-    heads[suppress(boxes, scores, labels, replace(selection, score_threshold=0.0, max_detections=count))] = True
+    heads[suppress(boxes, exact, labels, replace(selection, score_threshold=-math.inf, max_detections=count))] = True
     heads = heads.view(batch, count)
 
     number = torch.arange(count, device=boxes.device)
@@ -125,15 +152,16 @@ def merge_boxes(found: Sequence[Sequence[Detections]], selection: Selection) -> 
     owner = torch.where(alike & heads[..., None], number[:, None], count).amin(1)
     owner = torch.where(heads, number, owner)
     owned = owner[:, None] == number[:, None]
+    logit = slopes[member] * scores.logit(CLAMP) + offsets[member]
     votes, places = [], []
-    for one in range(max(len(image) for image in found)):
-        logits = torch.where(owned & (member == one)[:, None], scores.logit(1e-6)[:, None], -torch.inf)
+    for one in range(len(slopes)):
+        logits = torch.where(owned & (member == one)[:, None], logit[:, None], -torch.inf)
         vote, place = logits.max(2)
         votes.append(vote)
         places.append(place)
     vote, place = torch.stack(votes, 2), torch.stack(places, 2)
     voted = vote.isfinite()
-    fused = torch.where(voted, vote, 0.0).sum(2) - (voted.sum(2) - 1) * CLASS_PRIOR
+    fused = torch.where(voted, vote, 0.0).sum(2) - (voted.sum(2) - 1) * prior
     theirs = boxes.gather(1, place.flatten(1)[..., None].expand(-1, -1, 4)).view(*place.shape, 4)
     weight = torch.where(voted, vote.sigmoid(), 0.0)[..., None]
     boxes = (theirs * weight).sum(2) / weight.sum(2).clamp(min=1e-9)

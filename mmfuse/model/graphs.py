@@ -23,6 +23,7 @@ class _Stream:
         self.current = dict(self.features)
         self.nodes = nodes
         self.every = every
+        self.cell = 0
 
     @property
     def deepest(self) -> int:
@@ -40,12 +41,13 @@ class _Stream:
         if gate:
             by, scaled = len(inputs[0]), len(inputs[1])
             gating = Gate(gate, tuple(range(by)), tuple(range(by, by + scaled)))
-        self.nodes.append(Node(level, sum(inputs, ()), gating, transfer))
+        self.nodes.append(Node(level, sum(inputs, ()), gating, transfer, self.cell))
         return (len(self.nodes) - 1,)
 
     def next_cell(self, made: dict[int, Slot]) -> None:
         """Makes `made` what the next cell reads, and each modality again where every cell reads them."""
         self.current = {level: made[level] + (self.features[level] if self.every else ()) for level in self.levels}
+        self.cell += 1
 
 
 Cell = Callable[[_Stream], dict[int, Slot]]
@@ -195,7 +197,8 @@ def m2det(stream: _Stream, depth: int) -> dict[int, Slot]:
     """U-shapes one after another, each from a base feature and the one before it, added level by level.
 
     The base feature merges the backbone's finest and last map; a U-shape goes down to the coarsest level and up again;
-    the next one starts from the base feature and the finest map of the last (M2Det, arXiv 1811.04533).
+    the next one starts from the base feature and the finest map of the last (M2Det, arXiv 1811.04533). Each is a cell,
+    and so is what adds them.
     """
     finest, *coarser = stream.levels
     base = stream.merge(finest, stream.features[finest], stream.features[stream.deepest])
@@ -212,6 +215,7 @@ def m2det(stream: _Stream, depth: int) -> dict[int, Slot]:
         for level in reversed([finest, *coarser[:-1]]):
             shape[level] = stream.merge(level, down[level], shape[level + 1])
         shapes.append(shape)
+        stream.cell += 1
     return {level: stream.merge(level, *(shape[level] for shape in shapes)) for level in stream.levels}
 
 
@@ -235,12 +239,13 @@ def build(
 
     In the first cell, whatever reads a level reads it from every modality. Deeper cells read the fused stream, and
     each modality again where `placement` is "every". Where it is "last", each modality has a pyramid of its own, and a
-    node a level merges them. Nodes that no output depends on are left out.
+    node a level merges them, in a cell of their own after all others. Nodes that no output depends on are left out.
     """
     nodes: list[Node] = []
     if placement == "last" and len(modalities) > 1:
         streams = [_Stream(levels, [modality], nodes, every=False) for modality in modalities]
         own = [pyramid(stream, depth) for stream in streams]
+        streams[0].cell = nodes[-1].cell + 1
         out = {level: streams[0].merge(level, *(slots[level] for slots in own)) for level in levels}
     else:
         out = pyramid(_Stream(levels, modalities, nodes, every=placement == "every"), depth)

@@ -3,7 +3,7 @@
 A graph is a tuple of nodes in the order in which they run. The last node of each level is the pyramid's output there.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -38,13 +38,15 @@ class Node:
     """One merge: resamples its inputs to `level` and adds them by weight.
 
     `transfer` resamples by scale transfer: channels become pixels on the way up, pixels are averaged on the way down
-    (STDN, CVPR 2018, section 3.2); otherwise nearest and max-pooling.
+    (STDN, CVPR 2018, section 3.2); otherwise nearest and max-pooling. `cell` counts from 0 and says where the node was
+    drawn, not what it does: nodes that differ in it alone are equal.
     """
 
     level: int
     inputs: tuple[Source, ...]
     gate: Gate | None = None
     transfer: bool = False
+    cell: int = field(default=0, compare=False)
 
     @property
     def merged(self) -> tuple[int, ...]:

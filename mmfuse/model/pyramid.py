@@ -212,21 +212,36 @@ class Pyramid(nn.Module):
     def _level(self, source: Source) -> int:
         return source.level if isinstance(source, Feature) else self.graph[source].level
 
+    @property
+    def merges(self) -> list[Merge]:
+        """The merge of each node of the graph."""
+        return [part.merge for part in self.nodes if isinstance(part, PyramidNode)]
+
     def modality_shares(self) -> dict[str, dict[int, float]]:
-        """Returns each modality's share at each level, over all nodes where modalities meet; a level adds up to 1."""
-        sums: dict[int, dict[str, float]] = {}
-        for index, (node, module) in enumerate(zip(self.graph, self.nodes, strict=True)):
-            assert isinstance(module, PyramidNode)
-            sources = [node.inputs[place] for place in module.merged]
-            for source, share in zip(sources, module.merge.shares().tolist(), strict=True):
-                own = self._modalities(source)
-                if len(own) == 1 and (len(self.reached[index]) > 1 or len(self.channels) == 1):
-                    at_level = sums.setdefault(self._level(source), {})
-                    at_level[min(own)] = at_level.get(min(own), 0.0) + share
-        return {
-            m: {level: s.get(m, 0.0) / max(sum(s.values()), 1e-12) for level, s in sorted(sums.items())}
-            for m in self.channels
-        }
+        """Returns each modality's share of the pyramid's outputs, modality by level; a level adds up to 1.
+
+        See `propagated`. Weights that the images change count as they are with every gate alike.
+        """
+        shares = propagated(self.graph, [merge.shares() for merge in self.merges], list(self.channels))
+        outputs = outputs_of(self.graph).items()
+        return {m: {level: float(shares[node][i]) for level, node in outputs} for i, m in enumerate(self.channels)}
+
+
+def propagated(graph: Graph, weights: Sequence[Tensor], modalities: Sequence[str]) -> list[Tensor]:
+    """Returns the share (…, M) that each modality has of each node, given the `weights` (…, n) of its merged inputs.
+
+    That is the sum over these inputs of weight times the modality's share of the input, of which a modality's own
+    feature is its own alone. The weights of a node add up to 1, and so do its shares; NaN, as of a node whose weights
+    are all 0, counts as 0. What is done to an input before the merge (laterals, gates of the graph) doesn't count.
+    """
+    alone = dict(zip(modalities, torch.eye(len(modalities)), strict=True))
+    shares: list[Tensor] = []
+    for node, given in zip(graph, weights, strict=True):
+        sources = [node.inputs[place] for place in node.merged]
+        of = [alone[source.modality] if isinstance(source, Feature) else shares[source] for source in sources]
+        parts = zip(given.cpu().nan_to_num().unbind(-1), of, strict=True)
+        shares.append(torch.stack([weight[..., None] * share for weight, share in parts]).sum(0))
+    return shares
 
 
 def rows_of(mask: Tensor) -> Tensor | None:

@@ -4,6 +4,7 @@ matplotlib is imported when a picture is drawn, and only its figure objects are 
 """
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,7 +147,10 @@ def comparison_bars(comparison: Mapping[str, Any], path: Path) -> None:
     groups = ["all images", *conditions_of(models)]
     compared = any(model["difference"] for model in models)
     columns = len(groups) + compared
-    figure = _figure(1.6 + 2.6 * columns + compared, 0.42 * len(models) + 1.5 + 0.25 * len(comparison["verdicts"]))
+    width = 1.6 + 2.6 * columns + compared
+    title = [f"{comparison['card']}, {comparison['split']} split"]
+    title += [line for v in comparison["verdicts"] for line in textwrap.wrap(v["text"], int(11 * width))]
+    figure = _figure(width, 0.42 * len(models) + 1.25 + 0.25 * len(title))
     widths = [1.0] * len(groups) + [1.6] * compared
     axes = figure.subplots(1, columns, sharey=True, squeeze=False, width_ratios=widths)[0]
     colours = [SERIES_COLOURS[len(model["modalities"]) > 1] for model in models]
@@ -181,10 +185,7 @@ def comparison_bars(comparison: Mapping[str, Any], path: Path) -> None:
     axes[0].set_ylim(len(models) - 0.4, -0.6)
     for ax in axes:
         ax.locator_params(axis="x", nbins=4)
-    title = "\n".join(
-        [f"{comparison['card']}, {comparison['split']} split", *(v["text"] for v in comparison["verdicts"])]
-    )
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle("\n".join(title), fontsize=10)
     _write(figure, path)
 
 
@@ -223,20 +224,82 @@ def share_heatmap(shares: Mapping[str, Mapping[int, float]], path: Path) -> None
     values = np.array([[shares[m].get(level, np.nan) for level in levels] for m in modalities])
     figure = _figure(max(5.0, 1.1 * len(levels) + 2.6), 0.75 * len(modalities) + 1.7)
     ax = figure.subplots()
-    image = ax.imshow(values, vmin=0, vmax=1, cmap="Blues", aspect="auto")
-    for (row, column), value in np.ndenumerate(values):
-        if np.isfinite(value):
-            ax.text(column, row, f"{value:.0%}", ha="center", va="center", color="white" if value > 0.55 else "#222222")
-    ax.set_xticks(range(len(levels)), [f"P{level}\n1/{2**level}" for level in levels])
-    ax.set_yticks(range(len(modalities)), modalities)
-    ax.set_xticks(np.arange(len(levels) - 1) + 0.5, minor=True)
-    ax.set_yticks(np.arange(len(modalities) - 1) + 0.5, minor=True)
-    ax.grid(which="minor", color="white", linewidth=2)
-    ax.tick_params(which="both", length=0)
-    ax.spines[:].set_visible(False)
+    image = _draw_shares(ax, values, modalities, _level_names(levels))
     figure.colorbar(image, ax=ax, label="share", ticks=[0, 0.5, 1], format="{x:.0%}").outline.set_visible(False)
     ax.set_title("Share of each modality in the fusion, by pyramid level", fontsize=11)
     _write(figure, path)
+
+
+def share_panels(shares: Mapping[str, Any], path: Path) -> None:
+    """Writes the share of each modality at each level beside the AP that is lost without it.
+
+    `shares` is what `mmfuse.shares` returns. The whole split and each condition have a panel of shares if images have
+    weights of their own; else there is one for all of them.
+    """
+    modalities, levels = shares["modalities"], _level_names(shares["levels"])
+    groups = {"all images": shares["whole"], **shares["per_condition"]}
+    rows = [[name] for name in groups] if shares["by_image"] else [list(groups)]
+    bars = len(rows[0])
+    figure = _figure(0.75 * len(levels) + 2.6 + 2.0 * bars, len(rows) * (0.5 * len(modalities) + 0.75) + 0.6)
+    widths = [0.75 * (len(levels) + 1)] + [1.8] * bars
+    grid = figure.subplots(len(rows), 1 + bars, sharey=True, squeeze=False, width_ratios=widths)
+    known = [0.0, *(v for one in groups.values() for v in one["delta_ap"].values() if v is not None)]
+    room = 0.45 * max(max(known) - min(known), 0.01)
+    for axes, names in zip(grid, rows, strict=True):
+        first = groups[names[0]]
+        values = np.full((len(modalities), len(levels) + 1), np.nan)
+        if first["shares"]:
+            values[:] = [[*first["shares"][m], first["mean_share"][m]] for m in modalities]
+        _draw_shares(axes[0], values, modalities, [*levels, "mean"])
+        axes[0].axvline(len(levels) - 0.5, color="white", linewidth=8)
+        title = f"share, {names[0]} ({first['images']} images)" if shares["by_image"] else "share, every image alike"
+        axes[0].set_title(title, fontsize=10)
+        for ax, name in zip(axes[1:], names, strict=True):
+            _draw_deltas(ax, [groups[name]["delta_ap"][m] for m in modalities])
+            ax.set_xlim(min(known) - room * (min(known) < 0), max(known) + room)
+            ax.set_title(f"Δ AP, {name}", fontsize=10)
+    found = shares["correlation"]
+    figures = "–" if found["spearman"] is None else f"{found['spearman']:+.2f}"
+    figure.suptitle(
+        f"{shares['name']}, {shares['split']} split: share of each modality, and AP lost without it\n"
+        f"rank correlation {figures} ({found['why'] or str(found['pairs']) + ' pairs'})",
+        fontsize=11,
+    )
+    _write(figure, path)
+
+
+def _level_names(levels: Sequence[int]) -> list[str]:
+    return [f"P{level}\n1/{2**level}" for level in levels]
+
+
+def _draw_shares(ax: "Axes", values: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> Any:
+    """Draws shares in [0, 1], NaN where there is none, as a table of coloured cells."""
+    image = ax.imshow(values, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        text = f"{value:.0%}" if np.isfinite(value) else "–"
+        ax.text(column, row, text, ha="center", va="center", color="white" if value > 0.55 else "#222222")
+    ax.set_xticks(range(len(columns)), columns)
+    ax.set_yticks(range(len(rows)), rows)
+    ax.set_xticks(np.arange(len(columns) - 1) + 0.5, minor=True)
+    ax.set_yticks(np.arange(len(rows) - 1) + 0.5, minor=True)
+    ax.grid(which="minor", color="white", linewidth=2)
+    ax.tick_params(which="both", length=0)
+    ax.spines[:].set_visible(False)
+    return image
+
+
+def _draw_deltas(ax: "Axes", deltas: Sequence[float | None]) -> None:
+    for y, delta in enumerate(deltas):
+        length, text = (0.0, "–") if delta is None else (delta, f"{delta:+.3f}")
+        side = -1 if length < 0 else 1
+        ax.barh(y, length, 0.6, color=SERIES_COLOURS[length < 0])
+        place: dict[str, Any] = {"textcoords": "offset points", "va": "center", "ha": "left" if side > 0 else "right"}
+        ax.annotate(text, (length, y), (4 * side, 0), fontsize=8, **place)
+    ax.axvline(0, color="black", linewidth=1)
+    ax.locator_params(axis="x", nbins=3)
+    ax.tick_params(axis="y", which="both", length=0)
+    _plain_axes(ax, "x")
+    ax.spines["left"].set_visible(False)
 
 
 def robustness_curves(robustness: Mapping[str, Any], path: Path) -> None:

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from mmfuse.evaluate.significance import Difference, hardest
+
 NOTHING = "–"
 
 
@@ -27,14 +29,17 @@ def markdown_table(header: Sequence[object], rows: Iterable[Sequence[object]], n
 
 
 def comparison_markdown(comparison: dict[str, Any]) -> str:
-    """Returns a comparison as a Markdown page: the models, the verdicts, AP per class and how it was made."""
+    """Returns a comparison as a Markdown page: models, verdicts, conditions, lost sensors, classes, how it was made."""
     models = comparison["models"]
     seeds = sorted({seed for model in models for seed in model["seeds"]})
     parts = [
         f"# {comparison['card']}: {len(models)} models compared\n",
         _models_table(comparison),
-        *(f"**{verdict['text']}.**\n" for verdict in comparison["verdicts"]),
+        *(f"**{verdict['text']}**\n" for verdict in comparison["verdicts"]),
+        *(_conditions_won(model) for model in models if model["per_condition"]),
         _reading(comparison),
+        *_condition_section(models),
+        *_subset_section(models),
         "## AP per class\n",
         _class_table(models),
         "## How it was made\n",
@@ -163,6 +168,62 @@ def _reading(comparison: dict[str, Any]) -> str:
     return f"{text}.\n"
 
 
+def _hardest_in(differences: dict[str, dict[str, Any]]) -> tuple[str, Difference]:
+    known = {name: Difference(**values) for name, values in differences.items()}
+    name = hardest(known)
+    return name, known[name]
+
+
+def _conditions_won(model: dict[str, Any]) -> str:
+    below = [_hardest_in(differences)[1].below for differences in model["per_condition"].values()]
+    return f"{model['name']} isn't below its best single in {below.count(False)} of {len(below)} conditions.\n"
+
+
+def _condition_section(models: Sequence[dict[str, Any]]) -> list[str]:
+    rows = []
+    for condition in conditions_of(models):
+        for model in models:
+            if condition not in model["per_condition"]:
+                continue
+            rival, ahead = _hardest_in(model["per_condition"][condition])
+            interval = _difference({"to": rival, **ahead.to_dict()}, rival)
+            ap = mean_and_spread([s["per_condition"].get(condition, {}).get("ap") for s in model["scores"]])
+            rows.append([condition, model["name"], ap, rival, interval, "below" if ahead.below else "not below"])
+    if not rows:
+        return []
+    header = ["condition", "model", "AP", "hardest single", "Δ AP to it", "so it is"]
+    text = "Intervals resample the images of the condition alone; below: all of the interval lies under zero.\n"
+    return ["## By condition\n", markdown_table(header, rows, numbers_from=2), text]
+
+
+def _subset_section(models: Sequence[dict[str, Any]]) -> list[str]:
+    conditions = conditions_of(models)
+    by_name = {model["name"]: model for model in models}
+    rows = []
+    for model in models:
+        for subset in model["subsets"]:
+            alone, share = subset["alone"], subset["share"]
+            scores = subset["scores"]
+            rows.append(
+                [
+                    model["name"],
+                    " + ".join(subset["modalities"]),
+                    mean_and_spread([s["ap"] for s in scores]),
+                    *(mean_and_spread([s["per_condition"].get(c, {}).get("ap") for s in scores]) for c in conditions),
+                    f"{mean_and_spread(by_name[alone]['ap'])} ({alone})" if alone else None,
+                    None if share is None else f"{share:.0%}".replace("%", " %"),
+                ]
+            )
+    if not rows:
+        return []
+    header = ["model", "sensors left", "AP", *(f"AP {c}" for c in conditions), "AP trained on these", "share"]
+    text = (
+        "Each row leaves a trained model the named sensors alone, as if the others were broken; share is its AP "
+        "relative to that of the model that was trained on just these.\n"
+    )
+    return ["## When sensors are lost\n", markdown_table(header, rows, numbers_from=2), text]
+
+
 def _class_table(models: Sequence[dict[str, Any]]) -> str:
     classes = list(
         dict.fromkeys(name for model in models for scores in model["scores"] for name in scores["per_class"])
@@ -177,3 +238,81 @@ def _class_table(models: Sequence[dict[str, Any]]) -> str:
 def _counted(models: Sequence[dict[str, Any]]) -> str:
     scores = models[0]["scores"][0]
     return f"{scores['images']} images, {scores['boxes']} objects"
+
+
+def shares_markdown(shares: dict[str, Any]) -> str:
+    """Returns what `mmfuse.shares` found as a Markdown page: shares by level beside ΔAP, per cell, per condition."""
+    whole, conditions, by_image = shares["whole"], shares["per_condition"], shares["by_image"]
+    levels = [f"P{level}" for level in shares["levels"]]
+    rows = [
+        [m, *_share_cells(whole, m, levels), *(_signed(one["delta_ap"][m]) for one in (whole, *conditions.values()))]
+        for m in shares["modalities"]
+    ]
+    header = ["modality", *levels, "mean", "Δ AP", *(f"Δ AP {c}" for c in conditions)]
+    found = shares["correlation"]
+    figure = f"– ({found['why']})" if found["spearman"] is None else f"{found['spearman']:+.2f}"
+    pairs = f"{found['pairs']} pairs of modality and condition" if conditions else f"{found['pairs']} modalities"
+    count = f"means over the {whole['images']} images that have all sensors; {shares['left_out']} were left out"
+    parts = [
+        f"# {shares['name']}: shares in the fusion, tested on the {shares['split']} split\n",
+        markdown_table(header, rows),
+        f"**Rank correlation of mean share and Δ AP (Spearman): {figure}**, over {pairs}.\n",
+        "A share is what the weights give a modality of a level that the heads read, multiplied along the graph. Δ AP "
+        "is the AP of all sensors less the AP without this one: above zero the sensor helps. Weights don't know what "
+        "the features are worth that they weigh, so shares explain a detector only as far as they go with Δ AP. Pairs "
+        "aren't independent: the shares of all modalities add up to 100 %.\n",
+        f"Each image has weights of its own: shares are {count}.\n"
+        if by_image
+        else "The weights are fixed: shares are the same in every image and condition.\n",
+        "## Per cell\n",
+        markdown_table(
+            ["cell", "modality", *levels],
+            [[c["cell"], m, *map(_percent, own)] for c in shares["cells"] for m, own in c["shares"].items()],
+            numbers_from=2,
+        ),
+        "Shares after each cell, of which 0 is the first; cells before the modalities meet are left out.\n",
+    ]
+    if conditions:
+        rows = [
+            [
+                *(c, m, *_share_cells(one, m, levels), _figure(one["ap"]), _figure(one["ap_without"][m])),
+                *(_signed(one["delta_ap"][m]), *([one["images"]] if by_image else [])),
+            ]
+            for c, one in conditions.items()
+            for m in shares["modalities"]
+        ]
+        header = [
+            "condition",
+            "modality",
+            *levels,
+            "mean",
+            "AP",
+            "AP without",
+            "Δ AP",
+            *(["images"] if by_image else []),
+        ]
+        parts += ["## Per condition\n", markdown_table(header, rows, numbers_from=2)]
+    facts = shares["environment"]
+    parts.append("## How it was made\n")
+    parts.append(
+        f"- images: {shares['split']} split, digest {shares['digest'][:16]}, AP of all sensors {_figure(whole['ap'])}\n"
+        f"- detector: SHA-256 {shares['detector'][:16]}\n"
+        f"- hardware: {facts['hardware']}, torch {facts['versions']['torch']}\n"
+        f"- date: {facts['date']}\n"
+    )
+    return "\n".join(parts)
+
+
+def _share_cells(group: dict[str, Any], modality: str, levels: Sequence[str]) -> list[str | None]:
+    """Returns a modality's shares of each level and their mean, as a table shows them."""
+    if group["shares"] is None:
+        return [None] * (len(levels) + 1)
+    return [_percent(share) for share in (*group["shares"][modality], group["mean_share"][modality])]
+
+
+def _percent(value: float | None) -> str | None:
+    return None if value is None else f"{value:.1%}"
+
+
+def _signed(value: float | None) -> str | None:
+    return None if value is None else f"{value:+.3f}"

@@ -83,13 +83,15 @@ class StepLoss(nn.Module):
 def drop_modalities(present: Mapping[str, Tensor], probability: float, keep_each: bool = False) -> dict[str, Tensor]:
     """Returns the masks `present` (B,) without each entry by `probability`; the last modality of an image stays.
 
-    Draws from torch's global generator on the CPU. With `keep_each` a modality also stays in the last of its images.
+    Draws from torch's global generator on the CPU. With `keep_each` a modality also stays in the last of its images,
+    and one image keeps all of its own, so that what joins two modalities runs too.
     """
     there = torch.stack(list(present.values()))
     draws = torch.where(there, torch.rand(there.shape), -1.0)
     kept = (draws >= probability) | (draws == draws.amax(0))
     if keep_each:
         kept |= draws == draws.amax(1, keepdim=True)
+        kept[:, draws.amin(0).argmax()] = True
     return dict(zip(present, kept & there, strict=True))
 
 

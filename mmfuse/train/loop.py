@@ -23,7 +23,8 @@ from mmfuse import scaling
 from mmfuse.config import Recipe, build, load_recipe, read_yaml, save_yaml, write_whole
 from mmfuse.data.cache import ImageCache
 from mmfuse.data.cards import Card, load_card
-from mmfuse.data.loader import EvalLoader, eval_loader, fill_cache, measure, train_loader
+from mmfuse.data.loader import EvalLoader, eval_loader, fill_cache, train_loader
+from mmfuse.data.measuring import measure
 from mmfuse.data.readers import Record, read_split, split_digest
 from mmfuse.data.records import seen_alone
 from mmfuse.errors import UserError, unknown_name
@@ -31,6 +32,7 @@ from mmfuse.evaluate.coco import coco_scores
 from mmfuse.evaluate.inference import collect
 from mmfuse.model.build import create_detector
 from mmfuse.model.detector import Detector
+from mmfuse.model.ensemble import BoxEnsemble
 from mmfuse.model.grafting import keep_open
 from mmfuse.sample import Batch
 from mmfuse.sensor import Sensor
@@ -38,6 +40,7 @@ from mmfuse.train import checkpoint
 from mmfuse.train.branches import StepLoss
 from mmfuse.train.distributed import World
 from mmfuse.train.optim import build_optimizer, rate_at
+from mmfuse.train.score_calibration import collect_calibrated
 from mmfuse.train.start import read_start
 
 
@@ -76,7 +79,10 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, float]]:
-        """A row for each epoch; a number that wasn't measured in an epoch is left out."""
+        """A row for each epoch; a number that wasn't measured in an epoch is left out.
+
+        Epoch 0 is what a recipe with `init` starts from.
+        """
         path = self.folder / "metrics.csv"
         if not path.exists():
             return []
@@ -86,7 +92,8 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether all epochs of the recipe are done."""
-        return self.best.exists() and len(self.metrics) >= self.recipe.train.epochs
+        rows = self.metrics
+        return self.best.exists() and bool(rows) and rows[-1]["epoch"] >= self.recipe.train.epochs
 
 
 def train(
@@ -98,7 +105,9 @@ def train(
 ) -> Run:
     """Trains the detector of a recipe and returns its run folder, `runs/NAME` unless `folder` says otherwise.
 
-    The best epoch is chosen on the validation split, by AP; the test split isn't read. Under torchrun all processes
+    The best epoch is chosen on the validation split, by AP; the test split isn't read. What a recipe with `init` starts
+    from is scored as epoch 0, and with no epochs it is all there is. A `BoxEnsemble` is calibrated on the validation
+    split each time that it is scored, before its AP is taken. Under torchrun all processes
     call this; the first one writes. With `resume` a run that was cut short goes on from its last whole epoch, with the
     samples that it would have seen, and one that is finished is returned as it is.
 
@@ -221,9 +230,10 @@ class _Training:
             self.model = DistributedDataParallel(self.model)
         self.rows: list[dict[str, Any]] = []
         self.best = -1.0
-        self.started = start is not None
         if last is not None:
             self._restore(*last)
+            if world.is_first:
+                self._save_metrics()
         elif world.is_first:
             save_yaml(run.folder / "config.yaml", recipe.to_dict())
             digests = {split: split_digest(records) for split, records in splits.items()}
@@ -234,7 +244,7 @@ class _Training:
 
     @property
     def epochs_done(self) -> int:
-        return len(self.rows)
+        return int(self.rows[-1]["epoch"]) if self.rows else 0
 
     def run_epochs(self) -> None:
         epochs, steps = self.recipe.train.epochs, len(self.loader)
@@ -246,25 +256,29 @@ class _Training:
             unit="step",
             disable=not self.world.is_first,
         ) as bar:
-            if self.started:  # so that the best is no worse than what it started from
-                if self.world.is_first:
-                    self._validate(-1)
-                self.world.wait()
+            if self.recipe.init and not self.rows:  # so that the best is no worse than what it started from
+                self._end_epoch({"epoch": 0}, time.monotonic(), bar)
             for epoch in range(self.epochs_done, epochs):
                 started = time.monotonic()
                 losses = self._train_epoch(epoch, bar)
-                row: dict[str, Any] = {"epoch": epoch + 1, "lr": self.optimizer.param_groups[0]["lr"], **losses}
-                if self.world.is_first:
-                    if (epoch + 1) % self.recipe.train.evaluate_every == 0 or epoch + 1 == epochs:
-                        row |= self._validate(epoch)
-                        bar.set_postfix(loss=f"{losses['loss']:.3f}", val_AP=f"{row['val_ap']:.3f}")
-                    self.rows.append(row | {"seconds": round(time.monotonic() - started, 2)})
-                    self._save()
-                else:
-                    self.rows.append(row)
-                self.world.wait()
+                self._end_epoch(
+                    {"epoch": epoch + 1, "lr": self.optimizer.param_groups[0]["lr"], **losses}, started, bar
+                )
         if self.world.is_first:
             self._report_left_out()
+
+    def _end_epoch(self, row: dict[str, Any], started: float, bar: "tqdm[Any]") -> None:
+        """Scores what was trained, if it is time for it, and saves; `row` holds what is known of the epoch."""
+        done, recipe = row["epoch"], self.recipe.train
+        if self.world.is_first:
+            if done % recipe.evaluate_every == 0 or done == recipe.epochs:
+                row |= self._validate(done)
+                bar.set_postfix({key: f"{row[key]:.3f}" for key in ("loss", "val_ap") if key in row})
+            row["seconds"] = round(time.monotonic() - started, 2)
+        self.rows.append(row)
+        if self.world.is_first:
+            self._save()
+        self.world.wait()
 
     def _report_left_out(self) -> None:
         if self.loader.absent:
@@ -312,14 +326,23 @@ class _Training:
         self.ema.update(self.detector, step)
         return losses
 
-    def _validate(self, epoch: int) -> dict[str, float]:
-        found = collect(self.ema.module, self.val_loader, progress="validating")
+    def _validate(self, done: int) -> dict[str, float]:
+        """Scores the detector after `done` epochs, and keeps it if it is the best.
+
+        An ensemble is calibrated anew each time. What the average makes of its calibration between two epochs is never
+        used.
+        """
+        detector, batches = self.ema.module, self.val_loader
+        if isinstance(detector, BoxEnsemble):
+            found = collect_calibrated(detector, batches, self.val_records, progress="validating")
+        else:
+            found = collect(detector, batches, progress="validating")
         scores = coco_scores(self.val_records, found, self.detector.classes)
         if scores.ap is None:
             raise UserError(f"{self.recipe.card}: the val split has no objects, so no epoch can be best; add some")
         if scores.ap > self.best:
             self.best = scores.ap
-            notes = {"name": self.recipe.name, "epoch": epoch + 1, "val": scores.to_dict()}
+            notes = {"name": self.recipe.name, "epoch": done, "val": scores.to_dict()}
             checkpoint.save_detector(self.run.best, self.ema.module, notes)
         return {"val_ap": scores.ap, "val_ap50": scores.ap50 or 0.0}
 
@@ -336,6 +359,9 @@ class _Training:
             "best": self.best,
         }
         checkpoint.save(self.run.last, tensors, header)
+        self._save_metrics()
+
+    def _save_metrics(self) -> None:
         losses = ["loss", "class_loss", "box_loss", "branch_loss", "distillation_loss"]
         fields = ["epoch", "lr", *losses, "val_ap", "val_ap50", "seconds"]
         text = io.StringIO()

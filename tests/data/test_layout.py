@@ -14,7 +14,7 @@ from mmfuse.config import save_yaml
 from mmfuse.data.cards import load_card
 from mmfuse.data.check import check
 from mmfuse.data.layout import image_size
-from mmfuse.data.loader import measure
+from mmfuse.data.measuring import measure
 from mmfuse.data.readers import coco_card, coco_split, read_split, scan_split, split_digest
 from mmfuse.errors import UserError
 

@@ -8,7 +8,7 @@ import torch
 from mmfuse.data.readers import Record
 from mmfuse.errors import UserError
 from mmfuse.evaluate.coco import coco_scores
-from mmfuse.evaluate.significance import Difference, match, paired_bootstrap
+from mmfuse.evaluate.significance import Difference, difference, hardest, match, resampled_ap
 from mmfuse.sample import Detections
 
 CLASSES = ("person", "bicycle", "car")
@@ -53,6 +53,14 @@ def duplicated(records, detections, weights):
     return copies, found
 
 
+def matched(records, models):
+    return [match(records, detections, CLASSES) for detections in models]
+
+
+def compared(records, a, b, rounds, seed=0):
+    return difference(*(resampled_ap(matched(records, side), rounds, seed) for side in (a, b)))
+
+
 @pytest.mark.parametrize("crowds", [False, True])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_unit_weights_equal_pycocotools(seed, crowds):
@@ -87,65 +95,118 @@ def test_no_object_drawn_is_nan():
 def test_identical_models_do_not_differ():
     records = scene(15)
     detections = detect(records, 3, 0.8, 3)
-    assert paired_bootstrap(records, [detections], [detections], CLASSES, rounds=50) == Difference(0, 0, 0, 50)
+    assert compared(records, [detections], [detections], rounds=50) == Difference(0, 0, 0, 50)
 
 
 def test_clearly_better_model_excludes_zero():
     records = scene(60)
     good = [detect(records, 1, 0.95, 1, seed) for seed in (0, 1)]
     poor = [detect(records, 6, 0.6, 4, seed) for seed in (2, 3)]
-    better = paired_bootstrap(records, good, poor, CLASSES, rounds=200)
+    better = compared(records, good, poor, rounds=200)
     assert 0 < better.low < better.mean < better.high
-    worse = paired_bootstrap(records, poor, good, CLASSES, rounds=200)
+    worse = compared(records, poor, good, rounds=200)
     assert (worse.mean, worse.low, worse.high) == pytest.approx((-better.mean, -better.high, -better.low))
 
 
 def test_models_of_one_quality_include_zero():
     records = scene(60)
-    difference = paired_bootstrap(
-        records, [detect(records, 4, 0.8, 3, 0)], [detect(records, 4, 0.8, 3, 1)], CLASSES, 200
-    )
-    assert difference.low < 0 < difference.high
+    ahead = compared(records, [detect(records, 4, 0.8, 3, 0)], [detect(records, 4, 0.8, 3, 1)], 200)
+    assert ahead.low < 0 < ahead.high
 
 
 def test_mean_is_the_difference_of_the_mean_over_seeds():
     records = scene(20)
     a, b = [detect(records, 2, 0.9, 2, seed) for seed in (0, 1)], [detect(records, 5, 0.9, 2, 2)]
     ap = [coco_scores(records, d, CLASSES).ap for d in (*a, *b)]
-    difference = paired_bootstrap(records, a, b, CLASSES, rounds=20)
-    assert difference.mean == pytest.approx((ap[0] + ap[1]) / 2 - ap[2])
+    assert compared(records, a, b, rounds=20).mean == pytest.approx((ap[0] + ap[1]) / 2 - ap[2])
 
 
 def test_seed_decides_the_draws():
     records = scene(30)
     a, b = [detect(records, 2, 0.9, 2, 0)], [detect(records, 5, 0.9, 2, 1)]
-    first = paired_bootstrap(records, a, b, CLASSES, rounds=40, seed=5)
-    assert paired_bootstrap(records, a, b, CLASSES, rounds=40, seed=5) == first
-    assert paired_bootstrap(records, a, b, CLASSES, rounds=40, seed=6) != first
+    first = compared(records, a, b, rounds=40, seed=5)
+    assert compared(records, a, b, rounds=40, seed=5) == first
+    assert compared(records, a, b, rounds=40, seed=6) != first
 
 
 def test_order_of_the_records_does_not_matter():
     records = scene(30)
     a, b = [detect(records, 2, 0.9, 2, 0)], [detect(records, 5, 0.9, 2, 1)]
-    first = paired_bootstrap(records, a, b, CLASSES, rounds=40)
-    assert paired_bootstrap(records[::-1], a, b, CLASSES, rounds=40) == first
+    first = compared(records, a, b, rounds=40)
+    assert compared(records[::-1], a, b, rounds=40) == first
+
+
+@pytest.mark.parametrize(
+    ("crowds", "mean", "low", "high"),
+    [
+        (False, 0.3732925764417244, 0.3379413240909664, 0.412508655065852),
+        (True, 0.3544019352131701, 0.3107497438385258, 0.39583032639372073),
+    ],
+)
+def test_figures_stay_what_they_were(crowds, mean, low, high):
+    records = scene(40, 7, crowds)
+    a = [detect(records, 2, 0.9, 2, seed) for seed in (0, 1)]
+    b = [detect(records, 5, 0.8, 3, seed) for seed in (2, 3, 4)]
+    assert compared(records, a, b, rounds=150) == Difference(
+        *(pytest.approx(value, abs=1e-12) for value in (mean, low, high)), 150
+    )
+
+
+@pytest.mark.parametrize("rounds", [1, 63, 64, 65, 150])
+def test_some_rounds_at_a_time_equal_all_at_once(rounds):
+    records = scene(30, 3, crowds=True)
+    models = [detect(records, 3, 0.8, 5, seed) for seed in (0, 1)]
+    draws = np.random.default_rng(9).multinomial(30, np.full(30, 1 / 30), size=rounds)
+    weights = np.concatenate((np.ones((1, 30), int), draws))
+    slow = np.mean([match(records, d, CLASSES).average_precision(weights) for d in models], axis=0)
+    assert np.array_equal(resampled_ap(matched(records, models), rounds, seed=9), slow)
+
+
+def test_some_images_alone_equal_the_others_left_out():
+    records = scene(40, 5, crowds=True)
+    detections = detect(records, 3, 0.8, 6)
+    chosen = np.arange(40) % 3 == 1
+    alone = match(records, detections, CLASSES).on(chosen)
+    draws = np.random.default_rng(0).multinomial(13, np.full(13, 1 / 13), size=20)
+    weights = np.zeros((20, 40), int)
+    weights[:, chosen] = draws
+    zeros_elsewhere = match(records, detections, CLASSES).average_precision(weights)
+    assert alone.average_precision(draws) == pytest.approx(zeros_elsewhere, abs=1e-12)
+    part = [r for r, one in zip(sorted(records, key=lambda r: r.image_id), chosen, strict=True) if one]
+    fresh = match(part, {r.image_id: detections[r.image_id] for r in part}, CLASSES)
+    assert np.array_equal(resampled_ap([alone], 30), resampled_ap([fresh], 30))
+    assert not np.allclose(resampled_ap([alone], 30), resampled_ap(matched(records, [detections]), 30))
+
+
+def test_interval_holds_what_lies_between_its_quantiles_and_no_undefined_round():
+    ap = np.array([0.5, *np.linspace(0, 1, 201), np.nan])
+    ahead = difference(ap, np.full(203, 0.25))
+    assert (ahead.mean, ahead.low, ahead.high) == pytest.approx((0.25, 0.025 - 0.25, 0.975 - 0.25))
+    assert ahead.rounds == 202
+
+
+def test_hardest_rival_is_one_that_is_ahead_for_sure():
+    wide, sure, worse = (
+        Difference(0, -0.2, 0.2, 9),
+        Difference(-0.02, -0.03, -0.01, 9),
+        Difference(-0.05, -0.1, -0.01, 9),
+    )
+    beaten = Difference(0.2, 0.1, 0.3, 9)
+    assert [d.below for d in (wide, sure, beaten, Difference(0, -1, 0, 9))] == [False, True, False, False]
+    assert hardest({"beaten": beaten, "wide": wide}) == "wide"
+    assert hardest({"beaten": beaten, "wide": wide, "sure": sure}) == "sure"
+    assert hardest({"wide": wide, "sure": sure, "worse": worse}) == "worse"
 
 
 def test_difference_survives_json():
-    difference = Difference(0.1, 0.05, 0.15, 1000)
-    assert Difference(**json.loads(json.dumps(difference.to_dict()))) == difference
-
-
-@pytest.mark.parametrize(("seeds", "rounds"), [(0, 10), (1, 0)])
-def test_nothing_to_compare_is_refused(seeds, rounds):
-    with pytest.raises(UserError, match="give at least one of each"):
-        paired_bootstrap(scene(3), [{}] * seeds, [{}], CLASSES, rounds)
+    ahead = Difference(0.1, 0.05, 0.15, 1000)
+    assert Difference(**json.loads(json.dumps(ahead.to_dict()))) == ahead
 
 
 def test_images_without_objects_are_refused():
     empty = Record(1, {}, 9, 9, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool), None, None)
-    with pytest.raises(UserError, match="too few objects of person, bicycle, car"):
-        paired_bootstrap([empty], [{}], [{}], CLASSES, 10)
+    with pytest.raises(UserError, match=r"^bootstrap: 10 rounds draw no object to find; use more rounds or another"):
+        compared([empty], [{}], [{}], 10)
 
 
 @pytest.mark.slow
@@ -153,5 +214,5 @@ def test_thousand_rounds_take_seconds():
     records = scene(200)
     models = [detect(records, 3, 0.8, 97, seed) for seed in range(6)]
     begun = time.perf_counter()
-    paired_bootstrap(records, models[:3], models[3:], CLASSES, rounds=1000)
+    compared(records, models[:3], models[3:], rounds=1000)
     assert time.perf_counter() - begun < 60

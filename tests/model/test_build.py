@@ -166,8 +166,10 @@ def test_separate_pyramids_have_shares_in_the_nodes_where_they_meet():
     assert list(shares["b"].values()) == pytest.approx([0.75, 0.5, 1.0, 0.0, 0.25], abs=1e-3)
 
 
-def test_scale_transfer_has_shares_at_the_one_level_that_it_reads():
-    assert {m: list(shares) for m, shares in make("ab", pyramid="stdn").fusion_shares().items()} == {"a": [5], "b": [5]}
+def test_scale_transfer_has_the_shares_of_the_one_level_that_it_reads_at_every_output():
+    shares = make("ab", pyramid="stdn").fusion_shares()
+    assert {m: list(by_level) for m, by_level in shares.items()} == {m: [3, 4, 5, 6, 7] for m in "ab"}
+    assert list(shares["a"].values()) == pytest.approx([0.5] * 5)
 
 
 def test_boxes_have_a_whole_detector_each():

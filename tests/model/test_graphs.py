@@ -229,3 +229,33 @@ def test_nas_fpn_with_fewer_and_more_levels():
 def test_outputs_are_the_last_nodes_finest_first():
     assert outputs_of(build("bifpn")) == {3: 3, 4: 4, 5: 5, 6: 6, 7: 7}
     assert list(outputs_of(build("fpn", depth=2)).items()) == [(3, 9), (4, 8), (5, 7), (6, 6), (7, 5)]
+
+
+def cells(name, **options):
+    return [node.cell for node in build(name, **options)]
+
+
+def test_nodes_know_the_cell_that_they_were_drawn_in():
+    assert cells("bifpn", depth=3) == [0] * 8 + [1] * 8 + [2] * 8
+    assert cells("fpn", modalities=("a", "b", "c"), depth=2, placement="every") == [0] * 5 + [1] * 5
+    # idle nodes of the first two cells are left out
+    assert cells("stdn", depth=3) == [0, 1, 2, 2, 2, 2, 2]
+
+
+def test_pyramids_of_their_own_have_the_same_cells_and_meet_in_one_after_them():
+    assert cells("fpn", levels=(3, 4), modalities=("a", "b", "c"), depth=2, placement="last") == [0, 0, 1, 1] * 3 + [
+        2,
+        2,
+    ]
+
+
+def test_each_u_shape_is_a_cell_and_so_is_what_adds_them():
+    one = {"levels": (3, 4, 5), "depth": 2}
+    assert cells("m2det", **one) == [0] * 5 + [1] * 5 + [2] * 3
+    both = cells("m2det", **one, modalities=("a", "b"), placement="last")
+    assert both == ([0] * 5 + [1] * 5 + [2] * 3) * 2 + [3] * 3
+
+
+def test_nodes_that_differ_in_their_cell_alone_are_equal():
+    assert Node(3, (0,), cell=1) == Node(3, (0,), cell=2)
+    assert Node(3, (0,), cell=1) != Node(3, (1,), cell=1)

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from mmfuse.model import graphs
 from mmfuse.model.fusion import FUSIONS, Fast
 from mmfuse.model.nodes import Feature, Gate, Node
-from mmfuse.model.pyramid import Pyramid, initialise, resample
+from mmfuse.model.pyramid import Pyramid, initialise, propagated, resample
 
 LEVELS, WIDTH = (3, 4, 5, 6, 7), 8
 CHANNELS = {"a": [4, 8, 6], "b": [3, 5, 8], "c": [2, 2, 2]}
@@ -207,17 +207,70 @@ def test_gradients_reach_every_parameter_and_feature(cell, fusion):
     assert [name for name in without if fusion != "softmax" or not name.startswith(alone)] == []
 
 
-def test_shares_of_the_modalities_by_hand():
-    pyramid = make("ab", depth=1)
-    assert {m: set(shares.values()) for m, shares in pyramid.modality_shares().items()} == {"a": {0.5}, "b": {0.5}}
-    # nodes that read level 5: P5td [a5, b5, P6td] and P5out [a5, b5, P5td, P4out]
-    pyramid.nodes[1].merge.weight.data.copy_(torch.tensor([2.0, 0.0, 2.0]))
-    pyramid.nodes[5].merge.weight.data.copy_(torch.tensor([1.0, 2.0, 1.0, 0.0]))
+def shared(graph, weights, fusion="fast", modalities="abc"):
+    """The shares of a graph's outputs, in the order of the modalities, by level, given the weights of its nodes."""
+    pyramid = Pyramid(graph, dict.fromkeys(modalities, (8, 8, 8)), 8, FUSIONS[fusion], same=True, bias=True)
+    for merge, values in zip(pyramid.merges, weights, strict=True):
+        merge.weight.data.copy_(torch.tensor(values))
     shares = pyramid.modality_shares()
-    assert shares["a"][5] == pytest.approx((0.5 + 0.25) / (0.5 + 0.25 + 0.5), abs=1e-3)
-    assert list(shares["b"]) == list(LEVELS)
+    assert list(shares) == list(modalities)
+    return {level: [shares[m][level] for m in modalities] for level in pyramid.levels}
+
+
+def test_shares_go_through_the_graph_by_hand():
+    graph = (
+        Node(4, (Feature("a", 4), Feature("b", 4), Feature("c", 4))),
+        Node(3, (Feature("a", 3), 0)),
+        Node(4, (0, 1)),
+        Node(5, (Feature("c", 5), 2)),
+    )
+    shares = shared(graph, ([1.0, 2.0, 1.0], [1.0, 3.0], [1.0, 1.0], [4.0, 1.0]))
+    # node 0: 1/4, 1/2, 1/4; node 1: 1/4 a + 3/4 node 0; node 2: their mean; node 3: 4/5 c + 1/5 node 2
+    assert list(shares) == [3, 4, 5]
+    assert shares[3] == pytest.approx([0.4375, 0.375, 0.1875])
+    assert shares[4] == pytest.approx([0.34375, 0.4375, 0.21875])
+    assert shares[5] == pytest.approx([0.06875, 0.0875, 0.84375])
+
+
+def test_negative_weights_count_by_their_magnitude_and_features_by_name():
+    graph = (Node(3, (Feature("b", 3), Feature("a", 3))), Node(4, (Feature("a", 4), 0)), Node(5, (Feature("b", 5),)))
+    shares = shared(graph, ([-3.0, 1.0], [-1.0, 1.0], [-2.0]), "unbounded", "ab")
+    assert shares == {
+        3: pytest.approx([0.25, 0.75]),
+        4: pytest.approx([0.625, 0.375]),
+        5: pytest.approx([0.0, 1.0]),
+    }
+
+
+def test_what_only_gates_has_no_share():
+    gated = Node(3, (Feature("a", 4), Feature("b", 3), Feature("c", 3)), Gate("unit", (0,), (1,)))
+    graph = (Node(4, (Feature("a", 4),)), gated, Node(5, (1,)))
+    assert shared(graph, ([1.0], [1.0, 3.0], [1.0]))[5] == pytest.approx([0.0, 0.25, 0.75])
+
+
+def test_a_node_whose_weights_are_all_shut_gives_nobody_a_share():
+    graph = (Node(3, (Feature("a", 3), Feature("b", 3))), Node(4, (Feature("a", 4), 0)), Node(5, (Feature("b", 5),)))
+    shares = shared(graph, ([-1.0, -1.0], [1.0, 1.0], [1.0]), modalities="ab")
+    assert (shares[3], shares[4]) == ([0.0, 0.0], pytest.approx([0.5, 0.0]))
+
+
+@pytest.mark.parametrize("modalities", ["a", "abc"])
+@pytest.mark.parametrize("inputs", ["first", "every", "last"])
+@pytest.mark.parametrize("cell", graphs.PYRAMIDS)
+def test_shares_of_every_level_add_up_to_one(cell, inputs, modalities):
+    pyramid = make(modalities, cell=cell, inputs=inputs)
+    for merge in pyramid.merges:
+        torch.nn.init.uniform_(merge.weight, 0.1, 2)
+    shares = pyramid.modality_shares()
     for level in LEVELS:
-        assert shares["a"][level] + shares["b"][level] == pytest.approx(1)
+        assert sum(shares[m][level] for m in modalities) == pytest.approx(1, abs=1e-5)
+
+
+def test_weights_of_each_image_are_propagated_by_themselves():
+    graph = (Node(3, (Feature("a", 3), Feature("b", 3))), Node(4, (Feature("b", 4), 0)))
+    first, second = torch.tensor([[1.0, 0.0], [0.5, 0.5]]), torch.tensor([[0.0, 1.0], [0.2, 0.8]])
+    wanted = torch.tensor([[1.0, 0.0], [0.4, 0.6]])
+    torch.testing.assert_close(propagated(graph, [first, second], "ab")[1], wanted)
 
 
 def test_initial_weights_have_the_variance_of_their_fan_in():

@@ -14,6 +14,7 @@ from mmfuse.report.pictures import (
     overlay,
     robustness_curves,
     share_heatmap,
+    share_panels,
     training_curves,
 )
 from mmfuse.sample import Detections
@@ -59,7 +60,7 @@ def comparison(difference):
         "split": "test",
         "models": models,
         "reference": "rgb",
-        "verdicts": [{"model": "both", "better": True, "text": "both is better than the best single: yes"}],
+        "verdicts": [{"model": "both", "verdict": "yes", "text": "both ≥ best single: yes"}],
     }
 
 
@@ -159,6 +160,33 @@ def test_share_heatmap(tmp_path):
     assert pixels(tmp_path / "shares.png").size
     share_heatmap({"rgb": {3: 1.0}}, tmp_path / "one.png")
     assert pixels(tmp_path / "one.png").size
+
+
+def shares(*conditions, by_image=True, delta=0.1, share=0.25):
+    known = {"rgb": [share, share], "depth": [1 - share, 1 - share]}
+    group = {"images": 4, "shares": known, "mean_share": {"rgb": share, "depth": 1 - share}}
+    group |= {"delta_ap": {"rgb": delta, "depth": -0.02}}
+    empty = {"images": 0, "shares": None, "mean_share": None, "delta_ap": {"rgb": None, "depth": None}}
+    return {
+        **{"name": "street", "split": "test", "modalities": ["rgb", "depth"], "levels": [3, 4], "by_image": by_image},
+        **{"whole": group, "per_condition": {c: empty if c == "fog" else group for c in conditions}},
+        "correlation": {"spearman": None, "pairs": 2, "why": "fewer than 3 pairs"},
+    }
+
+
+def test_shares_have_a_panel_for_each_condition_beside_what_ap_loses(tmp_path):
+    def drawn(*conditions, **values):
+        share_panels(shares(*conditions, **values), tmp_path / "shares.png")
+        return pixels(tmp_path / "shares.png")
+
+    one = drawn()
+    assert (one == drawn()).all()
+    assert (one != drawn(delta=0.2)).any()
+    assert (one != drawn(share=0.3)).any()
+    assert drawn("day", "night", "fog").shape[0] > 2.5 * one.shape[0]
+    fixed = drawn("day", "fog", by_image=False)
+    assert fixed.shape[0] == one.shape[0]
+    assert fixed.shape[1] > 1.4 * one.shape[1]
 
 
 def robustness(*curves):

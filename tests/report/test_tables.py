@@ -17,7 +17,7 @@ def scores(ap, day, night, person, car):
     }
 
 
-def model(name, modalities, ap, difference=None):
+def model(name, modalities, ap, difference=None, per_condition=None, subsets=()):
     return {
         "name": name,
         "modalities": modalities,
@@ -29,11 +29,18 @@ def model(name, modalities, ap, difference=None):
         "gmacs": 2.5,
         "latency_ms": 12.34,
         "difference": difference,
+        "per_condition": per_condition or {},
+        "subsets": list(subsets),
     }
 
 
-def difference(to, mean, low, high):
-    return {"to": to, "mean": mean, "low": low, "high": high, "rounds": 1000}
+def ahead(mean, low, high):
+    return {"mean": mean, "low": low, "high": high, "rounds": 1000}
+
+
+def subset(modalities, ap, alone=None, share=None):
+    figures = [scores(a, a + 0.1, a - 0.1, a, a) for a in ap]
+    return {"modalities": modalities, "scores": figures, "alone": alone, "share": share}
 
 
 @pytest.fixture
@@ -46,18 +53,27 @@ def comparison():
                 "rgb",
                 ["rgb"],
                 [0.30, 0.32],
-                {"to": "thermal", "mean": -0.04, "low": -0.07, "high": 0.01, "rounds": 1000},
+                {"to": "thermal", **ahead(-0.04, -0.07, 0.01)},
             ),
             model("thermal", ["thermal"], [0.34, 0.36]),
             model(
                 "both",
                 ["rgb", "thermal"],
                 [0.42, 0.44],
-                {"to": "rgb", "mean": 0.08, "low": 0.05, "high": 0.11, "rounds": 1000},
+                {"to": "rgb", **ahead(0.08, 0.05, 0.11)},
+                {
+                    "day": {"rgb": ahead(0.1, 0.05, 0.2), "thermal": ahead(0.03, -0.01, 0.05)},
+                    "night": {"rgb": ahead(0.0, -0.09, 0.1), "thermal": ahead(-0.03, -0.05, -0.01)},
+                },
+                [
+                    subset(["rgb", "thermal"], [0.42, 0.44]),
+                    subset(["rgb"], [0.2, 0.3], "rgb", 0.806),
+                    subset(["thermal"], [0.36, 0.36]),
+                ],
             ),
         ],
         "reference": "thermal",
-        "verdicts": [{"model": "both", "better": True, "text": "both is better than the best single: yes (+0.080 AP)"}],
+        "verdicts": [{"model": "both", "verdict": "yes", "text": "both ≥ best single: yes (+0.080 AP)"}],
         "command": "mmfuse compare a b c",
         "date": "2026-01-02",
         "hardware": "2 cores",
@@ -112,9 +128,37 @@ def test_classes_have_a_column_for_each_model(comparison):
     assert cells(page, "cat") == ["cat", "–", "–", "–"]
 
 
+def section(page, title):
+    text = page.partition(f"## {title}\n")[2].partition("\n## ")[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+
+
+def test_each_condition_has_the_rival_that_is_hardest_there(comparison):
+    header, _, *rows = section(comparison_markdown(comparison), "By condition")
+    assert header == ["condition", "model", "AP", "hardest single", "Δ AP to it", "so it is"]
+    assert rows == [
+        ["day", "both", "0.530 ± 0.014", "thermal", "+0.030 [-0.010, +0.050]", "not below"],
+        ["night", "both", "0.330 ± 0.014", "thermal", "-0.030 [-0.050, -0.010]", "below"],
+    ]
+
+
+def test_each_subset_stands_beside_the_model_of_just_these_sensors(comparison):
+    page = comparison_markdown(comparison)
+    header, _, *rows = section(page, "When sensors are lost")
+    assert header == ["model", "sensors left", "AP", "AP day", "AP night", "AP trained on these", "share"]
+    assert rows == [
+        ["both", "rgb + thermal", "0.430 ± 0.014", "0.530 ± 0.014", "0.330 ± 0.014", "–", "–"],
+        ["both", "rgb", "0.250 ± 0.071", "0.350 ± 0.071", "0.150 ± 0.071", "0.310 ± 0.014 (rgb)", "81 %"],
+        ["both", "thermal", "0.360 ± 0.000", "0.460 ± 0.000", "0.260 ± 0.000", "–", "–"],
+    ]
+    assert "as if the others were broken" in page
+    assert page.index("## When sensors are lost") < page.index("## AP per class")
+
+
 def test_page_says_the_verdict_and_how_it_was_made(comparison):
     page = comparison_markdown(comparison)
-    assert "**both is better than the best single: yes (+0.080 AP).**" in page
+    assert "**both ≥ best single: yes (+0.080 AP)**" in page.splitlines()
+    assert "both isn't below its best single in 1 of 2 conditions." in page.splitlines()
     assert "1000 rounds" in page
     for line in (
         "- split: test, 10 images, 17 objects",
@@ -134,6 +178,9 @@ def test_one_seed_without_conditions_or_differences(comparison):
     assert cells(page, "thermal")[:5] == ["thermal", "thermal", "0.340", "0.500", "–"]
     assert "±" not in page
     assert "bootstrap" not in page
+    assert "By condition" not in page
+    assert "When sensors are lost" not in page
+    assert "best single in" not in page
 
 
 def robustness(*curves):

@@ -81,12 +81,13 @@ def test_dropout_shows_no_sensor_that_is_not_there():
     assert 100 < one["a"].sum() < 200
 
 
-def test_where_processes_wait_for_one_another_each_sensor_stays_in_some_image():
+def test_where_processes_wait_for_one_another_sensors_stay_in_some_image_each_and_all_together():
     for seed in range(20):
         torch.manual_seed(seed)
         present = {m: torch.ones(2, dtype=torch.bool) for m in "abc"} | {"d": torch.zeros(2, dtype=torch.bool)}
         shown = drop_modalities(present, 1.0, keep_each=True)
         assert all(shown[m].any() for m in "abc")
+        assert torch.stack([shown[m] for m in "abc"]).all(0).any()
         assert not shown["d"].any()
 
 

@@ -1,19 +1,24 @@
 import dataclasses
+import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
+from mmfuse.cli import main
+from mmfuse.compare import compare
 from mmfuse.config import load_recipe
 from mmfuse.data.cards import load_card
 from mmfuse.data.loader import eval_loader
-from mmfuse.data.readers import read_split
+from mmfuse.data.readers import coco_ground_truth, read_split
 from mmfuse.errors import UserError
-from mmfuse.evaluate.coco import coco_scores
 from mmfuse.evaluate.inference import collect
+from mmfuse.model.detector import CLASS_PRIOR
 from mmfuse.model.grafting import FAINT
+from mmfuse.score import evaluate
 from mmfuse.sensor import Sensor
-from mmfuse.train import checkpoint, loop
+from mmfuse.train import checkpoint, loop, score_calibration
 from mmfuse.train.loop import train
 from mmfuse.train.start import read_start
 
@@ -63,27 +68,115 @@ def at_step_0(recipe, folder, monkeypatch):
     return kept[0]
 
 
-def test_at_step_0_its_ap_is_the_best_single_ones(fused_file, singles, tmp_path, monkeypatch):
-    """Scored against what the best one finds confidently: AP 1 is agreement in every box, and its order."""
-    detector = at_step_0(fused_file, tmp_path / "run", monkeypatch).ema.module
-    recipe = load_recipe(fused_file)
-    card = load_card(recipe.card)
-    records = read_split(card, "val")
-    batches = list(eval_loader(records, {m: card.modalities[m] for m in recipe.modalities}, (96, 128), 4, 0))
+@pytest.fixture
+def agreed(singles, paired_set, tmp_path):
+    """Runs of each sensor and recipes that start from them, on a set whose objects are what thermal finds in it."""
+    root = shutil.copytree(paired_set.parent, tmp_path / "agreed")
     best = checkpoint.load(singles / "thermal")
-    found = {
-        name: collect(d, [dataclasses.replace(b, images={m: b.images[m] for m in d.modalities}) for b in batches])
-        for name, d in {"best": best, "fused": detector, "other": checkpoint.load(singles / "rgb")}.items()
-    }
-    agreed = []
-    for record in records:
-        sure = found["best"][record.image_id][:10]
-        boxes, labels = sure.boxes.numpy(), sure.labels.numpy()
-        agreed.append(dataclasses.replace(record, boxes=boxes, labels=labels, ignore=labels < 0))
-    ap = {name: coco_scores(agreed, each, card.classes).ap for name, each in found.items()}
-    assert ap["best"] > 0.5
-    assert ap["fused"] == pytest.approx(ap["best"], abs=1e-3)
-    assert ap["other"] < 0.5 * ap["best"]
+    card = load_card(paired_set)
+    for split in ("val", "test"):
+        records = read_split(card, split)
+        found = collect(best, eval_loader(records, best.sensors, (96, 128), 4, 0))
+        sure = [dataclasses.replace(r, ignore=np.zeros(10, bool), **_objects(found[r.image_id][:10])) for r in records]
+        truth = coco_ground_truth(sure, card.classes)
+        listing = json.loads((root / f"{split}.json").read_text())
+        (root / f"{split}.json").write_text(json.dumps(listing | {"annotations": truth["annotations"]}))
+    init = []
+    for m in ("rgb", "thermal"):
+        folder = shutil.copytree(singles / m, tmp_path / m)
+        values = (folder / "config.yaml").read_text()
+        (folder / "config.yaml").write_text(values.replace(str(paired_set), str(root / "card.yaml")))
+        init.append(f"{m}: {folder}")
+    for name, placement in (("fused", "first"), ("late", "boxes")):
+        (tmp_path / f"{name}.yaml").write_text(
+            f"card: agreed/card.yaml\nmodalities: [rgb, thermal]\nmodel: {{size: d-4, placement: {placement}}}\n"
+            f"data: {{input_size: [96, 128], workers: 0}}\ninit: {{{', '.join(init)}}}\n"
+            "train: {epochs: 0, batch_size: 4}\n"
+        )
+    return tmp_path
+
+
+def _objects(found):
+    return {"boxes": found.boxes.numpy(), "labels": found.labels.numpy()}
+
+
+def test_without_epochs_its_ap_is_the_best_single_ones(agreed):
+    """Objects are what the best one finds confidently: AP 1 is agreement in every box, and its order."""
+    run = train(agreed / "fused.yaml", folder=agreed / "fused")
+    ap = {m: evaluate(agreed / m, split="val").scores.ap for m in ("rgb", "thermal")}
+    assert ap["thermal"] > 0.5
+    assert ap["rgb"] < 0.5 * ap["thermal"]
+    notes = checkpoint.read(run.best)[1]["notes"]
+    assert notes["epoch"] == 0
+    assert notes["val"]["ap"] == pytest.approx(ap["thermal"], abs=1e-3)
+    (row,) = run.metrics
+    assert row["epoch"] == 0
+    assert row["val_ap"] == notes["val"]["ap"]
+    assert "loss" not in row
+
+
+def test_a_run_without_epochs_is_finished_and_a_cut_one_is_not(agreed, monkeypatch, capsys):
+    def stop(self):
+        raise _Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Training, "_save_metrics", stop)
+        with pytest.raises(_Stop):
+            train(agreed / "fused.yaml", folder=agreed / "run")
+    cut = loop.Run(agreed / "run")
+    assert cut.best.exists()
+    assert cut.last.exists()
+    assert not cut.finished
+    words = ["train", str(agreed / "fused.yaml"), "--out", str(agreed / "run")]
+    assert main([*words, "--resume"]) == 0
+    assert cut.finished
+    shutil.rmtree(agreed / "rgb")
+    before = cut.best.read_bytes()
+    capsys.readouterr()
+    assert main([*words, "--resume"]) == 0
+    ap = checkpoint.read(cut.best)[1]["notes"]["val"]["ap"]
+    assert capsys.readouterr().out == f"{agreed}/run: best val AP {ap:.3f} at epoch 0\n"
+    assert cut.best.read_bytes() == before
+    assert main(words) == 2
+
+
+def test_boxes_without_epochs_are_those_of_the_singles_calibrated_on_val_alone(agreed):
+    listing = agreed / "agreed" / "test.json"
+    listing.rename(agreed / "test.json")
+    run = train(agreed / "late.yaml", folder=agreed / "late")
+    (agreed / "test.json").rename(listing)
+    late = checkpoint.load(run.best)
+    for m in ("rgb", "thermal"):
+        alone = checkpoint.load(agreed / m).state_dict()
+        assert all(torch.equal(x, alone[key]) for key, x in late.member(m).state_dict().items())
+    assert late.slopes[1] != 1
+    assert late.prior.item() > CLASS_PRIOR
+    ap = checkpoint.read(run.best)[1]["notes"]["val"]["ap"]
+    assert ap == pytest.approx(evaluate(run, split="val").scores.ap, abs=1e-4)
+    assert run.metrics[0]["val_ap"] == ap
+
+
+@pytest.mark.slow
+def test_three_singles_are_compared_with_what_starts_from_them(agreed):
+    shared = "data: {input_size: [96, 128], workers: 0}\ntrain: {epochs: 1, batch_size: 4, lr: 0.05}\n"
+    (agreed / "depth.yaml").write_text(f"card: agreed/card.yaml\nmodalities: [depth]\nmodel: {{size: d-4}}\n{shared}")
+    train(agreed / "depth.yaml", folder=agreed / "depth")
+    values = (agreed / "late.yaml").read_text().replace("[rgb, thermal]", "[rgb, thermal, depth]")
+    (agreed / "late.yaml").write_text(values.replace("init: {", f"init: {{depth: {agreed}/depth, "))
+    inputs = [agreed / name for name in ("rgb", "thermal", "depth", "fused.yaml", "late.yaml")]
+    comparison = compare(inputs, out=agreed / "out", rounds=5)
+    rows = {model["name"]: model for model in comparison["models"]}
+    assert [(name, row["epochs"]) for name, row in rows.items()][-2:] == [("fused", 0), ("late", 0)]
+    assert rows["fused"]["ap"] == pytest.approx(rows["thermal"]["ap"], abs=1e-3)
+    assert rows["late"]["modalities"] == ["rgb", "thermal", "depth"]
+    assert checkpoint.load(agreed / "out" / "runs" / "late-seed0").slopes.shape == (3,)
+    assert (agreed / "out" / "training.png").exists()
+
+
+@pytest.mark.parametrize(("init", "epochs"), [("init={}", 0), ("train.lr=1", -1)])
+def test_epochs_can_be_0_for_a_start_alone(init, epochs, fused_file):
+    with pytest.raises(UserError, match=rf"train\.epochs: {epochs} is not allowed; use at least 1, or 0 with init$"):
+        load_recipe(fused_file, [init, f"train.epochs={epochs}"])
 
 
 def test_the_best_is_no_worse_than_the_start(fused_file, tmp_path, monkeypatch):
@@ -92,7 +185,27 @@ def test_the_best_is_no_worse_than_the_start(fused_file, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "coco_scores", lambda *a: dataclasses.replace(real(*a), ap=next(figures)))
     run = train(fused_file, folder=tmp_path / "run")
     assert checkpoint.read(run.best)[1]["notes"]["epoch"] == 0
-    assert [row["epoch"] for row in run.metrics] == [1, 2]
+    assert [row["epoch"] for row in run.metrics] == [0, 1, 2]
+
+
+def test_an_ensemble_that_trains_is_calibrated_before_each_score(fused_file, tmp_path, monkeypatch):
+    fused_file.write_text(fused_file.read_text().replace("{size: d-4}", "{size: d-4, placement: boxes}"))
+    fitted = []
+    real = score_calibration.calibrate
+
+    def calibrate(ensemble, *others):
+        real(ensemble, *others)
+        ensemble.prior.fill_(len(fitted))
+        fitted.append(ensemble)
+
+    monkeypatch.setattr(score_calibration, "calibrate", calibrate)
+    figures = iter([0.1, 0.2, 0.15])
+    scores = loop.coco_scores
+    monkeypatch.setattr(loop, "coco_scores", lambda *a: dataclasses.replace(scores(*a), ap=next(figures)))
+    run = train(fused_file, folder=tmp_path / "run")
+    assert len(fitted) == 3
+    assert checkpoint.read(run.best)[1]["notes"]["epoch"] == 1
+    assert checkpoint.load(run.best).prior.item() == 1
 
 
 def test_edges_stay_open_while_it_trains(fused_file, tmp_path):

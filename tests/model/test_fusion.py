@@ -5,6 +5,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmfuse.errors import UserError
 from mmfuse.model.build import create_detector
 from mmfuse.model.fusion import EPSILON, FUSIONS, merge_type
+from mmfuse.model.nodes import Feature
 
 COUNT, WIDTH = 3, 4
 
@@ -177,6 +178,46 @@ def test_gates_learn_which_images_or_places_are_dark(name):
     where = dark.expand_as(share)
     assert share[where].mean() < 0.5 * share[~where].mean()
     assert share[where].mean() < merge.shares()[0]
+
+
+def test_gates_of_a_whole_detector_turn_away_from_a_sensor_in_the_dark():
+    """They alone are trained, to give in the dark what the other sensor gives alone, and in light what both do."""
+    torch.manual_seed(0)
+    detector = create_detector("d-4", {"a": 1, "b": 1}, 1, fusion="gated")
+    gates = [p for name, p in detector.named_parameters() if ".gates." in name]
+    for parameter in detector.parameters():
+        parameter.requires_grad_(any(parameter is gate for gate in gates))
+    optimiser = torch.optim.Adam(gates, 0.1)
+
+    def drawn(batch):
+        dark, scene = torch.rand(batch) < 0.5, torch.randn(batch, 1, 64, 64)
+        return dark, {"a": torch.where(dark[:, None, None, None], 0.02 * scene - 3, scene), "b": scene}
+
+    for norm in (part for part in detector.modules() if isinstance(part, torch.nn.BatchNorm2d)):
+        norm.momentum = None  # statistics of what comes next
+    with torch.no_grad():
+        detector.train()(drawn(16)[1])
+    detector.eval()
+    for _ in range(40):
+        dark, images = drawn(8)
+        with torch.no_grad():
+            wanted = detector(images, {"a": ~dark, "b": torch.ones(8, dtype=torch.bool)}).class_logits
+        optimiser.zero_grad()
+        (detector(images).class_logits - wanted).square().mean().backward()
+        optimiser.step()
+    dark, images = drawn(32)
+    weights = []
+    for node, merge in zip(detector.pyramid.graph, detector.pyramid.merges, strict=True):
+        for place in (i for i, source in enumerate(node.inputs) if source == Feature("a", node.level)):
+            merge.register_forward_hook(
+                lambda merge, given, made, place=place: weights.append(
+                    merge.weights(given[0], torch.ones(1, merge.count))[:, place].flatten()
+                )
+            )
+    with torch.no_grad():
+        detector(images)
+    share = torch.stack(weights).mean(0)
+    assert share[dark].mean() < 0.7 * share[~dark].mean()
 
 
 def test_gates_cost_next_to_nothing():

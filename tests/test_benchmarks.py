@@ -4,7 +4,7 @@ import time
 import pytest
 import torch
 
-from benchmarks import fusions, loader
+from benchmarks import fusions, loader, losses, postprocess
 from benchmarks.side_by_side import side_by_side
 from mmfuse.config import DataRecipe
 from mmfuse.model.fusion import FUSIONS
@@ -59,3 +59,36 @@ def test_the_loaders_that_are_compared_give_alike_samples(tmp_path):
         assert theirs[m].shape == image.shape
         assert theirs[m].dtype == image.dtype == torch.uint8
     assert all(boxes.shape[1] == 4 for boxes in (*theirs["boxes"], *batch.targets.boxes))
+
+
+SIDES = ["effdet", "mmfuse", "mmfuse again", "mmfuse, with the joining"]
+
+
+@pytest.mark.parametrize(("module", "columns"), [(losses, 6), (postprocess, 4)])
+def test_the_benchmarks_beside_effdet_run_small(capsys, module, columns):
+    module.main(["--side", "128", "--batch", "2", "--classes", "7", "--rounds", "2"])
+    rows = [line.strip("|").split("|") for line in capsys.readouterr().out.splitlines() if line]
+    assert [row[0].strip() for row in rows[2:]] == SIDES
+    assert {len(row) for row in rows} == {columns}
+    assert rows[2][2].strip() == "1.000"
+
+
+def test_losses_that_differ_are_not_timed():
+    found = losses.sides(losses.problem("d0", 128, 1, 3), 2)
+    losses.check(found)
+    total, *others = found["effdet"]()
+    with pytest.raises(AssertionError):
+        losses.check(found | {"mmfuse": lambda: (total * 1.001, *others[:2])})
+    *others, gradient = found["effdet"]()
+    with pytest.raises(AssertionError):
+        losses.check(found | {"mmfuse, with the joining": lambda: (*others, gradient * 1.001 + 1e-6)})
+
+
+def test_detections_that_differ_are_not_timed():
+    found = postprocess.sides(postprocess.problem("d0", 128, 1, 3))
+    postprocess.check(found)
+    (one,) = found["effdet"]()
+    with pytest.raises(AssertionError):
+        postprocess.check(found | {"mmfuse": lambda: [one.rescale(0.999)]})
+    with pytest.raises(AssertionError):
+        postprocess.check(found | {"mmfuse": lambda: [one[:99]]})

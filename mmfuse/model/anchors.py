@@ -27,3 +27,8 @@ def anchors(height: int, width: int, levels: tuple[int, ...], scale: float, devi
         centres = torch.stack((grid_x, grid_y), -1).reshape(-1, 1, 2)
         parts.append(torch.cat((centres - half * stride, centres + half * stride), -1).reshape(-1, 4))
     return torch.cat(parts).to(device, torch.float32)
+
+
+def grids(height: int, width: int, levels: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Returns the (rows, columns) of places of each level for an input of that size."""
+    return [(height // 2**level, width // 2**level) for level in levels]

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmfuse import boxes as box_maths
 from mmfuse import scaling
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.model import anchors as anchor_grid
@@ -17,7 +16,7 @@ from mmfuse.model.heads import Head
 from mmfuse.model.losses import detection_loss
 from mmfuse.model.merge import Merge
 from mmfuse.model.nodes import Graph
-from mmfuse.model.postprocess import DEFAULT, Selection, select
+from mmfuse.model.postprocess import DEFAULT, Selection, decode
 from mmfuse.model.pyramid import Pyramid, initialise, on_rows, rows_of
 from mmfuse.sample import Detections, Targets
 from mmfuse.sensor import Sensor
@@ -293,21 +292,15 @@ class FusionDetector(Detector):
 
     def loss(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
         """Returns the scalars "class", "box" and "total" for the objects of the batch; see `losses.detection_loss`."""
-        return detection_loss(outputs.class_logits, outputs.box_codes, self.anchors(outputs.size), targets)
+        grids = anchor_grid.grids(*outputs.size, self.size.levels)
+        return detection_loss(outputs.class_logits, outputs.box_codes, self.anchors(outputs.size), targets, grids)
 
     def decode(
         self, outputs: Outputs, size: tuple[int, int] | None = None, selection: Selection = DEFAULT
     ) -> list[Detections]:
-        """Turns outputs into detections clipped to `size` (H, W), the whole input if None (google/automl,
-        postprocess.py).
-        """
-        classes = outputs.class_logits.shape[2]
-        logits = outputs.class_logits.float().flatten(1)
-        logits, pairs = logits.topk(min(selection.candidates, logits.shape[1]), dim=1)
-        scores, labels, places = logits.sigmoid(), pairs % classes, pairs // classes
-        codes = outputs.box_codes.float().gather(1, places[..., None].expand(-1, -1, 4))
-        boxes = box_maths.decode(codes, self.anchors(outputs.size)[places])
-        return select(box_maths.clip(boxes, *(size or outputs.size)), scores, labels, selection)
+        """Turns outputs into detections clipped to `size` (H, W), the whole input if None; see `postprocess.decode`."""
+        grid = self.anchors(outputs.size)
+        return decode(outputs.class_logits, outputs.box_codes, grid, size or outputs.size, selection)
 
     def fusion_shares(self) -> dict[str, dict[int, float]]:
         """Returns each modality's share of the fused features; see `Detector.fusion_shares`."""

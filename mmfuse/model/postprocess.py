@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
+from mmfuse import boxes as box_maths
 from mmfuse.boxes import iou
 from mmfuse.sample import Detections
 
@@ -29,6 +30,30 @@ class Selection:
 
 
 DEFAULT = Selection()
+
+
+def decode(
+    class_logits: Tensor, box_codes: Tensor, anchors: Tensor, size: tuple[int, int], selection: Selection
+) -> list[Detections]:
+    """Turns `class_logits` (B, A, K) and `box_codes` (B, A, 4) of `anchors` (A, 4) into detections clipped to `size`
+    (H, W) (google/automl, postprocess.py).
+    """
+    logits, places, labels = best_pairs(class_logits, selection.candidates)
+    codes = box_codes.gather(1, places[..., None].expand(-1, -1, 4)).float()
+    boxes = box_maths.clip(box_maths.decode(codes, anchors[places]), *size)
+    return select(boxes, logits.sigmoid(), labels, selection)
+
+
+def best_pairs(logits: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the `count` largest of `logits` (B, A, K), best first, and their anchors and classes: all (B, count).
+
+    Their anchors are among the `count` whose best class is largest, so that only the classes of these are sorted.
+    """
+    batch, anchors, classes = logits.shape
+    best = logits.amax(2).topk(min(count, anchors), dim=1, sorted=False).indices
+    rows = logits[torch.arange(batch, device=logits.device)[:, None], best].float().flatten(1)
+    values, pairs = rows.topk(min(count, rows.shape[1]), dim=1)
+    return values, best.gather(1, pairs // classes), pairs % classes
 
 
 def select(boxes: Tensor, scores: Tensor, labels: Tensor, selection: Selection) -> list[Detections]:

@@ -8,11 +8,12 @@ from torchvision.ops import box_iou, sigmoid_focal_loss
 
 from mmfuse import boxes as box_maths
 from mmfuse.model import losses
-from mmfuse.model.anchors import anchors
-from mmfuse.model.losses import detection_loss, match
+from mmfuse.model.anchors import anchors, grids
+from mmfuse.model.losses import _FocalSum, detection_loss, match
 from mmfuse.sample import Targets
 
 GRID = anchors(128, 128, (3, 4, 5, 6, 7), 4.0, torch.device("cpu"))
+GRIDS = grids(128, 128, (3, 4, 5, 6, 7))
 CLASSES = 3
 
 
@@ -50,20 +51,41 @@ def padded(parts):
     return boxes, valid
 
 
-@pytest.mark.parametrize("pairs", [1, 999, 2**22])
-def test_matching_is_that_of_a_loop(monkeypatch, pairs):
-    monkeypatch.setattr(losses, "_PAIRS_AT_ONCE", pairs if pairs > 1 else 40)
+@pytest.mark.parametrize("at_once", [40, 999, 2**12, 2**22])
+@pytest.mark.parametrize("shapes", [None, GRIDS])
+def test_matching_is_that_of_a_loop(monkeypatch, at_once, shapes):
+    monkeypatch.setattr(losses, "_IN_CACHE", at_once)
     tie = torch.tensor([[10.0, 10, 42, 42], [10, 10, 42, 42], [60, 60, 62, 62], [60, 60, 62, 62]])
-    parts = [objects(7, 1), objects(0, 0), tie, objects(1, 4), torch.cat((objects(3, 5), GRID[100:101]))]
-    grid = GRID[::3].contiguous() if pairs == 1 else GRID
-    matched, positive = match(*padded(parts), grid)
+    outside = torch.tensor([[-20.0, 30, 20, 300], [200, 200, 210, 210]])
+    parts = [objects(7, 1), objects(0, 0), tie, objects(1, 4), torch.cat((objects(3, 5), GRID[100:101])), outside]
+    grid = GRID if shapes or at_once > 40 else GRID[::3].contiguous()
+    matched, positive = match(*padded(parts), grid, shapes)
     for i, part in enumerate(parts):
         expected_match, expected_positive = slow_match(part, grid)
         assert positive[i].tolist() == expected_positive
         assert matched[i][positive[i]].tolist() == [
             m for m, p in zip(expected_match, expected_positive, strict=True) if p
         ]
-        assert int(positive[i].sum()) >= len({tuple(b.tolist()) for b in part})
+        assert int(positive[i].sum()) >= len({tuple(b.tolist()) for b in part if i < 5})
+
+
+def test_rows_and_columns_of_a_wide_input_are_not_swapped():
+    levels, wide = (3, 4, 5, 6, 7), anchors(128, 384, (3, 4, 5, 6, 7), 4.0, torch.device("cpu"))
+    boxes = objects(30, 2)[None] * torch.tensor([3.0, 1, 3, 1])
+    valid = torch.ones(1, 30, dtype=torch.bool)
+    for got, expected in zip(
+        match(boxes, valid, wide, grids(128, 384, levels)), match(boxes, valid, wide), strict=True
+    ):
+        assert torch.equal(got, expected)
+
+
+def test_objects_that_aren_t_valid_match_nothing():
+    boxes = torch.tensor([[[0.0, 0, 40, 40], [60, 60, 100, 100]]])
+    _, both = match(boxes, torch.tensor([[True, True]]), GRID)
+    matched, one = match(boxes, torch.tensor([[False, True]]), GRID)
+    assert 0 < one.sum() < both.sum()
+    assert (matched[one] == 1).all()
+    assert not match(boxes, torch.tensor([[False, False]]), GRID)[1].any()
 
 
 def test_every_object_forces_its_best_anchor_though_another_overlaps_it_more():
@@ -104,10 +126,13 @@ def outputs(batch, seed=0):
     return logits.requires_grad_(), (torch.randn(batch, len(GRID), 4, generator=generator) * 0.3).requires_grad_()
 
 
+@pytest.mark.parametrize("at_once", [1000, 2**16])
+@pytest.mark.parametrize("shapes", [None, GRIDS])
 @pytest.mark.parametrize("counts", [(2, 0, 5), (3,), (0, 1)])
-def test_focal_and_huber_are_the_one_hot_formulas(counts):
+def test_focal_and_huber_are_the_one_hot_formulas(monkeypatch, counts, shapes, at_once):
+    monkeypatch.setattr(losses, "_IN_CACHE", at_once)
     (logits, codes), wanted = outputs(len(counts)), targets(*counts)
-    got = detection_loss(logits, codes, GRID, wanted)
+    got = detection_loss(logits, codes, GRID, wanted, shapes)
     focal, huber = naive_loss(logits, codes, wanted)
     torch.testing.assert_close(got["class"], focal)
     torch.testing.assert_close(got["box"], huber)
@@ -115,6 +140,54 @@ def test_focal_and_huber_are_the_one_hot_formulas(counts):
     expected = torch.autograd.grad(focal + 50 * huber, (logits, codes))
     for mine, theirs in zip(torch.autograd.grad(got["total"], (logits, codes)), expected, strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+def focal_inputs():
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(2, 5, 3, generator=generator, dtype=torch.float64) * 4
+    label = torch.randint(3, (2, 5, 1), generator=generator)
+    return logits.requires_grad_(), label, torch.rand(2, 5, 1, generator=generator) < 0.5
+
+
+def test_the_gradient_of_the_focal_loss_is_its_derivative():
+    logits, label, positive = focal_inputs()
+    assert positive.any()
+    assert not positive.all()
+    assert torch.autograd.gradcheck(_FocalSum.apply, (logits, label, positive))
+
+
+@pytest.mark.parametrize("value", [-200.0, -90, -20, -4.6, 0, 3, 20, 90, 200])
+def test_focal_loss_and_gradient_are_exact_far_out(value):
+    """Single precision against double, relative to the value itself, for a class that is wanted and one that isn't."""
+    logits = torch.full((1, 2, 1), float(value), requires_grad=True)
+    label, positive = torch.zeros(1, 2, 1, dtype=torch.int64), torch.tensor([[[True], [False]]])
+    got = _FocalSum.apply(logits, label, positive)
+    double = logits.detach().double().requires_grad_()
+    expected = sigmoid_focal_loss(double, positive.double(), 0.25, 1.5, "sum") / 0.75
+    torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-30)
+    (slope,), (theirs,) = torch.autograd.grad(got, logits), torch.autograd.grad(expected, double)
+    torch.testing.assert_close(slope.double(), theirs, rtol=1e-5, atol=1e-30)
+
+
+def test_the_gradient_can_be_asked_for_twice_but_not_differentiated():
+    (logits, codes), wanted = outputs(1), targets(3)
+    loss = detection_loss(logits, codes, GRID, wanted)["total"]
+    once, half, again = (torch.autograd.grad(x, logits, retain_graph=True)[0] for x in (loss, loss / 2, loss))
+    assert torch.equal(once, again)
+    torch.testing.assert_close(half, once / 2)
+    (slope,) = torch.autograd.grad(loss, logits, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        slope.square().sum().backward()
+
+
+@pytest.mark.slow
+def test_the_loss_compiles_as_one_graph():
+    (logits, codes), wanted = outputs(2), targets(2, 3)
+    compiled = torch.compile(detection_loss, backend="eager", fullgraph=True)
+    expected, got = (f(logits, codes, GRID, wanted, GRIDS)["total"] for f in (detection_loss, compiled))
+    torch.testing.assert_close(got, expected)
+    slopes = (torch.autograd.grad(x, (logits, codes)) for x in (got, expected))
+    torch.testing.assert_close(*slopes)
 
 
 @pytest.mark.parametrize("batch", [1, 2])
@@ -147,6 +220,12 @@ def test_half_precision_outputs_are_computed_in_single():
     got = detection_loss(logits.bfloat16(), codes.bfloat16(), GRID, wanted)
     assert got["total"].dtype == torch.float32
     torch.testing.assert_close(got["total"], detection_loss(logits, codes, GRID, wanted)["total"], rtol=0.02, atol=0)
+    rounded = [x.detach().bfloat16().requires_grad_() for x in (logits, codes)]
+    exact = [x.detach().float().requires_grad_() for x in rounded]
+    slopes = [torch.autograd.grad(detection_loss(*x, GRID, wanted)["total"], x) for x in (rounded, exact)]
+    for half, single in zip(*slopes, strict=True):
+        assert half.dtype == torch.bfloat16
+        assert torch.equal(half, single.bfloat16())
 
 
 def test_a_perfect_output_costs_nothing():

@@ -10,7 +10,7 @@ from torchvision.ops import batched_nms, box_iou
 from mmfuse import boxes as box_maths
 from mmfuse.model import postprocess
 from mmfuse.model.detector import Outputs
-from mmfuse.model.postprocess import Selection, select
+from mmfuse.model.postprocess import Selection, best_pairs, select
 
 pytestmark = pytest.mark.usefixtures("tiny_sizes")
 
@@ -103,6 +103,38 @@ def test_boxes_of_different_classes_don_t_suppress_each_other():
     (found,) = detector.decode(out, None, Selection(0.5))
     assert found.labels.tolist() == [0, 2, 1]
     torch.testing.assert_close(found.scores, torch.tensor([3.0, 2.0, 1.0]).sigmoid())
+
+
+@pytest.mark.parametrize("count", [1, 7, 60, 200, 10**6])
+@pytest.mark.parametrize("peaked", [False, True])
+def test_the_best_pairs_are_those_of_a_sort_of_all(count, peaked):
+    """Where peaked, one anchor has most of them, so that fewer anchors than pairs are in play."""
+    logits = torch.randn(3, 40, 5, generator=torch.Generator().manual_seed(count))
+    if peaked:
+        logits[1, 13] += 20
+    values, places, labels = best_pairs(logits, count)
+    expected, order = logits.flatten(1).sort(dim=1, descending=True)
+    assert torch.equal(values, expected[:, :count])
+    assert torch.equal(places * 5 + labels, order[:, :count])
+    assert values.shape == (3, min(count, 200))
+
+
+def test_best_pairs_of_half_precision_are_single():
+    logits = torch.randn(1, 30, 4).bfloat16()
+    values = best_pairs(logits, 20)[0]
+    assert values.dtype == torch.float32
+    assert torch.equal(values, logits.float().flatten(1).topk(20).values)
+
+
+def test_decoding_of_outputs_is_that_of_the_detector():
+    detector = make("a")
+    out = crowd(detector, 2, 3, seed=1)
+    grid, selection = detector.anchors((128, 128)), Selection(0.2, candidates=300, max_detections=9)
+    got = postprocess.decode(out.class_logits, out.box_codes, grid, (90, 110), selection)
+    for mine, (boxes, scores, labels) in zip(got, slow_decode(detector, out, (90, 110), 0.2, 0.5, 9, 300), strict=True):
+        torch.testing.assert_close(mine.boxes, boxes)
+        torch.testing.assert_close(mine.scores, scores)
+        assert torch.equal(mine.labels, labels)
 
 
 # ---- soft

@@ -192,6 +192,7 @@ def test_detections_are_the_same_box_for_box() -> None:
     detector = ours("tf_efficientdet_d0", model)
     with torch.no_grad():
         class_levels, box_levels = model(torch.randn(2, 3, 256, 384))
+        class_levels = [x + torch.randn_like(x) * 0.01 for x in class_levels]  # no ties
         expected = effdet_detections(class_levels, box_levels, model)
     found = detector.decode(Outputs(rows(class_levels, 90), rows(box_levels, 4), (256, 384)))
     for ours_, theirs in zip(found, expected, strict=True):
@@ -208,7 +209,7 @@ def softened() -> tuple[FusionDetector, Outputs, Tensor]:
     model = reference("tf_efficientdet_d0", 128, 256, classes)
     with torch.no_grad():
         class_levels, box_levels = model(torch.randn(2, 3, 128, 256))
-        class_levels = [x - CLASS_PRIOR for x in class_levels]
+        class_levels = [x - CLASS_PRIOR + torch.randn_like(x) * 0.01 for x in class_levels]  # no ties
         expected = effdet_detections(class_levels, box_levels, model, soft=True)
     outputs = Outputs(rows(class_levels, classes), rows(box_levels, 4), (128, 256))
     return ours("tf_efficientdet_d0", model), outputs, expected

@@ -231,8 +231,8 @@ def propagated(graph: Graph, weights: Sequence[Tensor], modalities: Sequence[str
     """Returns the share (…, M) that each modality has of each node, given the `weights` (…, n) of its merged inputs.
 
     That is the sum over these inputs of weight times the modality's share of the input, of which a modality's own
-    feature is its own alone. The weights of a node add up to 1, and so do its shares; NaN, as of a node whose weights
-    are all 0, counts as 0. What is done to an input before the merge (laterals, gates of the graph) doesn't count.
+    feature is its own alone. The shares of a node add up to 1, but to 0 where all weights are 0: such a node shows nothing,
+    and doesn't count where it is read. What is done to an input before the merge (laterals, gates) doesn't count.
     """
     alone = dict(zip(modalities, torch.eye(len(modalities)), strict=True))
     shares: list[Tensor] = []
@@ -240,7 +240,8 @@ def propagated(graph: Graph, weights: Sequence[Tensor], modalities: Sequence[str
         sources = [node.inputs[place] for place in node.merged]
         of = [alone[source.modality] if isinstance(source, Feature) else shares[source] for source in sources]
         parts = zip(given.cpu().nan_to_num().unbind(-1), of, strict=True)
-        shares.append(torch.stack([weight[..., None] * share for weight, share in parts]).sum(0))
+        found = torch.stack([weight[..., None] * share for weight, share in parts]).sum(0)
+        shares.append(found / found.sum(-1, keepdim=True).clamp(min=1e-12))
     return shares
 
 

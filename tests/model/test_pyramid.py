@@ -248,10 +248,10 @@ def test_what_only_gates_has_no_share():
     assert shared(graph, ([1.0], [1.0, 3.0], [1.0]))[5] == pytest.approx([0.0, 0.25, 0.75])
 
 
-def test_a_node_whose_weights_are_all_shut_gives_nobody_a_share():
+def test_a_node_whose_weights_are_all_shut_has_no_shares_and_counts_nowhere():
     graph = (Node(3, (Feature("a", 3), Feature("b", 3))), Node(4, (Feature("a", 4), 0)), Node(5, (Feature("b", 5),)))
     shares = shared(graph, ([-1.0, -1.0], [1.0, 1.0], [1.0]), modalities="ab")
-    assert (shares[3], shares[4]) == ([0.0, 0.0], pytest.approx([0.5, 0.0]))
+    assert (shares[3], shares[4]) == ([0.0, 0.0], pytest.approx([1.0, 0.0]))
 
 
 @pytest.mark.parametrize("modalities", ["a", "abc"])

@@ -127,6 +127,7 @@ def test_every_pyramid_of_effdet_goes_in_and_out(pyramid: str, fusion: str, leve
 @pytest.fixture(scope="module")
 def forms() -> dict[str, EfficientDet]:
     """A model that merges by each form, and the weights that it merges by."""
+    torch.manual_seed(0)  # so that no node has weights below zero alone, which another edge would open
     names = {"fast": "bifpn_fa", "softmax": "bifpn_attn", "sum": "bifpn_sum"}
     return {form: reference("tf_efficientdet_d0", 128, 256, 5, fpn_name=name) for form, name in names.items()}
 
@@ -177,7 +178,8 @@ def test_gains_are_needed_and_kept(forms: dict[str, EfficientDet], placement: st
     detector = create_detector("d0", MODALITIES, 5, placement=placement)
     shares = detector.fusion_shares()
     import_effdet(detector, forms["sum"].state_dict())
-    assert detector.fusion_shares() == shares
+    for modality, by_level in detector.fusion_shares().items():
+        assert by_level == pytest.approx(shares[modality], abs=1e-6)
     checkpoint.save_detector(tmp_path / "x.safetensors", detector, {})
     check_output(checkpoint.load(tmp_path / "x.safetensors"), forms["sum"])
     for key, value in detector.state_dict().items():

@@ -231,8 +231,9 @@ def propagated(graph: Graph, weights: Sequence[Tensor], modalities: Sequence[str
     """Returns the share (…, M) that each modality has of each node, given the `weights` (…, n) of its merged inputs.
 
     That is the sum over these inputs of weight times the modality's share of the input, of which a modality's own
-    feature is its own alone. The shares of a node add up to 1, but to 0 where all weights are 0: such a node shows nothing,
-    and doesn't count where it is read. What is done to an input before the merge (laterals, gates) doesn't count.
+    feature is its own alone. The shares of a node add up to 1, or to 0 where all weights are 0: such a node shows
+    nothing, and doesn't count where it is read. What is done to an input before the merge (laterals, gates) doesn't
+    count.
     """
     alone = dict(zip(modalities, torch.eye(len(modalities)), strict=True))
     shares: list[Tensor] = []

@@ -43,10 +43,12 @@ class Difference:
 class Ranking:
     """The detections of one class over all images, best score first.
 
-    `image` (D,) is each detection's place in the sorted image ids, `hit` (T, D) bool whether it found an object at each
-    IoU threshold, `ignored` (T, D) bool whether it counts neither way, `objects` (I,) the objects of each image.
+    `score` (D,) and `image` (D,) are each detection's score and place in the sorted image ids, `hit` (T, D) bool whether
+    it found an object at each IoU threshold, `ignored` (T, D) bool whether it counts neither way, `objects` (I,) the
+    objects of each image.
     """
 
+    score: np.ndarray
     image: np.ndarray
     hit: np.ndarray
     ignored: np.ndarray
@@ -90,8 +92,9 @@ class Matches:
         rankings = []
         for ranking in self.rankings:
             kept = chosen[ranking.image]
-            image = place[ranking.image[kept]]
-            rankings.append(Ranking(image, ranking.hit[:, kept], ranking.ignored[:, kept], ranking.objects[chosen]))
+            score, image = ranking.score[kept], place[ranking.image[kept]]
+            hit, ignored = ranking.hit[:, kept], ranking.ignored[:, kept]
+            rankings.append(Ranking(score, image, hit, ignored, ranking.objects[chosen]))
         return Matches(tuple(rankings), self.recalls)
 
     def average_precision(self, weights: np.ndarray) -> np.ndarray:
@@ -128,6 +131,7 @@ def match(records: Sequence[Record], detections: Mapping[int, Detections], class
         order = np.argsort(-np.concatenate(score), kind="stable")
         rankings.append(
             Ranking(
+                np.concatenate(score)[order],
                 np.concatenate(image)[order],
                 np.concatenate(hit, axis=1)[:, order],
                 np.concatenate(ignored, axis=1)[:, order],

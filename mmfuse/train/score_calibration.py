@@ -10,8 +10,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from tqdm import tqdm
 
 from mmfuse.data.readers import Record
-from mmfuse.evaluate.coco import coco_pair, evaluate_pair
 from mmfuse.evaluate.inference import collect
+from mmfuse.evaluate.significance import match
 from mmfuse.model.detector import CLASS_PRIOR
 from mmfuse.model.ensemble import CLAMP, BoxEnsemble
 from mmfuse.sample import Batch, Detections
@@ -113,12 +113,8 @@ def _candidates(
     found: Mapping[int, Detections], records: Sequence[Record], classes: Sequence[str]
 ) -> tuple[Tensor, Tensor]:
     """Returns scores (N,) of all boxes that count, and whether each finds an object at IoU 0.5, COCO's first."""
-    evaluation = evaluate_pair(*coco_pair(records, found, classes), [r.image_id for r in records], sizes=False)
-    scores, hit, ignored = [np.zeros(0)], [np.zeros(0, bool)], [np.zeros(0, bool)]
-    for image in evaluation.evalImgs:
-        if image is not None:
-            scores.append(np.asarray(image["dtScores"], float))
-            hit.append(np.asarray(image["dtMatches"])[0] > 0)
-            ignored.append(np.asarray(image["dtIgnore"])[0] > 0)
-    counts = ~np.concatenate(ignored)
-    return torch.from_numpy(np.concatenate(scores)[counts]), torch.from_numpy(np.concatenate(hit)[counts])
+    rankings = match(records, found, classes).rankings
+    counts = ~np.concatenate([ranking.ignored[0] for ranking in rankings])
+    scores = np.concatenate([ranking.score for ranking in rankings])
+    hit = np.concatenate([ranking.hit[0] for ranking in rankings])
+    return torch.from_numpy(scores[counts]), torch.from_numpy(hit[counts])

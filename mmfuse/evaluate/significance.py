@@ -43,7 +43,7 @@ class Difference:
 class Ranking:
     """The detections of one class over all images, best score first.
 
-    `score` (D,) and `image` (D,) are each detection's score and place in the sorted image ids, `hit` (T, D) bool whether
+    `score` (D,) and `image` (D,) are each detection's score and place in the sorted image ids, `hit` (T, D) bool if
     it found an object at each IoU threshold, `ignored` (T, D) bool whether it counts neither way, `objects` (I,) the
     objects of each image.
     """

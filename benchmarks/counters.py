@@ -36,7 +36,7 @@ class _Listener(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         name = func._schema.name.removeprefix("aten::")
         self.found.calls[name] += 1
-        outputs = result if len(func._schema.returns) > 1 else (result,)
+        outputs = (result,) if len(func._schema.returns) == 1 else result or ()
         for returned, output in zip(func._schema.returns, outputs, strict=True):
             if name not in UNWRITTEN and (returned.alias_info is None or returned.alias_info.is_write):
                 self.found.bytes[name] += sum(x.numel() * x.element_size() for x in _tensors(output))

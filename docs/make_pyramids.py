@@ -75,7 +75,7 @@ class Cost:
 def whole() -> tuple[Cost, Pyramid]:
     """Returns the cost of the size's own detector with one modality and 90 classes, and its pyramid."""
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        detector = create_detector(SIZE.name, {"rgb": 3}, 90).eval()
+        detector = create_detector(SIZE.name, {"rgb": 3}, 90).train()  # whose heads aren't packed
         detector({"rgb": torch.empty(1, 3, SIZE.resolution, SIZE.resolution)})
     return Cost(sum(p.numel() for p in detector.parameters()), counter.get_total_flops() / 2e9), detector.pyramid
 

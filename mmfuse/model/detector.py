@@ -1,9 +1,10 @@
-"""The detector: backbones, cross-modal pyramid and heads, with the verbs forward, loss and detect."""
+"""The detector: backbones, cross-modal pyramid and heads, with the verbs forward, loss, detect and fuse."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +13,12 @@ from mmfuse import scaling
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.model import anchors as anchor_grid
 from mmfuse.model.backbones import Backbone
-from mmfuse.model.heads import Head
+from mmfuse.model.folding import fold_norms
+from mmfuse.model.heads import Head, norms_of_places
 from mmfuse.model.losses import detection_loss
 from mmfuse.model.merge import Merge
 from mmfuse.model.nodes import Graph
+from mmfuse.model.packing import Packing
 from mmfuse.model.postprocess import DEFAULT, Selection, decode
 from mmfuse.model.pyramid import Pyramid, initialise, on_rows, rows_of
 from mmfuse.sample import Detections, Targets
@@ -57,6 +60,7 @@ class Detector(nn.Module, ABC):
             shape = (1, -1, 1, 1)
             self.register_buffer(f"mean_{modality}", torch.tensor(sensor.mean).view(shape))
             self.register_buffer(f"std_{modality}", torch.tensor(sensor.std).view(shape))
+        self.frozen = False
         self._anchors: dict[tuple[int, int, torch.device], Tensor] = {}
 
     @property
@@ -141,6 +145,31 @@ class Detector(nn.Module, ABC):
         finally:
             for module in training:
                 module.training = True
+
+    def fuse(self) -> Self:
+        """Returns a copy for inference, as it is now: batch norms are folded into convolutions, the weights of merges
+        and the norms of heads are constants. Its outputs are the same but for rounding.
+
+        It can be moved to another device or type, but not trained or saved; keep the detector for that.
+        """
+        fused = copy.deepcopy(self).eval().requires_grad_(False)
+        fold_norms(fused)
+        for part in fused.modules():
+            if isinstance(part, Detector):
+                part.frozen = True
+            elif isinstance(part, Pyramid):
+                part.freeze()
+        return fused
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets training or eval mode.
+
+        Raises:
+            UserError: the detector is fused.
+        """
+        if mode and self.frozen:
+            raise UserError("fuse: a fused detector can't be trained; train the one that it was made from")
+        return super().train(mode)
 
     def anchors(self, size: tuple[int, int]) -> Tensor:
         """Returns the anchors (A, 4) xyxy for an input of `size` (H, W); they are computed once a size."""
@@ -244,6 +273,8 @@ class FusionDetector(Detector):
         heads = (size.width, size.head_depth, len(size.levels), anchor_grid.PER_PLACE)
         self.class_head = Head(*heads, len(classes), prior=CLASS_PRIOR, bias=bias)
         self.box_head = Head(*heads, 4, prior=0.0, bias=bias)
+        self._packings: dict[tuple[Any, ...], Packing] = {}
+        self._norms: dict[tuple[Any, ...], list[tuple[Tensor, Tensor]]] = {}
 
     def _backbone(self, modality: str) -> Backbone:
         backbone = self.backbones[modality if modality in self.backbones else SHARED]
@@ -275,7 +306,22 @@ class FusionDetector(Detector):
         if self.alignment is not None:
             features = self.alignment(features, present)
         levels = self.pyramid(features, None if self.stacked else present)
-        return Outputs(self.class_head(levels), self.box_head(levels), size)
+        if self.training:
+            return Outputs(self.class_head(levels), self.box_head(levels), size)
+        key = (*size, levels[0].device, levels[0].dtype)
+        if key not in self._packings:
+            self._packings[key] = Packing([(x.shape[2], x.shape[3]) for x in levels], levels[0].device)
+        packing = self._packings[key]
+        norms = self._norms.get(key)
+        if norms is None:
+            norms = norms_of_places((self.class_head, self.box_head), packing, levels[0].dtype)
+        if self.frozen:
+            self._norms[key] = norms
+        canvas = packing.pack(levels)
+        class_logits, box_codes = (
+            head.packed(canvas, packing, own) for head, own in zip((self.class_head, self.box_head), norms, strict=True)
+        )
+        return Outputs(class_logits, box_codes, size)
 
     def _stack(self, images: Mapping[str, Tensor], present: Mapping[str, Tensor] | None) -> Tensor:
         """Returns the encoded images of all modalities as channels of one (B, C, H, W), 0 where absent."""

@@ -14,8 +14,9 @@ class Softmax(Fast):
 
     rectified = False
 
-    def weights(self, inputs: Sequence[Tensor | None], present: Tensor) -> Tensor:
-        return self.weight.masked_fill(present == 0, -torch.inf).softmax(1)[..., None]
+    @staticmethod
+    def normalise(weight: Tensor, present: Tensor) -> Tensor:
+        return weight.masked_fill(present == 0, -torch.inf).softmax(-2)
 
 
 class Unbounded(Fast):
@@ -23,22 +24,15 @@ class Unbounded(Fast):
 
     rectified = False
 
-    def weights(self, inputs: Sequence[Tensor | None], present: Tensor) -> Tensor:
-        return (self.weight * present)[..., None]
+    @staticmethod
+    def normalise(weight: Tensor, present: Tensor) -> Tensor:
+        return weight * present
 
 
-class Channel(Merge):
+class Channel(Fast):
     """Fast normalized fusion with a weight for each channel."""
 
-    rectified = True
-
-    def __init__(self, count: int, width: int) -> None:
-        super().__init__(count, width)
-        self.weight = nn.Parameter(torch.ones(count, width))
-
-    def weights(self, inputs: Sequence[Tensor | None], present: Tensor) -> Tensor:
-        weights = self.weight.relu() * present[..., None]
-        return weights / (EPSILON + weights.sum(1, keepdim=True))
+    per_channel = True
 
 
 class Gated(Fast):
@@ -46,6 +40,8 @@ class Gated(Fast):
 
     The reliability of an input is a logistic function of its channel means: a gate unit (G-FRNet, CVPR 2017).
     """
+
+    by_image = True
 
     def __init__(self, count: int, width: int) -> None:
         super().__init__(count, width)
@@ -63,7 +59,7 @@ class Gated(Fast):
         ]
         weights = self.weight.relu() * present
         scaled = weights[..., None, None] * torch.cat(torch.broadcast_tensors(*reliabilities), 1)
-        return (scaled / (EPSILON + scaled.sum(1, keepdim=True)))[:, :, None]
+        return (scaled / (EPSILON + scaled.sum(1, keepdim=True)) * self.gain)[:, :, None]
 
     def _reliability(self, gate: nn.Module, x: Tensor, there: Tensor) -> Tensor:
         """Returns (B, 1, 1, 1), or (B, 1, h, w), given which images `x` is there in (B or 1, 1, 1, 1)."""

@@ -16,66 +16,80 @@ class Merge(nn.Module):
     multiplies the result: 1, but where imported weights add up to something else (`weights.import_effdet`).
     """
 
+    weight: Tensor
     gain: Tensor
+    learned = False
+    per_channel = False
     rectified = False
     """Whether ReLU shuts the edge of a negative weight, for good since it gets no gradient then."""
+    by_image = False
+    """Whether images change the weights, so that they can't be found before (`normalise` alone doesn't say them)."""
 
     def __init__(self, count: int, width: int) -> None:
         super().__init__()
         self.count = count
         self.width = width
+        weight = torch.ones((count, width) if self.per_channel else (count,))
+        if self.learned:
+            self.weight = nn.Parameter(weight)
+        else:
+            self.register_buffer("weight", weight, persistent=False)
         self.register_buffer("gain", torch.ones(()))
 
-    def weights(self, inputs: Sequence[Tensor | None], present: Tensor) -> Tensor:
-        """Returns the weight of each input, broadcastable to (B, count, W) or (B, count, W, h, w), given `present`
-        (B or 1, count) as 0 or 1.
+    @staticmethod
+    def normalise(weight: Tensor, present: Tensor) -> Tensor:
+        """Returns the weights (…, n, 1 or W) of merges of n inputs, given `present` (…, n, 1) as 0 or 1.
 
         A sum of fewer inputs is scaled to keep its magnitude.
         """
-        return (present * (self.count / present.sum(1, keepdim=True)))[..., None]
+        there = weight * present
+        return there * (weight.sum(-2, keepdim=True) / there.sum(-2, keepdim=True))
 
-    def forward(self, inputs: Sequence[Tensor | None], present: Tensor | None = None) -> Tensor:
-        """Merges maps (B, W, h, w), None where absent in the whole batch, under a mask `present` (B, count) or None."""
-        given = [x for x in inputs if x is not None]
-        mask = given[0].new_tensor([[x is not None for x in inputs]], dtype=torch.float32)
-        if present is not None:
-            mask = mask * present.to(given[0].device)
-        weights = (self.weights(inputs, mask) * self.gain).to(given[0].dtype)
+    def weights(self, inputs: Sequence[Tensor | None], present: Tensor) -> Tensor:
+        """Returns the weight of each input, broadcastable to (B, count, W, h, w), given `present` (B or 1, count)."""
+        weight = self.weight.view(self.count, -1)
+        return (self.normalise(weight, present[..., None]) * self.gain)[..., None, None]
+
+    def forward(
+        self,
+        inputs: Sequence[Tensor | None],
+        present: Tensor | None = None,
+        weights: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """Merges maps (B, W, h, w), None where absent in the whole batch, under a mask `present` (B, count) or None.
+
+        `weights` are those of each input, broadcastable to its map, found by `self.weights` if None.
+        """
+        given = next(x for x in inputs if x is not None)
+        if weights is None:
+            mask = self.weight.new_tensor([[x is not None for x in inputs]])
+            if present is not None:
+                mask = mask * present.to(mask.device)
+            weights = self.weights(inputs, mask).to(given.dtype).unbind(1)
         total: Tensor | None = None
-        for index, x in enumerate(inputs):
+        for index, (x, weight) in enumerate(zip(inputs, weights, strict=True)):
             if x is None:
                 continue
             if present is not None and not bool(present[:, index].all()):
-                x = torch.where(mask[:, index, None, None, None] > 0, x, 0)
-            weight = weights[:, index]
-            if weight.numel() == 1:
-                weight = weight.view(())
-            elif weight.ndim == 2:
-                weight = weight[..., None, None]
-            term = x * weight
-            total = term if total is None else total + term
+                x = torch.where(present[:, index, None, None, None].to(x.device), x, 0)
+            total = x * weight if total is None else torch.addcmul(total, x, weight)
         assert total is not None
         return total
 
     def shares(self) -> Tensor:
         """Returns the share of each input (count,) when all are present, adding up to 1."""
-        weights = self.weights([None] * self.count, torch.ones(1, self.count, device=self._device())).abs()
+        weights = self.weights([None] * self.count, torch.ones(1, self.count, device=self.weight.device)).abs()
         weights = weights.flatten(2).mean((0, 2))
         return (weights / weights.sum()).detach()
-
-    def _device(self) -> torch.device:
-        return next((p.device for p in self.parameters()), torch.device("cpu"))
 
 
 class Fast(Merge):
     """Fast normalized fusion: `relu(w_i) / (eps + sum relu(w_j))` (EfficientDet, section 3.3)."""
 
+    learned = True
     rectified = True
 
-    def __init__(self, count: int, width: int) -> None:
-        super().__init__(count, width)
-        self.weight = nn.Parameter(torch.ones(count))
-
-    def weights(self, inputs: Sequence[Tensor | None], present: Tensor) -> Tensor:
-        weights = self.weight.relu() * present
-        return (weights / (EPSILON + weights.sum(1, keepdim=True)))[..., None]
+    @staticmethod
+    def normalise(weight: Tensor, present: Tensor) -> Tensor:
+        weight = weight.relu() * present
+        return weight / (EPSILON + weight.sum(-2, keepdim=True))

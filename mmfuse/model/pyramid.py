@@ -1,6 +1,7 @@
 """The one module that runs any pyramid graph over the features of any modalities."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -74,8 +75,17 @@ class PyramidNode(nn.Module):
         if node.gate and node.gate.kind == "unit":
             self.unit = GateUnit(width, bias)
 
-    def forward(self, inputs: Sequence[Tensor | None], same: bool, present: Tensor | None) -> Tensor:
-        """Merges `inputs` (B, C, h, w), None where absent in the whole batch, under a mask (B, n) or None."""
+    def forward(
+        self,
+        inputs: Sequence[Tensor | None],
+        same: bool,
+        present: Tensor | None,
+        weights: Sequence[Tensor] | None,
+    ) -> Tensor:
+        """Merges `inputs` (B, C, h, w), None where absent in the whole batch, under a mask (B, n) or None.
+
+        `weights` are those of each input, None for a merge that finds them itself; see `Merge`.
+        """
         rows = [rows_of(mask) for mask in present.unbind(1)] if present is not None else [None] * len(inputs)
         maps = [self._resampled(place, x, rows[place], same) for place, x in enumerate(inputs)]
         if self.gate:
@@ -84,7 +94,9 @@ class PyramidNode(nn.Module):
                 x = maps[place]
                 maps[place] = None if x is None else x * scale
         mask = None if present is None else present[:, self.merged]
-        return self.norm(self.conv(F.silu(self.merge([maps[place] for place in self.merged], mask))))
+        theirs = None if weights is None else [weights[place] for place in self.merged]
+        merged = self.merge([maps[place] for place in self.merged], mask, theirs)
+        return self.norm(self.conv(F.silu(merged, inplace=not self.training)))
 
     def _resampled(self, place: int, x: Tensor | None, rows: Tensor | None, same: bool) -> Tensor | None:
         if x is None:
@@ -122,6 +134,9 @@ class Pyramid(nn.Module):
     `channels` gives for each modality the width of its backbone's features, finest first, which start at the graph's
     finest level. Levels that a backbone lacks are made by a lateral and max-pooling, for each modality.
     """
+
+    _edges: Tensor
+    _merged: Tensor
 
     def __init__(
         self,
@@ -162,6 +177,18 @@ class Pyramid(nn.Module):
         )
         last_use = {source: index for index, node in enumerate(graph) for source in node.inputs}
         self._last_use = {i: last_use[i] for i in range(len(graph)) if i in last_use}
+        most = max(len(node.inputs) for node in graph)
+        self._reached_by = torch.zeros(len(graph), most, len(channels), dtype=torch.bool)
+        edges = torch.full((len(graph), most), sum(merge.count for merge in self.merges))
+        first = 0
+        for index, node in enumerate(graph):
+            for place, source in enumerate(node.inputs):
+                self._reached_by[index, place] = torch.tensor([m in self._modalities(source) for m in channels])
+            edges[index, list(node.merged)] = torch.arange(first, first + len(node.merged))
+            first += len(node.merged)
+        self.register_buffer("_edges", edges, persistent=False)
+        self.register_buffer("_merged", (edges < first).float()[None, :, :, None], persistent=False)
+        self._constants: tuple[str, ...] = ()
 
     def forward(
         self, features: Mapping[str, Sequence[Tensor]], present: Mapping[str, Tensor] | None = None
@@ -179,32 +206,74 @@ class Pyramid(nn.Module):
                 x = on_rows(rows, self.extend[modality], maps[-1])
                 for level in self.levels[len(maps) :]:
                     x = known[Feature(modality, level)] = resample(x, 1, self.same)
+        there = self._there(features, present)
+        weights = self._weights(features, present, there)
         kept = outputs_of(self.graph)
         for index, (node, module) in enumerate(zip(self.graph, self.nodes, strict=True)):
             inputs = [known.get(source) for source in node.inputs]
             if any(x is not None for x in inputs):
-                mask, rows = self._masks(index, present)
-                known[index] = on_rows(rows, lambda *maps, m=module, k=mask: m(maps, self.same, k), *inputs)
+                mask = rows = None
+                own = weights and weights[index]
+                if present is not None and there is not None and not bool(there[index, : len(inputs)].all()):
+                    mask = there[index, : len(inputs)].T
+                    rows = rows_of(mask.any(1))
+                    if rows is not None:
+                        mask, own = mask[rows], own and [x[rows.to(x.device)] for x in own]
+                known[index] = on_rows(rows, lambda *maps, m=module, k=mask, w=own: m(maps, self.same, k, w), *inputs)
             for source in node.inputs:
                 if isinstance(source, int) and self._last_use[source] == index and kept[self._level(source)] != source:
                     known.pop(source, None)
         return [known[index] for index in kept.values()]
 
-    def _masks(self, index: int, present: Mapping[str, Tensor] | None) -> tuple[Tensor | None, Tensor | None]:
-        """Returns which inputs of a node are there in the images that it runs on, and these images (B,) bool.
-
-        None where all are: a node that depends on every modality runs on every image, whose inputs that do so too are
-        always there.
-        """
+    def _there(self, features: Mapping[str, Sequence[Tensor]], present: Mapping[str, Tensor] | None) -> Tensor | None:
+        """Returns which inputs of every node are there (nodes, n, B or 1) bool, or None where all are."""
         if present is None:
-            return None, None
-        whole = frozenset(present)
-        reached = [self._modalities(source) for source in self.graph[index].inputs]
-        if all(r == whole for r in reached):
-            return None, None
-        masks = torch.stack([torch.stack([present[m] for m in sorted(r)]).any(0) for r in reached], 1)
-        rows = masks.any(1)
-        return masks[rows], rows_of(rows)
+            if len(features) == len(self.channels):
+                return None
+            present = {m: torch.tensor([m in features]) for m in self.channels}
+        masks = torch.stack([present[m] for m in self.channels])
+        return (self._reached_by[..., None].to(masks.device) & masks).any(2)
+
+    def _weights(
+        self, features: Mapping[str, Sequence[Tensor]], present: Mapping[str, Tensor] | None, there: Tensor | None
+    ) -> list[list[Tensor]] | None:
+        """Returns the weights of the inputs of every node, normalised at once, each (B or 1, 1 or W, 1, 1).
+
+        None where images change them.
+        """
+        if self.merges[0].by_image:
+            return None
+        name = _constant_of(features)
+        known = present is None and name in self._constants
+        weights = self.get_buffer(name) if known else self._normalised(there)
+        flat = weights.to(next(iter(features.values()))[0].dtype).flatten(1, 2).unbind(1)
+        most = self._edges.shape[1]
+        return [list(flat[first : first + most]) for first in range(0, len(flat), most)]
+
+    def _normalised(self, there: Tensor | None) -> Tensor:
+        """Returns weights (B or 1, nodes, n, 1 or W, 1, 1) of inputs that are `there`; a node without any counts as
+        whole, since it doesn't run.
+        """
+        merges = self.merges
+        kind, last = type(merges[0]), merges[0].weight
+        weight = torch.cat([*(merge.weight for merge in merges), last.new_zeros(1, *last.shape[1:])])[self._edges]
+        present = self._merged
+        if there is not None:
+            masked = present * there.permute(2, 0, 1)[..., None].to(present.device)
+            present = torch.where(masked.any(2, keepdim=True), masked, present)
+        gain = torch.stack([merge.gain for merge in merges]).view(-1, 1, 1, 1, 1)
+        return kind.normalise(weight.view(1, *self._edges.shape, -1), present)[..., None, None] * gain
+
+    def freeze(self) -> None:
+        """Keeps the weights for every set of modalities that can be there; they must not change any more."""
+        if self.merges[0].by_image:
+            return
+        every = tuple(self.channels)
+        for count in range(1, len(every) + 1):
+            for present in combinations(every, count):
+                there = None if present == every else self._there(dict.fromkeys(present, ()), None)
+                self.register_buffer(_constant_of(present), self._normalised(there).detach(), persistent=False)
+                self._constants += (_constant_of(present),)
 
     def _modalities(self, source: Source) -> frozenset[str]:
         return frozenset({source.modality}) if isinstance(source, Feature) else self.reached[source]
@@ -225,6 +294,10 @@ class Pyramid(nn.Module):
         shares = propagated(self.graph, [merge.shares() for merge in self.merges], list(self.channels))
         outputs = outputs_of(self.graph).items()
         return {m: {level: float(shares[node][i]) for level, node in outputs} for i, m in enumerate(self.channels)}
+
+
+def _constant_of(modalities: Iterable[str]) -> str:
+    return "+".join(("weights", *sorted(modalities)))
 
 
 def propagated(graph: Graph, weights: Sequence[Tensor], modalities: Sequence[str]) -> list[Tensor]:

@@ -58,7 +58,13 @@ def read(path: Path, *, with_tensors: bool = True) -> tuple[dict[str, Tensor], d
 
 
 def save_detector(path: Path, detector: Detector, notes: dict[str, Any]) -> None:
-    """Writes a detector; `notes` travel in the header (how it was trained and scored)."""
+    """Writes a detector; `notes` travel in the header (how it was trained and scored).
+
+    Raises:
+        UserError: the detector is fused, or the file can't be written.
+    """
+    if detector.frozen:
+        raise UserError(f"{path}: a fused detector can't be saved; save the one that it was made from")
     save(path, dict(detector.state_dict()), {"spec": detector.spec, "notes": notes})
 
 

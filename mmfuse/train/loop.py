@@ -4,8 +4,10 @@ import csv
 import dataclasses
 import io
 import json
+import math
 import platform
 import time
+from collections import deque
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -111,6 +113,9 @@ def train(
     call this; the first one writes. With `resume` a run that was cut short goes on from its last whole epoch, with the
     samples that it would have seen, and one that is finished is returned as it is.
 
+    A loss or a gradient that isn't finite stops the run in its own epoch, and what lies in the folder is still that of
+    the last whole one: nothing is scored or saved before all losses of the epoch are known to be finite.
+
     Args:
         recipe: a recipe or its file.
         assignments: changes to the recipe file, such as "train.epochs=20".
@@ -118,7 +123,7 @@ def train(
         resume: go on with what lies in the folder.
 
     Raises:
-        UserError: the recipe or the data isn't right, the folder holds another run, or the loss isn't finite.
+        UserError: the recipe or the data isn't right, the folder holds another run, or a loss or gradient isn't finite.
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, assignments)
@@ -180,6 +185,56 @@ def build_detector(recipe: Recipe, card: Card) -> Detector:
     return create_detector(model.pop("size"), channels, classes=card.classes, sensors=sensors, **model)
 
 
+class _Watch:
+    """Stops a training at a loss or a gradient that isn't finite, without waiting for the device.
+
+    The figures of a step are looked at when they have come to the host by themselves: on a CPU at once, so before the
+    optimizer's step, on CUDA when the device is done with them, which is later by as much as the host is ahead. Until
+    then weights and averages may be spoilt; `finish` waits for all figures, and goes before what reads or keeps these.
+    """
+
+    def __init__(self, lr: float) -> None:
+        self._lr = lr
+        self._sent: deque[tuple[int, list[int], Tensor, torch.cuda.Event | None]] = deque()
+
+    def add(self, step: int, image_ids: list[int], loss: Tensor, norm: Tensor) -> None:
+        """Sends the loss and the norm of the gradient of a step, both of shape (), to the host.
+
+        Raises:
+            UserError: those of this step or one before aren't finite.
+        """
+        figures = torch.stack((loss.detach(), norm)).to("cpu", non_blocking=True)
+        self._sent.append((step, image_ids, figures, _copied(loss.device)))
+        while self._sent and ((copied := self._sent[0][3]) is None or copied.query()):
+            self._check()
+
+    def finish(self) -> None:
+        """Waits for what was sent.
+
+        Raises:
+            UserError: it isn't finite.
+        """
+        while self._sent:
+            if copied := self._sent[0][3]:
+                copied.synchronize()
+            self._check()
+
+    def _check(self) -> None:
+        step, image_ids, figures, _ = self._sent.popleft()
+        loss, norm = figures.tolist()
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            what = "loss" if not math.isfinite(loss) else "norm of the gradient"
+            raise UserError(
+                f"step {step}: the {what} is {norm if math.isfinite(loss) else loss} on images {image_ids}; "
+                f"lower train.lr ({self._lr:g}) or look at these images"
+            )
+
+
+def _copied(device: torch.device) -> torch.cuda.Event | None:
+    """Returns an event that comes when the device has done what it was asked so far; None where that is done."""
+    return torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+
+
 class _Training:
     def __init__(self, recipe: Recipe, run: Run, world: World) -> None:
         self.recipe, self.run, self.world = recipe, run, world
@@ -228,6 +283,7 @@ class _Training:
             if world.device.type == "cuda":
                 self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
             self.model = DistributedDataParallel(self.model)
+        self.watch = _Watch(recipe.train.lr)
         self.rows: list[dict[str, Any]] = []
         self.best = -1.0
         if last is not None:
@@ -297,12 +353,14 @@ class _Training:
             losses = self._step(step, batch)
             sums = {k: sums.get(k, 0) + v.detach() for k, v in losses.items()}
             bar.update()
+        self.watch.finish()
         count = len(self.loader)
         return {
             ("loss" if k == "total" else f"{k}_loss"): float(v) / count for k, v in sorted(sums.items(), reverse=True)
         }
 
     def _step(self, step: int, batch: Batch) -> dict[str, Tensor]:
+        """Trains on a batch; asks the host for nothing that the device has to be done for."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate_at(step, self.recipe.train, len(self.loader))
         device = self.world.device
@@ -312,14 +370,10 @@ class _Training:
         }
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             losses: dict[str, Tensor] = self.model(images, moved.present, moved.targets, moved.own)
-        if not bool(losses["total"].isfinite()):
-            raise UserError(
-                f"step {step}: the loss is {losses['total'].item()} on images {batch.image_ids}; "
-                f"lower train.lr ({self.recipe.train.lr:g}) or look at these images"
-            )
         self.optimizer.zero_grad(set_to_none=True)
         losses["total"].backward()
-        nn.utils.clip_grad_norm_(self.detector.parameters(), self.recipe.train.clip_norm)
+        norm = nn.utils.clip_grad_norm_(self.detector.parameters(), self.recipe.train.clip_norm)
+        self.watch.add(step, batch.image_ids, losses["total"], norm)
         self.optimizer.step()
         if self.recipe.init:
             keep_open(self.detector)
@@ -377,17 +431,20 @@ class _Training:
             parts[part][name] = value
         checkpoint.fill(self.detector, parts["model"], self.run.last)
         checkpoint.fill(self.ema.module, parts["ema"], self.run.last)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in parts["optimizer"].items():
             index, _, name = key.partition(".")
-            state.setdefault(int(index), {})[name] = value
+            like = parameters[int(index)]  # fused steps take memory as it lies, and files hold no strides
+            own = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
+            state.setdefault(int(index), {})[name] = own
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.rows, self.best = list(header["rows"]), header["best"]
 
 
 def environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
     """Returns what a result depends on beside its recipe: versions, hardware, date."""
-    packages = ("torch", "torchvision", "timm", "numpy", "pycocotools")
+    packages = ("torch", "torchvision", "timm", "numpy", "pycocotools", "faster_coco_eval")
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "python": platform.python_version(),

@@ -1,11 +1,15 @@
 import json
+import logging
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
+from pycocotools.cocoeval import COCOeval
 
 from mmfuse.data.readers import Record
 from mmfuse.errors import UserError
+from mmfuse.evaluate import coco
 from mmfuse.evaluate.coco import Scores, coco_scores
 from mmfuse.sample import Detections
 
@@ -151,3 +155,55 @@ def test_ground_truth_that_is_not_finite_is_refused():
 def test_split_without_objects_is_refused():
     with pytest.raises(UserError, match="the 1 images to score hold no object of person, bicycle, car"):
         coco_scores([record(2, [], [])], {}, CLASSES)
+
+
+# ---- the fast backend
+
+
+def crowded_scene(seed):
+    """Images with objects of four classes and all sizes, crowds, none, more than 100 detections, and equal scores."""
+    rng = np.random.default_rng(seed)
+    records, detections = [], {}
+    for i in range(16):
+        count = rng.integers(1, 12) if i % 5 else 0
+        corner, side = rng.uniform(0, 400, (count, 2)), np.exp(rng.uniform(1.5, 5.5, (count, 2)))
+        boxes = np.concatenate((corner, corner + side), 1).astype(np.float32)
+        labels, ignore = rng.integers(0, 3, count), rng.random(count) < 0.2
+        records.append(record(3 * i + 2, boxes, labels, ignore, ("day", "night")[i % 2]))
+        number = (140, 30, 0)[i % 3]
+        chosen = rng.integers(0, max(count, 1), number)
+        moved = (boxes if count else np.array([[9, 9, 90, 90]]))[chosen] + rng.normal(0, 3, (number, 4))
+        moved[:, 2:] = np.maximum(moved[:, 2:], moved[:, :2])
+        right = (labels if count else np.zeros(1, int))[chosen]
+        named = np.where(rng.random(number) < 0.7, right, rng.integers(0, 4, number))
+        detections[3 * i + 2] = found(moved, rng.random(number).round(2), named)
+    return records, detections
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_fast_backend_gives_the_same_figures(seed, monkeypatch):
+    fast = pytest.importorskip("faster_coco_eval").COCOeval_faster
+    records, detections = crowded_scene(seed)
+    scores = []
+    for evaluation in (COCOeval, fast):
+        monkeypatch.setattr(coco, "Evaluation", evaluation)
+        scores.append(asdict(coco_scores(records, detections, [*CLASSES, "none"])))
+    plain, other = scores
+    assert 0.05 < plain["ap"] < 0.9
+    assert None not in [plain[key] for key in ("ap_small", "ap_medium", "ap_large")]
+    assert plain.pop("per_condition") == {
+        tag: pytest.approx(values, abs=1e-12) for tag, values in other.pop("per_condition").items()
+    }
+    assert plain.pop("per_class") == pytest.approx(other.pop("per_class"), abs=1e-12)
+    assert plain == pytest.approx(other, abs=1e-12)
+
+
+def test_the_fast_backend_is_used_where_it_is_installed(records, monkeypatch, caplog):
+    fast = pytest.importorskip("faster_coco_eval").COCOeval_faster
+    assert coco.Evaluation is fast
+    ran, real = [], fast.evaluate
+    monkeypatch.setattr(fast, "evaluate", lambda self: (ran.append(self.params.imgIds), real(self))[1])
+    with caplog.at_level(logging.WARNING):
+        coco_scores(records, perfect(records), CLASSES)
+    assert ran == [[3, 7, 9], [7], [3, 9]]
+    assert not caplog.records

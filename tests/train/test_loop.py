@@ -11,6 +11,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from benchmarks.counters import count
 from mmfuse.config import load_recipe
 from mmfuse.data.cards import load_card
 from mmfuse.errors import UserError
@@ -147,6 +148,79 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(recipe_file, tmp_path
     with pytest.raises(UserError, match=r"step 1: the loss is nan on images \[\d+, \d+, \d+, \d+\]"):
         train(recipe_file("rgb"), folder=tmp_path / "run")
     assert len(updates) == 1
+
+
+class _Copied:
+    """A copy from a device that is done once `done` is set, or waited for."""
+
+    def __init__(self):
+        self.done, self.waited_for = False, False
+
+    def query(self):
+        return self.done
+
+    def synchronize(self):
+        self.done = self.waited_for = True
+
+
+@pytest.fixture
+def copies(monkeypatch):
+    """The copies that were begun, each of which takes as long as the test says."""
+    begun = []
+    monkeypatch.setattr(loop, "_copied", lambda device: begun.append(_Copied()) or begun[-1])
+    return begun
+
+
+def test_figures_that_are_still_on_their_way_are_not_waited_for(copies):
+    watch = loop._Watch(0.1)
+    for step, loss in enumerate((1.0, torch.nan, torch.inf)):
+        watch.add(step, [10 + step], torch.tensor(loss), torch.tensor(1.0))
+    copies[0].done = copies[2].done = True
+    watch.add(3, [13], torch.tensor(1.0), torch.tensor(1.0))
+    copies[1].done = True
+    with pytest.raises(UserError, match=r"^step 1: the loss is nan on images \[11\]; lower train.lr \(0.1\) or look"):
+        watch.add(4, [14], torch.tensor(1.0), torch.tensor(1.0))
+    assert not any(copy.waited_for for copy in copies)
+
+
+def test_the_last_figures_are_waited_for(copies):
+    watch = loop._Watch(0.1)
+    watch.add(0, [1], torch.tensor(1.0), torch.tensor(1.0))
+    watch.finish()
+    watch.add(1, [2], torch.tensor(1.0), torch.tensor(torch.inf))
+    with pytest.raises(UserError, match=r"^step 1: the norm of the gradient is inf on images \[2\]; lower"):
+        watch.finish()
+    assert all(copy.waited_for for copy in copies)
+
+
+def test_a_gradient_that_is_not_finite_is_never_saved(recipe_file, tmp_path, monkeypatch, copies):
+    """Even if its figures come late, it is of the last step of an epoch, and nothing is scored."""
+    real = torch.nn.utils.clip_grad_norm_
+    norms = []
+
+    def clip(*arguments):
+        norms.append(real(*arguments))
+        return norms[-1] * torch.nan if len(norms) == 4 else norms[-1]
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clip)
+    saved, save = [], loop.checkpoint.save
+    monkeypatch.setattr(loop.checkpoint, "save", lambda path, *a: (saved.append(path.name), save(path, *a)))
+    with pytest.raises(UserError, match=r"^step 3: the norm of the gradient is nan on images"):
+        train(recipe_file("rgb"), ["train.evaluate_every=2"], folder=tmp_path / "run")
+    assert saved == ["last.safetensors"]
+    assert [row["epoch"] for row in loop.Run(tmp_path / "run").metrics] == [1]
+
+
+@pytest.mark.parametrize("modalities", [("rgb",), ("rgb", "thermal")])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_step_asks_nothing_of_a_device_but_whether_sensors_are_there(modalities, optimizer, recipe_file, tmp_path):
+    """That is asked of masks on the host: whether an image lacks all sensors, and whether one lacks each."""
+    recipe = load_recipe(recipe_file(*modalities), [f"train.optimizer={optimizer}"])
+    training = loop._Training(recipe, loop.Run(tmp_path / "run"), loop.World(0, 1, torch.device("cpu")))
+    batch = next(training.loader.epoch(0))
+    training.model.train()
+    training._step(0, batch)
+    assert count(lambda: training._step(1, batch)).waits == {"_local_scalar_dense": 1 + len(modalities)}
 
 
 @pytest.mark.parametrize(

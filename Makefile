@@ -7,6 +7,7 @@ OPEN3D_PACKAGES = libusb-1.0-0 libgl1 libegl1 libx11-6
 define HELP
 make demo     make .venv, install, run the main job on an embedded paired set (needs no root)
 make test     the same with the test tools, then format, lint, type and unit tests
+make bench    the same tools, then measure what docs/performance.md shows and rewrite its tables: wants a quiet machine
 make system   the system libraries of Open3D, which the tests need (apt-get when root, else says what to install)
 make clean    remove .venv and what the tools left; runs stay
 
@@ -38,7 +39,7 @@ endef
 export HELP CHECK_PYTHON CHECK_LIBRARIES
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test system clean
+.PHONY: help demo test bench system clean
 .NOTPARALLEL:
 
 help:
@@ -52,6 +53,12 @@ test: system .venv/.installed-dev
 	.venv/bin/python -m ruff check
 	.venv/bin/python -m mypy
 	.venv/bin/python -m pytest -m "not gpu and not network"
+
+bench: .venv/.installed-dev
+	for name in forward training losses postprocess growth epoch; do \
+	    .venv/bin/python -m benchmarks $$name || exit 1; \
+	done
+	.venv/bin/python -m benchmarks tables
 
 system: .venv/.made
 	@if ! .venv/bin/python -c "$$CHECK_LIBRARIES" 2>/dev/null \

@@ -10,7 +10,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "repeat_interleave", "unique_dim", "_unique2"}
+WAITS = {
+    "_local_scalar_dense", "nonzero", "masked_select", "equal", "repeat_interleave", "unique_dim", "_unique2",
+    "bincount", "torchvision::nms",
+}  # fmt: skip
 """Operators that make the host wait for a CUDA device; `.item()` and `bool(tensor)` are the first."""
 
 UNWRITTEN = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"}

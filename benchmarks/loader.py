@@ -1,12 +1,11 @@
-"""How many training samples a second the loader gives, relative to a PIL + transforms.v2 pipeline, side by side.
+"""How many training samples a second the loader gives, and its time relative to a PIL + transforms.v2 pipeline.
 
-`python -m benchmarks.loader` makes pairs of JPEGs (640 x 512, quality 90: one in colour, one of a channel that is
-stored three times) and turns them into augmented batches of 512 x 512, in as many worker processes on either side.
+Pairs of JPEGs (640 x 512, quality 90: one in colour, one of a channel that is stored three times) become augmented
+batches, in as many worker processes on either side.
 """
 
-import argparse
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -19,12 +18,12 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from benchmarks.side_by_side import Ratio, side_by_side
+from benchmarks.results import Row
+from benchmarks.side_by_side import side_by_side
 from mmfuse.config import DataRecipe
 from mmfuse.data.cards import Card
 from mmfuse.data.loader import TrainLoader, train_loader
 from mmfuse.data.records import Record
-from mmfuse.report.tables import markdown_table
 from mmfuse.sensor import Sensor
 
 PLAIN = "PIL + transforms.v2"
@@ -32,7 +31,7 @@ _HEIGHT, _WIDTH = 512, 640
 _SENSORS = {"rgb": Sensor(3), "thermal": Sensor(1)}
 
 
-def measure(images: int, side: int, batch_size: int, workers: int, rounds: int) -> list[Ratio]:
+def measure(rounds: int = 11, side: int = 512, batch_size: int = 16, workers: int = 2, images: int = 128) -> list[Row]:
     """Times an epoch of each loader: the plain one, the same without floats, ours, and ours from its cache.
 
     The cache is full when the timed rounds begin: what is timed is the second epoch and later ones.
@@ -50,7 +49,11 @@ def measure(images: int, side: int, batch_size: int, workers: int, rounds: int) 
             "mmfuse": lambda: _read(straight.epoch(next(epochs))),
             "mmfuse, cached": lambda: _read(cached.epoch(next(epochs))),
         }
-        return side_by_side(sides, rounds)
+        samples = images // batch_size * batch_size
+        return [
+            Row("time", r.name, 1000 * samples / r.milliseconds, "samples / s", r.median, r.low, r.high)
+            for r in side_by_side(sides, rounds)
+        ]
 
 
 def make_pairs(folder: Path, number: int) -> list[Record]:
@@ -104,7 +107,7 @@ class _PlainPairs(Dataset[dict[str, Tensor]]):
         sample = {
             "rgb": Image.open(record.files["rgb"]).convert("RGB"),
             "thermal": Image.open(record.files["thermal"]).convert("L"),
-            "boxes": tv_tensors.BoundingBoxes(record.boxes, format="XYXY", canvas_size=(record.height, record.width)),  # type: ignore[call-overload]
+            "boxes": tv_tensors.BoundingBoxes(record.boxes, format="XYXY", canvas_size=(record.height, record.width)),
             "labels": torch.from_numpy(record.labels),
         }
         sample = self.geometry(sample)
@@ -142,30 +145,3 @@ def our_loader(records: list[Record], recipe: DataRecipe, side: int, batch_size:
 def _read(batches: Iterable[object]) -> None:
     for _ in batches:
         pass
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=128, help="pairs in an epoch (default: %(default)s)")
-    parser.add_argument("--side", type=int, default=512, help="pixels of the batch (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--workers", type=int, default=2, help="processes on either side (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=11)
-    options = parser.parse_args(arguments)
-    found = measure(options.images, options.side, options.batch_size, options.workers, options.rounds)
-    samples = options.images // options.batch_size * options.batch_size
-    rows = [
-        (
-            r.name,
-            f"{1000 * samples / r.milliseconds:.0f}",
-            f"{1 / r.median:.2f}",
-            f"[{1 / r.high:.2f}, {1 / r.low:.2f}]",
-        )
-        for r in found
-    ]
-    print(markdown_table(("loader", "samples / s", f"times as fast as {PLAIN}", "95 % interval"), rows))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,31 +1,34 @@
-"""From a network's outputs to detections, relative to effdet: `python -m benchmarks.postprocess`.
+"""From a network's outputs to detections, relative to effdet.
 
 Detections are compared before anything is timed; see `benchmarks.losses` for the outputs.
 """
 
-import argparse
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 
 from benchmarks.losses import Problem, problem
-from benchmarks.side_by_side import side_by_side
+from benchmarks.reference import Anchors, _batch_detection, _post_process, config
+from benchmarks.results import Bar, Row, time_rows
+from benchmarks.side_by_side import device, side_by_side
 from mmfuse.model.postprocess import DEFAULT, decode
-from mmfuse.report.tables import markdown_table
 from mmfuse.sample import Detections
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", FutureWarning)  # effdet uses torch.jit.script
-    from effdet.anchors import Anchors
-    from effdet.bench import _batch_detection, _post_process
+TIME = {"mmfuse": Bar(0.5, 0.25)}
+
+
+def measure(rounds: int = 11, size: str = "d0", side: int = 512, batch: int = 8, classes: int = 90) -> list[Row]:
+    """Times all ways."""
+    found = sides(problem(size, side, batch, classes))
+    check(found)
+    return time_rows(side_by_side(found, rounds), TIME)
 
 
 def sides(given: Problem) -> dict[str, Callable[[], list[Detections]]]:
     """Returns effdet's way and ours, by name; effdet's is the first."""
-    device, batch, size = given.anchors.device, len(given.class_maps[0]), (given.side, given.side)
-    anchors = Anchors.from_config(given.config).boxes.to(device)
-    scale, sizes = torch.ones(batch, device=device), torch.tensor([size] * batch, dtype=torch.float32, device=device)
+    batch, size = len(given.class_maps[0]), (given.side, given.side)
+    anchors = Anchors.from_config(config(given.size, given.side, given.classes)).boxes.to(device())
+    scale, sizes = torch.ones(batch, device=device()), torch.tensor([size] * batch, dtype=torch.float32).to(device())
     joined = given.joined()
 
     def effdet() -> list[Detections]:
@@ -57,25 +60,3 @@ def check(found: dict[str, Callable[[], list[Detections]]]) -> None:
             assert torch.equal(mine.labels, theirs.labels), name
             torch.testing.assert_close(mine.scores, theirs.scores, rtol=0, atol=1e-6)
             torch.testing.assert_close(mine.boxes, theirs.boxes, rtol=0, atol=1e-3)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints a table of times."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", default="d0")
-    parser.add_argument("--side", type=int, default=512, help="pixels (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--classes", type=int, default=90)
-    parser.add_argument("--rounds", type=int, default=11)
-    options = parser.parse_args(arguments)
-    found = sides(problem(options.size, options.side, options.batch, options.classes))
-    check(found)
-    rows = [
-        (r.name, f"{r.milliseconds:.0f}", f"{r.median:.3f}", f"[{r.low:.3f}, {r.high:.3f}]")
-        for r in side_by_side(found, options.rounds)
-    ]
-    print(markdown_table(("side", "ms", "time / effdet", "95 % interval"), rows))
-
-
-if __name__ == "__main__":
-    main()

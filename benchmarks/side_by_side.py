@@ -25,6 +25,13 @@ class Ratio:
 
 def side_by_side(sides: Mapping[str, Callable[[], object]], rounds: int = 11, warm_up: int = 2) -> list[Ratio]:
     """Runs every side once a round, in turning order, and compares the times of one round with each other."""
+    times = alternate(sides, rounds, warm_up)
+    first = next(iter(times.values()))
+    return [Ratio(name, 1000 * float(np.median(own)), *median(own / first)) for name, own in times.items()]
+
+
+def alternate(sides: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 2) -> dict[str, np.ndarray]:
+    """Returns the seconds of each side in each round (rounds,), by side; each round begins with another side."""
     names = list(sides)
     times: dict[str, list[float]] = {name: [] for name in names}
     for number in tqdm(range(-warm_up, rounds), desc="rounds", leave=False):
@@ -38,12 +45,25 @@ def side_by_side(sides: Mapping[str, Callable[[], object]], rounds: int = 11, wa
                 torch.cuda.synchronize()
             if number >= 0:
                 times[name].append(time.perf_counter() - started)
-    draws = np.random.default_rng(0).integers(rounds, size=(2000, rounds))
-    found = []
-    for name in names:
-        ratio = np.array(times[name]) / np.array(times[names[0]])
-        low, high = np.percentile(np.median(ratio[draws], 1), (2.5, 97.5))
-        found.append(
-            Ratio(name, 1000 * float(np.median(times[name])), float(np.median(ratio)), float(low), float(high))
-        )
-    return found
+    return {name: np.array(values) for name, values in times.items()}
+
+
+def median(values: np.ndarray) -> tuple[float, float, float]:
+    """Returns the median of the rounds' values (rounds,) and the ends of its 95 % bootstrap interval."""
+    draws = np.random.default_rng(0).integers(len(values), size=(2000, len(values)))
+    low, high = np.percentile(np.median(values[draws], 1), (2.5, 97.5))
+    return float(np.median(values)), float(low), float(high)
+
+
+def fastest(candidates: Mapping[str, Callable[[], object]]) -> str:
+    """Returns the name of the quickest of several ways to do the same, by the best of a few rounds."""
+    times = alternate(candidates, rounds=5, warm_up=1)
+    return min(times, key=lambda name: times[name].min())
+
+
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
+
+
+def device() -> torch.device:
+    """Returns the device that benchmarks run on: the CUDA device where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

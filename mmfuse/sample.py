@@ -18,8 +18,10 @@ class Targets:
     labels: list[Tensor]
 
     def to(self, device: torch.device) -> "Targets":
-        """Returns the targets on another device."""
-        return Targets([b.to(device) for b in self.boxes], [t.to(device) for t in self.labels])
+        """Returns the targets on another device; the host doesn't wait for it."""
+        counts = [len(x) for x in self.labels]
+        boxes, labels = (_sent(torch.cat(x), device).split(counts) for x in (self.boxes, self.labels))
+        return Targets(list(boxes), list(labels))
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,16 @@ class Batch:
         return len(self.image_ids)
 
     def to(self, device: torch.device) -> "Batch":
-        """Returns the batch on another device, but for `present`, which the detector reads on the host."""
+        """Returns the batch on another device, but for `present`, which the detector reads on the host.
+
+        The host doesn't wait for the device.
+        """
         return Batch(
             self.image_ids,
             {m: x.to(device, non_blocking=True) for m, x in self.images.items()},
             self.present,
             self.targets.to(device),
-            self.scale.to(device),
+            _sent(self.scale, device),
             {m: targets.to(device) for m, targets in self.own.items()},
         )
 
@@ -111,3 +116,10 @@ class Detections:
     def empty() -> "Detections":
         """Returns the detections of an image in which nothing was found."""
         return Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+
+
+def _sent(x: Tensor, device: torch.device) -> Tensor:
+    """Returns a tensor on another device; on CUDA it comes by itself, and what is copied later waits for it."""
+    if device.type != "cuda":
+        return x.to(device)
+    return (x if x.is_cuda else x.pin_memory()).to(device, non_blocking=True)

@@ -1,12 +1,17 @@
-import re
+import json
 import time
+from itertools import count
 
+import numpy as np
 import pytest
 import torch
 
-from benchmarks import fusions, loader, losses, postprocess
-from benchmarks.side_by_side import side_by_side
+from benchmarks import forward, growth, loader, losses, postprocess, results, training
+from benchmarks.__main__ import MODULES, main
+from benchmarks.results import Bar, Row
+from benchmarks.side_by_side import alternate, fastest, median, side_by_side
 from mmfuse.config import DataRecipe
+from mmfuse.errors import UserError
 from mmfuse.model.fusion import FUSIONS
 
 
@@ -29,25 +34,60 @@ def test_ratios_are_to_the_first_and_every_side_runs_in_every_round(monkeypatch)
     assert turns == ["cab", "abc", "bca", "cab", "abc", "bca"]
 
 
-def test_the_benchmark_of_fusions_runs_small(capsys):
-    fusions.main(["--size", "d-4", "--side", "128", "--rounds", "2"])
+def test_the_interval_holds_the_median_and_closes_on_equal_rounds():
+    middle, low, high = median(np.array([1.0, 5.0, 2.0, 3.0, 4.0]))
+    assert (middle, low <= 3 <= high, low < high) == (3, True, True)
+    assert median(np.full(3, 2.0)) == (2, 2, 2)
+
+
+def test_the_fastest_is_the_one_with_the_best_round(monkeypatch):
+    clock, calls = [0.0], count()
+
+    def uneven():
+        clock[0] += 1 if next(calls) == 2 else 9
+
+    def even():
+        clock[0] += 2
+
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    assert fastest({"even": even, "uneven": uneven}) == "uneven"
+    assert alternate({"even": even}, 2)["even"].tolist() == [2, 2]
+
+
+def run(tmp_path, name, *options):
+    """Runs a benchmark and returns its result as it was written."""
+    main([name, *options, "--threads", "1", "--results", str(tmp_path)])
+    return json.loads((tmp_path / f"{name}.json").read_text())
+
+
+def names(result, measure):
+    return [row["name"] for row in result["rows"] if row["measure"] == measure]
+
+
+def test_without_a_name_all_benchmarks_are_listed(capsys):
+    main([])
     text = capsys.readouterr().out
-    assert "time / fast" in text
-    for name in (*FUSIONS, "fast again"):
-        assert len(re.findall(rf"^\| {name} +\|", text, re.MULTILINE)) == 2
+    assert all(f"    {name}" in text for name in ("tables", *MODULES))
 
 
-@pytest.mark.parametrize("train", [False, True])
-def test_fast_is_the_first_side(train):
-    assert fusions.measure("d-4", 128, {"a": 1}, 1, train)[0].name == "fast"
+def test_a_result_says_how_it_was_made_and_is_printed_as_a_table(tmp_path, capsys):
+    result = run(tmp_path, "fusions", "--size", "d-4", "--side", "128", "--rounds", "2")
+    assert result["command"] == "python -m benchmarks fusions --rounds 2 --size d-4 --side 128 --threads 1"
+    assert result["rounds"] == 2
+    assert result["hardware"].keys() == {"cpu", "cores", "threads", "device", "load"}
+    assert result["hardware"]["threads"] == 1
+    assert result["versions"].keys() == {"mmfuse", "effdet", "timm", "torch", "torchvision"}
+    assert capsys.readouterr().out == results.table(result)
+    for measure in ("forward", "forward and backward"):
+        assert sorted(names(result, measure)) == sorted((*FUSIONS, "fast again"))
+        assert names(result, measure)[0] == "fast"
 
 
-def test_the_benchmark_of_the_loader_runs_small(capsys):
-    loader.main(["--images", "4", "--side", "64", "--batch-size", "2", "--workers", "0", "--rounds", "1"])
-    text = capsys.readouterr().out
-    assert "samples / s" in text
-    names = ("PIL + transforms.v2", "PIL + transforms.v2, uint8", "mmfuse", "mmfuse, cached")
-    assert [line.split("|")[1].strip() for line in text.splitlines()[2:] if line] == list(names)
+def test_the_benchmark_of_the_loader_runs_small(tmp_path):
+    small = ("--images", "4", "--side", "64", "--batch-size", "2", "--workers", "0", "--rounds", "1")
+    result = run(tmp_path, "loader", *small)
+    assert names(result, "time") == ["PIL + transforms.v2", "PIL + transforms.v2, uint8", "mmfuse", "mmfuse, cached"]
+    assert {row["unit"] for row in result["rows"]} == {"samples / s"}
 
 
 def test_the_loaders_that_are_compared_give_alike_samples(tmp_path):
@@ -61,16 +101,123 @@ def test_the_loaders_that_are_compared_give_alike_samples(tmp_path):
     assert all(boxes.shape[1] == 4 for boxes in (*theirs["boxes"], *batch.targets.boxes))
 
 
-SIDES = ["effdet", "mmfuse", "mmfuse again", "mmfuse, with the joining"]
+WAYS = ["effdet", "mmfuse", "mmfuse again", "mmfuse, with the joining"]
+SMALL = ("--side", "128", "--batch", "2", "--classes", "7", "--rounds", "2")
 
 
-@pytest.mark.parametrize(("module", "columns"), [(losses, 6), (postprocess, 4)])
-def test_the_benchmarks_beside_effdet_run_small(capsys, module, columns):
-    module.main(["--side", "128", "--batch", "2", "--classes", "7", "--rounds", "2"])
-    rows = [line.strip("|").split("|") for line in capsys.readouterr().out.splitlines() if line]
-    assert [row[0].strip() for row in rows[2:]] == SIDES
-    assert {len(row) for row in rows} == {columns}
-    assert rows[2][2].strip() == "1.000"
+@pytest.mark.parametrize(("name", "counted"), [("losses", ["bytes written"]), ("postprocess", [])])
+def test_the_benchmarks_beside_effdet_run_small(tmp_path, name, counted):
+    result = run(tmp_path, name, *SMALL)
+    assert {row["measure"] for row in result["rows"]} == {"time", *counted}
+    for measure in ("time", *counted):
+        assert names(result, measure) == WAYS
+    assert result["rows"][0]["ratio"] == 1
+    assert [row["name"] for row in result["rows"] if row["bar"]] == ["mmfuse"] * (1 + len(counted))
+
+
+def test_the_benchmark_of_forward_runs_small(tmp_path):
+    result = run(tmp_path, "forward", *SMALL)
+    assert names(result, "time") == ["effdet", "mmfuse", "mmfuse, fused", "mmfuse again"]
+    assert names(result, "ATen calls") == ["effdet", "mmfuse", "mmfuse, fused"]
+    assert {row["layout"] for row in result["rows"] if row["measure"] == "time"} <= {"contiguous", "channels last"}
+    bars = {
+        (row["measure"], row["name"]): (row["bar"]["must"], row["bar"]["aim"]) for row in result["rows"] if row["bar"]
+    }
+    assert bars == {
+        ("time", "mmfuse"): (1.0, 0.85),
+        ("time", "mmfuse, fused"): (0.8, 0.65),
+        ("ATen calls", "mmfuse"): (0.6, None),
+        ("ATen calls", "mmfuse, fused"): (0.35, None),
+    }
+
+
+def test_outputs_that_differ_are_not_timed():
+    found = forward.sides("d0", 128, 1, 3)
+    forward.check(found, 3)
+    logits, codes = found["mmfuse"]["contiguous"]()
+    for other in ((logits + 2e-4, codes), (logits, codes + 2e-4)):
+        with pytest.raises(AssertionError, match="mmfuse, contiguous"):
+            forward.check({"effdet": found["effdet"], "mmfuse": {"contiguous": lambda other=other: other}}, 3)
+
+
+def test_a_size_that_effdet_lacks_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"^size: 'd-4' is not one of effdet's; use one of d0, "):
+        run(tmp_path, "forward", "--size", "d-4")
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_training_runs_small(tmp_path):
+    result = run(
+        tmp_path, "training", "--side", "128", "--batch", "2", "--classes", "3", "--objects", "2", "--rounds", "1"
+    )
+    assert names(result, "time") == ["effdet", "mmfuse", "mmfuse again"]
+    for measure in ("peak of tensors", "peak of the process"):
+        assert names(result, measure) == ["effdet", "mmfuse"]
+        assert all(row["value"] > 50 for row in result["rows"] if row["measure"] == measure)
+    assert {row["measure"] for row in result["rows"] if row["bar"]} == {"time", "peak of tensors"}
+
+
+def test_training_steps_with_other_losses_are_not_timed():
+    problem = ("d0", 128, 2, 3, 2, "contiguous")
+    steps = {name: {"contiguous": make(*problem)} for name, make in training.MAKERS.items()}
+    training.check(steps)
+    ours = steps["mmfuse"]["contiguous"]
+    with pytest.raises(AssertionError, match="mmfuse, contiguous, step 0"):
+        training.check(steps | {"mmfuse": {"contiguous": lambda: ours() * 1.01}})
+
+
+def test_the_peak_of_tensors_counts_what_backward_needs(monkeypatch):
+    def made(length):
+        def step():
+            leaf = torch.zeros(length, requires_grad=True)
+            (leaf * 1.0).exp().exp().sum().backward()
+
+        return step
+
+    monkeypatch.setitem(training.MAKERS, "made", made)
+    peak = training.tensor_peak("made", 1_000_000)
+    assert 4 <= peak / 4_000_000 < 7
+    assert training.resident_peak("made", 10) > 50 * 2**20
+
+
+def test_another_process_has_as_many_threads():
+    assert training.in_own_process(torch.get_num_threads) == torch.get_num_threads()
+
+
+def test_the_benchmark_of_growth_runs_small(tmp_path):
+    small = ("--size", "d-4", "--side", "128", "--rounds", "2", "--largest", "512")
+    result = run(tmp_path, "growth", *small)
+    for form in ("eager", "fused"):
+        assert names(result, form) == [
+            "backbone / one modality",
+            "two modalities / two single detectors",
+            "third modality / backbone",
+            "one of two missing / both",
+            "exponent of time over pixels, 256 to 512 px",
+            "detect, 1 objects / 1",
+            "detect, 10 objects / 1",
+            "detect, 100 objects / 1",
+            "detect, 500 objects / 1",
+        ]
+    rows = {row["name"]: row for row in result["rows"] if row["measure"] == "eager"}
+    share = rows["backbone / one modality"]["ratio"]
+    assert rows["two modalities / two single detectors"]["bar"]["must"] == pytest.approx((1 + share) / 2 + 0.03)
+    assert rows["one of two missing / both"]["bar"]["must"] == pytest.approx(1 / (1 + share) + 0.03)
+
+
+def test_the_exponent_is_that_of_the_times(monkeypatch):
+    (detector, *_) = growth._detectors("d-4", 3)
+    monkeypatch.setattr(growth, "alternate", lambda ways, rounds: {k: np.full(rounds, int(k) ** 2.4) for k in ways})
+    (row,) = growth.pixels("eager", detector, [256, 512], 3)
+    assert (row.ratio, row.low, row.high) == pytest.approx((1.2, 1.2, 1.2))
+
+
+def test_outputs_with_other_numbers_of_objects_are_not_timed(monkeypatch):
+    (detector, *_) = growth._detectors("d-4", 9)
+    real = growth.outputs_of
+    monkeypatch.setattr(growth, "outputs_of", lambda detector, side, objects: real(detector, side, min(objects, 99)))
+    with pytest.raises(AssertionError, match="99 detections on outputs with 100 objects"):
+        growth.objects("eager", detector, 128, 1)
 
 
 def test_losses_that_differ_are_not_timed():
@@ -92,3 +239,80 @@ def test_detections_that_differ_are_not_timed():
         postprocess.check(found | {"mmfuse": lambda: [one.rescale(0.999)]})
     with pytest.raises(AssertionError):
         postprocess.check(found | {"mmfuse": lambda: [one[:99]]})
+
+
+RESULT = {
+    "command": "python -m benchmarks it --rounds 7",
+    "date": "2026-01-02",
+    "hardware": {"cpu": "a CPU", "cores": 2, "threads": 2, "device": None, "load": 0.25},
+    "versions": {"torch": "2.10.0", "effdet": "0.4.1"},
+}
+
+
+def result_of(*rows):
+    return RESULT | {"rows": [results.asdict(row) for row in rows]}
+
+
+def test_a_table_follows_from_the_numbers():
+    text = results.table(
+        result_of(
+            Row("time", "a", 120.4, "ms", 1.0, 1.0, 1.0),
+            Row("time", "b", 60.2, "ms", 0.5, 0.4, 0.6, Bar(0.8, 0.65)),
+            Row("time", "c", 84, "ms", 0.7, 0.6, 0.8, Bar(0.8, 0.65)),
+            Row("time", "d", 1.234, "ms", 1.0, 0.9, 1.1, Bar(0.8, 0.65)),
+            Row("calls", "e", 12, "calls", 0.801, bar=Bar(0.8)),
+        )
+    )
+    lines = text.splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    assert cells[0] == ["measure", "side", "value", "ratio", "95 % interval", "must", "aim", "reached"]
+    assert cells[2] == ["time", "a", "120 ms", "1.000", "[1.000, 1.000]", "–", "–", "–"]
+    assert cells[3][-3:] == ["0.800", "0.650", "aim"]
+    assert cells[4][-1] == "met"
+    assert cells[5][2] == "1.23 ms"
+    assert cells[5][-1] == "missed by 25%"
+    assert cells[6] == ["calls", "e", "12 calls", "0.801", "–", "0.800", "–", "missed"]
+    assert lines[-1] == (
+        "`python -m benchmarks it --rounds 7`; a CPU, 2 cores, 2 threads, load 0.2; "
+        "torch 2.10.0, effdet 0.4.1; 2026-01-02."
+    )
+
+
+def test_tables_replace_what_is_between_the_marks_and_nothing_else(tmp_path):
+    page, text = (
+        tmp_path / "page.md",
+        "# Page\n\n<!-- table: {} -->\n{}<!-- end -->\n\nText.\n<!-- table: {} -->\n{}<!-- end -->\nEnd.\n",
+    )
+    page.write_text(text.format("one", "old\n", "two", ""))
+    tables = {}
+    for name in ("one", "two"):
+        tables[name] = result_of(Row("time", f"side of {name}", 1, "ms", 1.0))
+        (tmp_path / f"{name}.json").write_text(json.dumps(tables[name]))
+    main(["tables", "--page", str(page), "--results", str(tmp_path)])
+    wanted = text.format(*(x for name in tables for x in (name, "\n" + results.table(tables[name]) + "\n")))
+    assert page.read_text() == wanted
+    results.rewrite(page, tmp_path)
+    assert page.read_text() == wanted
+
+
+def test_a_table_without_result_or_end_leaves_the_page_as_it_was(tmp_path):
+    page = tmp_path / "page.md"
+    (tmp_path / "one.json").write_text(json.dumps(result_of(Row("time", "a", 1, "ms", 1.0))))
+    for text, message in (
+        (
+            "<!-- table: one -->\n<!-- end -->\n<!-- table: two -->\n<!-- end -->\n",
+            "table two needs .*run python -m benchmarks two",
+        ),
+        ("<!-- table: one -->\n<!-- table: one -->\n<!-- end -->\n", "2 tables begin, but not each ends"),
+    ):
+        page.write_text(text)
+        with pytest.raises(UserError, match=message):
+            results.rewrite(page, tmp_path)
+        assert page.read_text() == text
+
+
+def test_every_table_of_the_page_is_a_benchmark_s():
+    text = results.PAGE.read_text()
+    for name in ("forward", "training", "losses", "postprocess", "growth", "epoch"):
+        assert f"<!-- table: {name} -->" in text
+        assert name in MODULES

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 def test_import_is_light_and_knows_its_version():
     program = (
         "import json, sys, mmfuse;"
-        "heavy = sorted({'open3d', 'matplotlib'} & set(sys.modules));"
+        "heavy = sorted({'open3d', 'matplotlib', 'pycocotools', 'effdet'} & set(sys.modules));"
         "print(json.dumps([heavy, getattr(mmfuse, '__version__', None)]))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -7,20 +7,16 @@ import contextlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
-
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from typing import TYPE_CHECKING, Any
 
 from mmfuse.data.readers import Record, coco_ground_truth
 from mmfuse.errors import UserError
 from mmfuse.evaluate.arrays import paired
 from mmfuse.sample import Detections
 
-try:
-    from faster_coco_eval import COCOeval_faster as Evaluation
-except ImportError:
-    Evaluation = COCOeval
+if TYPE_CHECKING:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
 
 MAX_DETECTIONS = 100
 
@@ -84,7 +80,7 @@ def coco_scores(records: Sequence[Record], detections: Mapping[int, Detections],
 
 def coco_pair(
     records: Sequence[Record], detections: Mapping[int, Detections], classes: Sequence[str]
-) -> tuple[COCO, COCO]:
+) -> "tuple[COCO, COCO]":
     """Returns ground truth and detections as pycocotools holds them; category ids are label + 1.
 
     Raises:
@@ -111,13 +107,24 @@ def coco_pair(
     return _indexed(truth), _indexed({**truth, "annotations": annotations})
 
 
-def evaluate_pair(truth: COCO, found: COCO, image_ids: Sequence[int], sizes: bool = True) -> COCOeval:
-    """Matches detections with objects on some images; without `sizes` on all areas together only.
+def evaluation_type(sizes: bool) -> "type[COCOeval]":
+    """Returns what matches and counts; imported only here, so that a detector runs and trains where neither is.
 
-    Without `sizes` it is pycocotools that matches: its `evalImgs` says what was matched, which faster-coco-eval keeps
-    to itself.
+    Without `sizes` it is pycocotools': its `evalImgs` says what was matched, which faster-coco-eval keeps to itself.
     """
-    evaluation = (Evaluation if sizes else COCOeval)(truth, found, "bbox")
+    from pycocotools.cocoeval import COCOeval
+
+    if sizes:
+        with contextlib.suppress(ImportError):
+            from faster_coco_eval import COCOeval_faster
+
+            return COCOeval_faster
+    return COCOeval
+
+
+def evaluate_pair(truth: "COCO", found: "COCO", image_ids: Sequence[int], sizes: bool = True) -> "COCOeval":
+    """Matches detections with objects on some images; without `sizes` on all areas together only."""
+    evaluation = evaluation_type(sizes)(truth, found, "bbox")
     evaluation.params.imgIds = sorted(image_ids)
     if not sizes:
         evaluation.params.areaRng = evaluation.params.areaRng[:1]
@@ -128,7 +135,7 @@ def evaluate_pair(truth: COCO, found: COCO, image_ids: Sequence[int], sizes: boo
     return evaluation
 
 
-def _summary(truth: COCO, found: COCO, records: Sequence[Record]) -> COCOeval:
+def _summary(truth: "COCO", found: "COCO", records: Sequence[Record]) -> "COCOeval":
     evaluation = evaluate_pair(truth, found, [r.image_id for r in records])
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.accumulate()
@@ -136,12 +143,14 @@ def _summary(truth: COCO, found: COCO, records: Sequence[Record]) -> COCOeval:
     return evaluation
 
 
-def _condition(truth: COCO, found: COCO, records: Sequence[Record]) -> dict[str, float | int | None]:
+def _condition(truth: "COCO", found: "COCO", records: Sequence[Record]) -> dict[str, float | int | None]:
     ap, ap50 = (_defined(value) for value in _summary(truth, found, records).stats[:2])
     return {"ap": ap, "ap50": ap50, "images": len(records), "boxes": _count_boxes(records)}
 
 
-def _indexed(dataset: dict[str, Any]) -> COCO:
+def _indexed(dataset: dict[str, Any]) -> "COCO":
+    from pycocotools.coco import COCO
+
     coco = COCO()
     coco.dataset = dataset
     with contextlib.redirect_stdout(io.StringIO()):

@@ -19,7 +19,7 @@ from mmfuse.model.losses import detection_loss
 from mmfuse.model.merge import Merge
 from mmfuse.model.nodes import Graph
 from mmfuse.model.packing import Packing
-from mmfuse.model.postprocess import DEFAULT, Selection, decode
+from mmfuse.model.postprocess import DEFAULT, Selection, decode, decode_padded
 from mmfuse.model.pyramid import Pyramid, initialise, on_rows, rows_of
 from mmfuse.sample import Detections, Targets
 from mmfuse.sensor import Sensor
@@ -347,6 +347,16 @@ class FusionDetector(Detector):
         """Turns outputs into detections clipped to `size` (H, W), the whole input if None; see `postprocess.decode`."""
         grid = self.anchors(outputs.size)
         return decode(outputs.class_logits, outputs.box_codes, grid, size or outputs.size, selection)
+
+    def decode_padded(
+        self, outputs: Outputs, size: tuple[int, int] | None = None, selection: Selection = DEFAULT
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Does what `decode` does in shapes that don't depend on what is found; see `postprocess.decode_padded`.
+
+        So `decode_padded(forward(normalise(images)))` compiles to one graph, once the detector has seen the size.
+        """
+        grid = self.anchors(outputs.size)
+        return decode_padded(outputs.class_logits, outputs.box_codes, grid, size or outputs.size, selection)
 
     def fusion_shares(self) -> dict[str, dict[int, float]]:
         """Returns each modality's share of the fused features; see `Detector.fusion_shares`."""

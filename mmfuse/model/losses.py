@@ -90,7 +90,8 @@ class _FocalSum(torch.autograd.Function):
     """The focal loss of `logits` (B, A, K) summed, over 1 - alpha; `label` (B, A, 1) is wanted where `positive`.
 
     The loss of a class that isn't wanted is p^1.5 softplus(x), that of a wanted one the same of -x. Loss and gradient
-    are found in one pass over parts that stay in the cache.
+    are found in one pass over parts that stay in the cache. The gradient is scaled where it lies, so it can be asked
+    for once.
     """
 
     @staticmethod
@@ -112,7 +113,7 @@ class _FocalSum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
-        return (gradient * scale).to(ctx.dtype), None, None
+        return gradient.mul_(scale).to(ctx.dtype), None, None
 
 
 def detection_loss(
@@ -128,7 +129,7 @@ def detection_loss(
     0.25, gamma 1.5) is over all anchors, the Huber loss (delta 0.1) over positive ones; both are divided by the
     positives of all processes plus 1, the box loss by 4 more (EfficientDet, section 5.1; google/automl). Each process's
     share is scaled so that the mean over processes, which DistributedDataParallel takes, is the loss of the whole
-    batch. It can be differentiated once.
+    batch. Its gradient can be asked for once.
     """
     boxes = pad_sequence(targets.boxes, batch_first=True).to(anchors.dtype)
     labels = pad_sequence(targets.labels, batch_first=True, padding_value=-1)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import nms
 
@@ -37,11 +38,32 @@ def decode(
 ) -> list[Detections]:
     """Turns `class_logits` (B, A, K) and `box_codes` (B, A, 4) of `anchors` (A, 4) into detections clipped to `size`
     (H, W) (google/automl, postprocess.py).
+
+    The host waits three times for a CUDA device, and three times more whenever `suppress` takes a longer prefix; with
+    Soft-NMS once.
     """
+    return select(*_candidates(class_logits, box_codes, anchors, size, selection), selection)
+
+
+def decode_padded(
+    class_logits: Tensor, box_codes: Tensor, anchors: Tensor, size: tuple[int, int], selection: Selection
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Does what `decode` does in shapes that don't depend on what is found, for a compiled or captured graph.
+
+    Returns `boxes` (B, D, 4), `scores` (B, D) and `labels` (B, D), best first, where D is `max_detections`. What isn't
+    a detection has box 0, score 0 and label -1. The host never waits for the device.
+    """
+    return pad(*_candidates(class_logits, box_codes, anchors, size, selection), selection)
+
+
+def _candidates(
+    class_logits: Tensor, box_codes: Tensor, anchors: Tensor, size: tuple[int, int], selection: Selection
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the clipped boxes (B, N, 4), scores and labels (B, N) of the best pairs of anchor and class."""
     logits, places, labels = best_pairs(class_logits, selection.candidates)
     codes = box_codes.gather(1, places[..., None].expand(-1, -1, 4)).float()
     boxes = box_maths.clip(box_maths.decode(codes, anchors[places]), *size)
-    return select(boxes, logits.sigmoid(), labels, selection)
+    return boxes, logits.sigmoid(), labels
 
 
 def best_pairs(logits: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -59,20 +81,21 @@ def best_pairs(logits: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
 def select(boxes: Tensor, scores: Tensor, labels: Tensor, selection: Selection) -> list[Detections]:
     """Chooses the detections of each image from `boxes` (B, N, 4), `scores` and `labels` (B, N), best first."""
     if selection.soft:
-        scores, kept = soften(boxes, scores, labels, selection)
-    else:
-        kept = suppress(boxes, scores, labels, selection)
+        padded = pad(boxes, scores, labels, selection)
+        found = (padded[2] >= 0).sum(1).tolist()
+        return [Detections(b[:n], s[:n], c[:n]) for b, s, c, n in zip(*padded, found, strict=True)]
+    kept = suppress(boxes, scores, labels, selection)
     image = kept // max(labels.shape[1], 1)
     counts = image.bincount(minlength=len(boxes))
-    rank = torch.arange(len(kept), device=kept.device) - (counts.cumsum(0) - counts)[image]
-    kept = kept[rank < selection.max_detections]
+    rank = torch.arange(len(kept)) - (counts.cumsum(0) - counts)[image]
+    kept = kept[rank < selection.max_detections].to(boxes.device, non_blocking=True)
     found = counts.clamp(max=selection.max_detections).tolist()
     columns = (values.flatten(0, 1)[kept].split(found) for values in (boxes, scores, labels))
     return [Detections(b, s, c) for b, s, c in zip(*columns, strict=True)]
 
 
 def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, selection: Selection) -> Tensor:
-    """Returns the flat indices of what hard suppression keeps, image by image, best first.
+    """Returns the flat indices of what hard suppression keeps, image by image, best first, on the host.
 
     What is kept depends on better candidates alone, so a prefix that yields enough boxes in every image settles it, and
     longer ones are tried only when it doesn't.
@@ -85,29 +108,69 @@ def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, selection: Selection
     prefix = min(count, 5 * selection.max_detections)
     while True:
         rows = (image * count + torch.arange(count, device=boxes.device))[:, :prefix][above[:, :prefix]]
-        kept = rows[nms(apart.flatten(0, 1)[rows], scores.flatten().double()[rows], selection.iou_threshold)]
+        kept = rows[nms(apart.flatten(0, 1)[rows], scores.flatten().double()[rows], selection.iou_threshold)].cpu()
         if prefix == count or int((kept // count).bincount(minlength=batch).min()) >= selection.max_detections:
             return kept.sort().values
         prefix = min(count, 4 * prefix)
 
 
-def soften(boxes: Tensor, scores: Tensor, labels: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
-    """Returns the scores (B, N) after Soft-NMS, and the flat indices of what it keeps, image by image, best first.
+def pad(boxes: Tensor, scores: Tensor, labels: Tensor, selection: Selection) -> tuple[Tensor, Tensor, Tensor]:
+    """Chooses like `select`, from the same, in shapes that don't depend on what is found; see `decode_padded`.
 
-    Each round takes the best box that is left in every image and lowers those of its class, so as many rounds as
-    detections are wanted are enough.
+    It takes `max_detections` rounds, whatever is found.
     """
-    batch, count = scores.shape
-    least = max(selection.score_threshold, SOFT_THRESHOLD)
-    left, softened, taken = scores.clone(), scores.clone(), []
-    rows = torch.arange(batch, device=boxes.device)
-    for _ in range(min(count, selection.max_detections)):
-        score, place = left.max(1)
-        taken.append(torch.where(score > least, rows * count + place, -1))
-        softened[rows, place] = score
-        overlap = iou(boxes, boxes[rows, place][:, None])
-        same = labels == labels[rows, place][:, None]
-        left = left * torch.where(same, torch.exp(-overlap.square() / SIGMA), 1.0)
-        left[rows, place] = -torch.inf
-    kept = torch.stack(taken, 1).flatten() if taken else rows.new_zeros(0)
-    return softened, kept[kept >= 0]
+    places, found = (soften if selection.soft else harden)(boxes, scores, labels, selection)
+    there = found > (max(selection.score_threshold, SOFT_THRESHOLD) if selection.soft else selection.score_threshold)
+    chosen = torch.where(there[..., None], boxes.gather(1, places[..., None].expand(-1, -1, 4)), 0.0)
+    chosen_labels = torch.where(there, labels.gather(1, places), -1)
+    lacking = selection.max_detections - places.shape[1]
+    return (
+        F.pad(chosen, (0, 0, 0, lacking)),
+        F.pad(torch.where(there, found, 0.0), (0, lacking)),
+        F.pad(chosen_labels, (0, lacking), value=-1),
+    )
+
+
+def soften(boxes: Tensor, scores: Tensor, labels: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
+    """Returns the places of what Soft-NMS takes of `boxes` (B, N, 4), and their lowered scores; see `_rounds`."""
+    return _rounds(boxes, scores, labels, selection.max_detections, None)
+
+
+def harden(boxes: Tensor, scores: Tensor, labels: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
+    """Returns what hard suppression takes, in double precision as `suppress` does; see `_rounds`."""
+    return _rounds(boxes.double(), scores, labels, selection.max_detections, selection.iou_threshold)
+
+
+def _rounds(
+    boxes: Tensor, scores: Tensor, labels: Tensor, most: int, iou_threshold: float | None
+) -> tuple[Tensor, Tensor]:
+    """Returns places (B, n) and scores (B, n) of what is taken of `boxes` (B, N, 4) in n rounds: `most`, or N if less.
+
+    A score of -inf says that nothing was left.
+    """
+    number = torch.arange(scores.shape[1], device=boxes.device)
+    places, taken, left = [labels[:, :0]], [scores[:, :0]], scores
+    for _ in range(min(scores.shape[1], most)):
+        place, score, left = _take(left, boxes, labels, number, iou_threshold)
+        places.append(place)
+        taken.append(score)
+    return torch.cat(places, 1), torch.cat(taken, 1)
+
+
+@torch.compiler.nested_compile_region  # traced once, not once a round
+def _take(
+    left: Tensor, boxes: Tensor, labels: Tensor, number: Tensor, iou_threshold: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Takes the best box that is left in every image, the first of several.
+
+    Returns its place and score (B, 1), and what is left of the scores `left` (B, N): those of its class that overlap it
+    by more than `iou_threshold` fall to -inf; without a threshold, all of its class fall softly. `number` is (N,).
+    """
+    score, place = left.max(1, keepdim=True)
+    overlap = iou(boxes, boxes.gather(1, place[..., None].expand(-1, -1, 4)))
+    if iou_threshold is None:
+        lowered = left * torch.exp(-overlap.square() / SIGMA)
+    else:
+        lowered = left.masked_fill(overlap > iou_threshold, -torch.inf)
+    left = torch.where(labels == labels.gather(1, place), lowered, left)
+    return place, score, left.masked_fill(number == place, -torch.inf)

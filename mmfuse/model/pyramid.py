@@ -213,13 +213,16 @@ class Pyramid(nn.Module):
             inputs = [known.get(source) for source in node.inputs]
             if any(x is not None for x in inputs):
                 mask = rows = None
-                own = weights and weights[index]
                 if present is not None and there is not None and not bool(there[index, : len(inputs)].all()):
                     mask = there[index, : len(inputs)].T
                     rows = rows_of(mask.any(1))
-                    if rows is not None:
-                        mask, own = mask[rows], own and [x[rows.to(x.device)] for x in own]
-                known[index] = on_rows(rows, lambda *maps, m=module, k=mask, w=own: m(maps, self.same, k, w), *inputs)
+                    mask = mask if rows is None else mask[rows]
+
+                def run(*given: Tensor | None, module: nn.Module = module, mask: Tensor | None = mask) -> Tensor:
+                    count = len(given) // 2 if weights else len(given)
+                    return module(given[:count], self.same, mask, given[count:] or None)
+
+                known[index] = on_rows(rows, run, *inputs, *(weights[index][: len(inputs)] if weights else ()))
             for source in node.inputs:
                 if isinstance(source, int) and self._last_use[source] == index and kept[self._level(source)] != source:
                     known.pop(source, None)
@@ -331,11 +334,12 @@ def on_rows(rows: Tensor | None, run: Callable[..., Any], *tensors: Tensor | Non
     """
     if rows is None:
         return run(*tensors)
-    at = next(rows.to(x.device) for x in tensors if x is not None)
-    made = run(*(None if x is None else x[at] for x in tensors))
+    at = rows.nonzero()[:, 0]  # on the host, so that no device is waited for
+    at = next(at.to(x.device, non_blocking=True) for x in tensors if x is not None)
+    made = run(*(None if x is None else x.index_select(0, at) for x in tensors))
 
     def spread(x: Tensor) -> Tensor:
-        return x.new_zeros(len(at), *x.shape[1:]).index_put((at,), x)
+        return x.new_zeros(len(rows), *x.shape[1:]).index_copy(0, at, x)
 
     return spread(made) if isinstance(made, Tensor) else [spread(x) for x in made]
 

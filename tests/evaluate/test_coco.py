@@ -1,5 +1,6 @@
 import json
 import logging
+import sys
 from dataclasses import asdict
 
 import numpy as np
@@ -186,7 +187,7 @@ def test_the_fast_backend_gives_the_same_figures(seed, monkeypatch):
     records, detections = crowded_scene(seed)
     scores = []
     for evaluation in (COCOeval, fast):
-        monkeypatch.setattr(coco, "Evaluation", evaluation)
+        monkeypatch.setattr(coco, "evaluation_type", lambda sizes, one=evaluation: one)
         scores.append(asdict(coco_scores(records, detections, [*CLASSES, "none"])))
     plain, other = scores
     assert 0.05 < plain["ap"] < 0.9
@@ -200,10 +201,13 @@ def test_the_fast_backend_gives_the_same_figures(seed, monkeypatch):
 
 def test_the_fast_backend_is_used_where_it_is_installed(records, monkeypatch, caplog):
     fast = pytest.importorskip("faster_coco_eval").COCOeval_faster
-    assert coco.Evaluation is fast
+    assert coco.evaluation_type(sizes=True) is fast
     ran, real = [], fast.evaluate
     monkeypatch.setattr(fast, "evaluate", lambda self: (ran.append(self.params.imgIds), real(self))[1])
     with caplog.at_level(logging.WARNING):
         coco_scores(records, perfect(records), CLASSES)
     assert ran == [[3, 7, 9], [7], [3, 9]]
     assert not caplog.records
+    assert coco.evaluation_type(sizes=False) is COCOeval
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    assert coco.evaluation_type(sizes=True) is COCOeval

@@ -7,10 +7,11 @@ import torch
 from tiny import make, raw
 from torchvision.ops import batched_nms, box_iou
 
+from benchmarks.counters import count
 from mmfuse import boxes as box_maths
 from mmfuse.model import postprocess
 from mmfuse.model.detector import Outputs
-from mmfuse.model.postprocess import Selection, best_pairs, select
+from mmfuse.model.postprocess import Selection, best_pairs, pad, select
 
 pytestmark = pytest.mark.usefixtures("tiny_sizes")
 
@@ -211,3 +212,81 @@ def test_detect_offers_both():
     assert soft.scores[0] == hard.scores[0]
     assert not torch.equal(soft.scores, hard.scores)
     assert soft.scores.tolist() == sorted(soft.scores.tolist(), reverse=True)
+
+
+# ---- in fixed shapes
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize(
+    ("threshold", "iou", "most"), [(0.0, 0.5, 60), (0.0, 0.05, 40), (0.6, 0.5, 60), (-1.0, 0.3, 80), (0.0, 0.5, 3)]
+)
+def test_padded_detections_are_those_of_select(soft, threshold, iou, most):
+    """Also where more are wanted than there are candidates."""
+    boxes, scores, labels = crowded(3, 70, 3, seed=most)
+    scores[1, 5:] = 0
+    boxes[2, :3] = boxes[2, 0]  # a tie of boxes, and one of scores
+    scores[2, 20:23] = scores[2, 20]
+    selection = Selection(threshold, iou, most, soft=soft)
+    padded = pad(boxes, scores, labels, selection)
+    assert [tuple(x.shape) for x in padded] == [(3, most, 4), (3, most), (3, most)]
+    for one, *mine in zip(select(boxes, scores, labels, selection), *padded, strict=True):
+        for got, expected, nothing in zip(mine, (one.boxes, one.scores, one.labels), (0, 0, -1), strict=True):
+            assert torch.equal(got[: len(one)], expected)
+            assert (got[len(one) :] == nothing).all()
+            assert got.dtype == expected.dtype
+
+
+def test_hard_suppression_goes_as_deep_as_it_must_in_fixed_shapes():
+    """One place holds the best 700 candidates, so that all rounds but the first take what lies behind them."""
+    boxes, scores, labels = crowded(1, 800, 2, seed=3)
+    boxes[0, :700] = torch.tensor([200.0, 200, 210, 210])
+    labels[0, :700] = 1
+    for most in (5, 90):
+        selection = Selection(max_detections=most)
+        (one,) = select(boxes, scores, labels, selection)
+        chosen, *_ = pad(boxes, scores, labels, selection)
+        assert torch.equal(chosen[0, : len(one)], one.boxes)
+        assert len(one) > 4
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_nothing_to_choose_from_is_all_padding(soft):
+    chosen, scores, labels = pad(
+        torch.zeros(2, 0, 4), torch.zeros(2, 0), torch.zeros(2, 0, dtype=torch.int64), Selection(soft=soft)
+    )
+    assert (chosen.shape, scores.shape, labels.shape) == ((2, 100, 4), (2, 100), (2, 100))
+    assert (labels == -1).all()
+    assert not scores.any()
+    assert [x.shape[1] for x in pad(*crowded(2, 5, 2, seed=0), Selection(max_detections=0, soft=soft))] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_decoding_in_fixed_shapes_is_decoding_without_waits(soft):
+    detector = make("a")
+    out = crowd(detector, 2, 3, seed=1)
+    selection = Selection(0.2, candidates=300, max_detections=9, soft=soft)
+    given = (out.class_logits, out.box_codes, detector.anchors((128, 128)), (90, 110), selection)
+    boxes, scores, labels = postprocess.decode_padded(*given)
+    for row, one in enumerate(postprocess.decode(*given)):
+        assert len(one) == 9
+        assert torch.equal(boxes[row], one.boxes)
+        assert torch.equal(scores[row], one.scores)
+        assert torch.equal(labels[row], one.labels)
+    found = count(lambda: postprocess.decode_padded(*given))
+    assert not found.waits
+    assert not {"bincount", "torchvision::nms"} & found.calls.keys()
+
+
+def test_soft_suppression_waits_for_counts_alone():
+    assert not count(lambda: select(*crowded(2, 50, 3, seed=1), Selection(soft=True))).waits
+
+
+def test_hard_suppression_counts_on_the_host(monkeypatch):
+    """Of what a device is asked, the mask of scores and suppression itself wait; what is kept is then copied once."""
+    copies = []
+    to_host = torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda x: copies.append(len(x)) or to_host(x))
+    found = count(lambda: select(*crowded(2, 50, 3, seed=1), Selection(max_detections=10)))
+    assert found.calls["torchvision::nms"] == len(copies) == 1
+    assert copies[0] <= 100

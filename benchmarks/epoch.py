@@ -49,7 +49,7 @@ def measure(
             TrainRecipe(epochs=epochs, batch_size=batch),
         )
         seconds = parts(recipe, Path(folder) / "run")
-    names = {SCORING: f"{SCORING}, {coco.Evaluation.__module__.partition('.')[0]}"}
+    names = {SCORING: f"{SCORING}, {coco.evaluation_type(sizes=True).__module__.partition('.')[0]}"}
     return [
         Row("time", names.get(part, part), spent / (epochs - 1), "s", spent / seconds[WHOLE])
         for part, spent in seconds.items()

@@ -1,10 +1,10 @@
 """Target assignment and loss with gradients, relative to effdet, in time and bytes written.
 
-The outputs of the network come level by level, as effdet takes them, or joined as (B, A, K), as mmfuse's heads give
-them; a row with the joining is there too. Losses and gradients are compared before anything is timed.
+The outputs of the network come level by level for effdet, and as (B, A, K) for mmfuse: as the heads of each give them.
+Losses and gradients are compared before anything is timed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -27,8 +27,9 @@ def measure(
     rounds: int = 11, size: str = "d0", side: int = 512, batch: int = 4, classes: int = 90, objects: int = 50
 ) -> list[Row]:
     """Times all ways and counts the bytes that they write."""
-    found = sides(problem(size, side, batch, classes), objects)
-    check(found)
+    given = problem(size, side, batch, classes)
+    found = sides(given, objects)
+    check(given, found)
     written = {name: count(way).bytes.total() / 2**20 for name, way in found.items()}
     times = side_by_side(found, rounds)
     return [*time_rows(times, TIME), *count_rows("bytes written", "MiB", written, BYTES)]
@@ -73,7 +74,7 @@ def problem(size: str, side: int, batch: int, classes: int) -> Problem:
 def sides(given: Problem, objects: int) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
     """Returns effdet's way and ours, by name, for `objects` an image; effdet's is the first.
 
-    Each returns the losses (total, class, box) and the gradients of what is given: maps or joined.
+    Each returns the losses (total, class, box) and the gradients of what it is given: maps, or rows of anchors.
     """
     batch, side = len(given.class_maps[0]), given.side
     generator = torch.Generator().manual_seed(1)
@@ -94,27 +95,23 @@ def sides(given: Problem, objects: int) -> dict[str, Callable[[], tuple[Tensor, 
         losses = criterion(given.class_maps, given.box_maps, *wanted)
         return *losses, *torch.autograd.grad(losses[0], maps)
 
-    def ours(logits: Tensor, codes: Tensor, leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        losses = detection_loss(logits, codes, given.anchors, Targets(list(boxes), list(labels)), given.grids)
-        return losses["total"], losses["class"], losses["box"], *torch.autograd.grad(losses["total"], leaves)
+    def ours() -> tuple[Tensor, ...]:
+        losses = detection_loss(*joined, given.anchors, Targets(list(boxes), list(labels)), given.grids)
+        return losses["total"], losses["class"], losses["box"], *torch.autograd.grad(losses["total"], joined)
 
-    return {
-        "effdet": effdet,
-        "mmfuse": lambda: ours(*joined, joined),
-        "mmfuse again": lambda: ours(*joined, joined),
-        "mmfuse, with the joining": lambda: ours(*given.joined(), maps),
-    }
+    return {"effdet": effdet, "mmfuse": ours, "mmfuse again": ours}
 
 
-def check(found: dict[str, Callable[[], tuple[Tensor, ...]]]) -> None:
-    """Compares the losses of all sides with effdet's, and the gradients where they are of the same maps.
+def check(given: Problem, found: dict[str, Callable[[], tuple[Tensor, ...]]]) -> None:
+    """Compares losses and gradients of all sides with effdet's.
 
     Raises:
         AssertionError: they differ.
     """
-    expected = found["effdet"]()
-    for side in found.values():
-        got = side()
-        alike = len(expected) if len(got) == len(expected) else 3
-        for mine, theirs in zip(got[:alike], expected[:alike], strict=True):
+    total, *losses_and_maps = found["effdet"]()
+    levels = len(given.grids)
+    losses, maps = (total, *losses_and_maps[:2]), losses_and_maps[2:]
+    expected = (*losses, rows(maps[:levels], given.classes), rows(maps[levels:], 4))
+    for side in list(found.values())[1:]:
+        for mine, theirs in zip(side(), expected, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-7)

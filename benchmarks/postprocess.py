@@ -44,7 +44,6 @@ def sides(given: Problem) -> dict[str, Callable[[], list[Detections]]]:
         "effdet": effdet,
         "mmfuse": ours,
         "mmfuse again": ours,
-        "mmfuse, with the joining": lambda: decode(*given.joined(), given.anchors, size, DEFAULT),
     }
 
 

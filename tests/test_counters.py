@@ -51,8 +51,9 @@ def test_what_doesn_t_make_the_host_wait_is_not_seen():
 @pytest.fixture(scope="module")
 def found():
     """effdet's way and ours for D0 at a quarter of its pixels; the losses are the same."""
-    found = sides(problem("d0", 256, 2, 90), 50)
-    check(found)
+    given = problem("d0", 256, 2, 90)
+    found = sides(given, 50)
+    check(given, found)
     return found
 
 

@@ -40,6 +40,8 @@ def test_an_ablation_changes_one_thing(folder):
         "placement": {"placement"},
         "branches": {"fusion", "align", "modality_dropout", "branch_losses", "distillation"},
         "sensors": set[str](),
+        "roadscene": {"placement", "fusion", "branch_losses"},
+        "osd": {"branch_losses"},
         "backbone": {"backbone", "pyramid", "pyramid_depth", "fusion"},
         "scaling": {"size", "backbone", "width", "pyramid_depth", "head_depth"},
     }[folder.name]
@@ -54,7 +56,7 @@ def test_an_ablation_changes_one_thing(folder):
         if folder.name != "scaling":
             moves = {"shift", "rotation"} if folder.name == "branches" else set()
             assert all(recipe["data"][key] == value for key, value in first["data"].items() if key not in moves)
-        if folder.name not in ("placement", "sensors"):
+        if folder.name not in ("placement", "sensors", "roadscene", "osd"):
             assert recipe["modalities"] == first["modalities"]
 
 

@@ -90,8 +90,9 @@ def check_outputs(name: str, height: int, width: int) -> None:
     expected_class, expected_box = rows(class_levels, 90), rows(box_levels, 4)
     assert expected_class.std() > 0.1
     assert expected_box.std() > 0.1
-    assert (outputs.class_logits - expected_class).abs().max() < 1e-4
-    assert (outputs.box_codes - expected_box).abs().max() < 1e-4
+    for found, expected in ((outputs.class_logits, expected_class), (outputs.box_codes, expected_box)):
+        scale = max(1.0, float(expected.abs().max()) / 10)  # d7x with random weights reaches some hundreds
+        assert (found - expected).abs().max() < 1e-4 * scale
 
 
 @pytest.mark.parametrize("shape", [(256, 256), (256, 384)])

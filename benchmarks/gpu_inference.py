@@ -6,15 +6,11 @@ differs or has no time left is named in the result. Without a GPU, `--small` run
 """
 
 import argparse
-import json
 import platform
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import version
-from importlib.util import find_spec
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +20,8 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
-from benchmarks.results import RESULTS, Row, hardware, table
+from benchmarks.results import RESULTS, Row, described, table, write
 from benchmarks.side_by_side import device, side_by_side
-from mmfuse.config import write_whole
 from mmfuse.errors import UserError
 from mmfuse.model.build import create_detector
 from mmfuse.model.detector import FusionDetector
@@ -165,9 +160,16 @@ def ways(case: Case, notes: Notes) -> dict[str, Run]:
 
     networks: dict[str, Callable[[], Maps]] = {}
     if reference is not None:
+        from benchmarks.reference import rows
+
         model = reference.to(dtype)
         x = next(iter(images.values()))
-        networks["effdet"] = lambda: _joined(model(x))
+
+        def joined() -> Maps:
+            classes, codes = model(x)
+            return rows(classes, CLASSES), rows(codes, 4)
+
+        networks["effdet"] = joined
     networks["eager"] = lambda: network(plain)
     networks["fused"] = lambda: network(fused)
     if graphs and case.count > 1:
@@ -226,15 +228,6 @@ def models(size: str, side: int, count: int, notes: Notes) -> tuple[nn.Module | 
         detector = create_detector(size, {f"sensor_{n}": 3 for n in range(count)}, CLASSES).eval()
     assert isinstance(detector, FusionDetector)
     return reference, detector.to(device()).to(memory_format=torch.channels_last)
-
-
-def _joined(maps: tuple[list[Tensor], list[Tensor]]) -> Maps:
-    """Joins effdet's maps, (B, 9 x values, h, w) for each level, to (B, A, values)."""
-    classes, codes = (
-        torch.cat([x.permute(0, 2, 3, 1).reshape(len(x), -1, n) for x in part], 1)
-        for part, n in zip(maps, (CLASSES, 4), strict=True)
-    )
-    return classes, codes
 
 
 def check(name: str, found: Tensor, expected: Tensor) -> None:
@@ -311,20 +304,13 @@ def save(
     benchmark: str, options: Mapping[str, Any], rows: Sequence[Row], notes: Sequence[str], folder: Path
 ) -> dict[str, Any]:
     """Writes `folder`/`benchmark`_<device>.json and returns it."""
-    where = hardware()
     given = [f"--{name} {value}" if not isinstance(value, bool) else f"--{name}" for name, value in options.items()]
-    result = {
-        "benchmark": benchmark,
-        "command": " ".join([f"python -m benchmarks.{benchmark}", *given]),
-        "date": datetime.now(UTC).date().isoformat(),
-        "hardware": where,
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("mmfuse", "effdet", "timm", "torch", "torchvision") if find_spec(name)},
-        "notes": list(notes),
-        "rows": [asdict(row) for row in rows],
-    }
+    result = described(benchmark, " ".join([f"python -m benchmarks.{benchmark}", *given]), rows)
+    result["versions"] = {"python": platform.python_version()} | result["versions"]
+    result["notes"] = list(notes)
+    where = result["hardware"]
     name = re.sub(r"[^a-z0-9]+", "_", (where["device"] or where["cpu"]).lower()).strip("_")
-    write_whole(folder / f"{benchmark}_{name}.json", (json.dumps(result, indent=2) + "\n").encode())
+    write(result, folder / f"{benchmark}_{name}.json")
     return result
 
 

@@ -16,6 +16,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from benchmarks.drawing import draw_objects
 from benchmarks.gpu_inference import CLASSES, Notes, kernels, models, parse, report, save, settle
 from benchmarks.results import Row
 from benchmarks.side_by_side import device, side_by_side
@@ -71,12 +72,8 @@ def problem(side: int, batch: int) -> tuple[Tensor, Targets]:
     """Returns normalised images (B, 3, side, side) and their objects."""
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(batch, 3, side, side, generator=generator).to(device(), memory_format=torch.channels_last)
-    centre = torch.rand(batch, OBJECTS, 2, generator=generator) * side
-    half = torch.exp(torch.rand(batch, OBJECTS, 2, generator=generator) * 4) * 2
-    boxes = torch.cat((centre - half, centre + half), 2).clamp(0, side).to(device())
-    return images, Targets(
-        list(boxes), list(torch.randint(CLASSES, (batch, OBJECTS), generator=generator).to(device()))
-    )
+    boxes, labels = draw_objects(batch, OBJECTS, side, CLASSES, generator)
+    return images, Targets(list(boxes.clamp(0, side)), list(labels)).to(device())
 
 
 def sides(

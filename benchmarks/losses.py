@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.counters import count
+from benchmarks.drawing import draw_objects
 from benchmarks.reference import AnchorLabeler, Anchors, DetectionLoss, config, rows
 from benchmarks.results import Bar, Row, count_rows, time_rows
 from benchmarks.side_by_side import device, side_by_side
@@ -77,11 +78,8 @@ def sides(given: Problem, objects: int) -> dict[str, Callable[[], tuple[Tensor, 
     Each returns the losses (total, class, box) and the gradients of what it is given: maps, or rows of anchors.
     """
     batch, side = len(given.class_maps[0]), given.side
-    generator = torch.Generator().manual_seed(1)
-    centre = torch.rand(batch, objects, 2, generator=generator) * side
-    half = torch.exp(torch.rand(batch, objects, 2, generator=generator) * 4) * 2
-    boxes = torch.cat((centre - half, centre + half), 2).to(device())
-    labels = torch.randint(given.classes, (batch, objects), generator=generator).to(device())
+    drawn = draw_objects(batch, objects, side, given.classes, torch.Generator().manual_seed(1))
+    boxes, labels = (x.to(device()) for x in drawn)
     settings = config(given.size, side, given.classes)
     labeler = AnchorLabeler(Anchors.from_config(settings).to(device()), given.classes, match_threshold=0.5)
     criterion = DetectionLoss(settings)

@@ -79,10 +79,17 @@ def count_rows(measure: str, unit: str, counts: Mapping[str, float], bars: Mappi
 def save(benchmark: str, options: Mapping[str, Any], rows: Sequence[Row], folder: Path = RESULTS) -> dict[str, Any]:
     """Writes `folder`/`benchmark`.json with the rows, how to get them again, and where and when; returns it."""
     arguments = [f"--{name.replace('_', '-')} {value}" for name, value in options.items()]
-    result = {
+    command = " ".join([f"python -m benchmarks {benchmark}", *arguments])
+    result = described(benchmark, command, rows) | {"rounds": options.get("rounds")}
+    write(result, folder / f"{benchmark}.json")
+    return result
+
+
+def described(benchmark: str, command: str, rows: Sequence[Row]) -> dict[str, Any]:
+    """Returns the rows of a benchmark with how to get them again, and where and when they were made."""
+    return {
         "benchmark": benchmark,
-        "command": " ".join([f"python -m benchmarks {benchmark}", *arguments]),
-        "rounds": options.get("rounds"),
+        "command": command,
         "date": datetime.now(UTC).date().isoformat(),
         "hardware": hardware(),
         "versions": {
@@ -90,8 +97,11 @@ def save(benchmark: str, options: Mapping[str, Any], rows: Sequence[Row], folder
         },
         "rows": [asdict(row) for row in rows],
     }
-    write_whole(folder / f"{benchmark}.json", (json.dumps(result, indent=2) + "\n").encode())
-    return result
+
+
+def write(result: Mapping[str, Any], path: Path) -> None:
+    """Writes a result as JSON, whole or not at all."""
+    write_whole(path, (json.dumps(result, indent=2) + "\n").encode())
 
 
 def hardware() -> dict[str, Any]:

@@ -19,6 +19,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.drawing import draw_objects
 from benchmarks.reference import DetBenchTrain, pair
 from benchmarks.results import Bar, Row, count_rows, time_rows
 from benchmarks.side_by_side import LAYOUTS, device, fastest, side_by_side
@@ -93,11 +94,8 @@ def _batch(side: int, batch: int, classes: int, objects: int) -> tuple[Tensor, T
     """Returns raw images (B, 3, side, side) and their objects."""
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(256, (batch, 3, side, side), dtype=torch.uint8, generator=generator)
-    centre = torch.rand(batch, objects, 2, generator=generator) * side
-    half = torch.exp(torch.rand(batch, objects, 2, generator=generator) * 4) * 2
-    boxes = torch.cat((centre - half, centre + half), 2).clamp(0, side)
-    labels = torch.randint(classes, (batch, objects), generator=generator)
-    return images.to(device()), Targets(list(boxes), list(labels)).to(device())
+    boxes, labels = draw_objects(batch, objects, side, classes, generator)
+    return images.to(device()), Targets(list(boxes.clamp(0, side)), list(labels)).to(device())
 
 
 def _step(network: nn.Module, losses: Callable[[], Mapping[str, Tensor]], batch: int) -> Step:

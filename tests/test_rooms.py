@@ -116,7 +116,7 @@ def test_the_model_can_be_read_in_one_sitting():
             read.add(module)
             waiting += imports_of(module)
     lines = {module: len(MODULES[module].read_text().splitlines()) for module in read}
-    assert sum(lines.values()) <= 2150, lines
+    assert sum(lines.values()) <= 2240, lines
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

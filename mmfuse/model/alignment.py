@@ -7,8 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
+from mmfuse.model.layers import Lateral, Separable, initialise
 from mmfuse.model.nodes import Feature, Graph, outputs_of
-from mmfuse.model.pyramid import Lateral, Separable, batch_norm, initialise, rows_of
+from mmfuse.model.norms import batch_norm
+from mmfuse.model.pyramid import rows_of
 
 
 class OffsetNet(nn.Module):

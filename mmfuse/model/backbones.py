@@ -8,6 +8,7 @@ from timm.models import FeatureInfo
 from torch import Tensor, nn
 
 from mmfuse.errors import UserError
+from mmfuse.model.norms import keep_less
 from mmfuse.scaling import Size
 
 STRIDES = [8, 16, 32]
@@ -50,6 +51,7 @@ class Backbone(nn.Module):
         if list(info.reduction()) != STRIDES:
             raise UserError(f"backbone: {name!r} has strides {info.reduction()}, not {STRIDES}; use another")
         self.channels: list[int] = info.channels()
+        keep_less(self.net)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Turns images (B, C, H, W) into maps (B, channels, h, w) at strides 8, 16 and 32."""

@@ -15,12 +15,13 @@ from mmfuse.model import anchors as anchor_grid
 from mmfuse.model.backbones import Backbone
 from mmfuse.model.folding import fold_norms
 from mmfuse.model.heads import Head, norms_of_places
+from mmfuse.model.layers import initialise
 from mmfuse.model.losses import detection_loss
 from mmfuse.model.merge import Merge
 from mmfuse.model.nodes import Graph
 from mmfuse.model.packing import Packing
 from mmfuse.model.postprocess import DEFAULT, Selection, decode, decode_padded
-from mmfuse.model.pyramid import Pyramid, initialise, on_rows, rows_of
+from mmfuse.model.pyramid import Pyramid, on_rows, rows_of
 from mmfuse.sample import Detections, Targets
 from mmfuse.sensor import Sensor
 
@@ -273,8 +274,7 @@ class FusionDetector(Detector):
         heads = (size.width, size.head_depth, len(size.levels), anchor_grid.PER_PLACE)
         self.class_head = Head(*heads, len(classes), prior=CLASS_PRIOR, bias=bias)
         self.box_head = Head(*heads, 4, prior=0.0, bias=bias)
-        self._packings: dict[tuple[Any, ...], Packing] = {}
-        self._norms: dict[tuple[Any, ...], list[tuple[Tensor, Tensor]]] = {}
+        self._packings: dict[tuple[Any, ...], tuple[Packing, list[tuple[Tensor, Tensor]] | None]] = {}
 
     def _backbone(self, modality: str) -> Backbone:
         backbone = self.backbones[modality if modality in self.backbones else SHARED]
@@ -309,14 +309,12 @@ class FusionDetector(Detector):
         if self.training:
             return Outputs(self.class_head(levels), self.box_head(levels), size)
         key = (*size, levels[0].device, levels[0].dtype)
-        if key not in self._packings:
-            self._packings[key] = Packing([(x.shape[2], x.shape[3]) for x in levels], levels[0].device)
-        packing = self._packings[key]
-        norms = self._norms.get(key)
+        packing, norms = self._packings.get(key, (None, None))
+        if packing is None:
+            packing = Packing([(x.shape[2], x.shape[3]) for x in levels], levels[0].device)
         if norms is None:
             norms = norms_of_places((self.class_head, self.box_head), packing, levels[0].dtype)
-        if self.frozen:
-            self._norms[key] = norms
+        self._packings[key] = packing, norms if self.frozen else None
         canvas = packing.pack(levels)
         class_logits, box_codes = (
             head.packed(canvas, packing, own) for head, own in zip((self.class_head, self.box_head), norms, strict=True)

@@ -7,7 +7,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from mmfuse.model.alignment import OffsetNet
 from mmfuse.model.backbones import Backbone
-from mmfuse.model.pyramid import GateUnit, Lateral, PyramidNode, Separable
+from mmfuse.model.layers import GateUnit, Lateral, Separable
+from mmfuse.model.pyramid import PyramidNode
 
 
 def fold_norms(module: nn.Module) -> None:

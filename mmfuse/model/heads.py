@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmfuse.model.layers import Separable, initialise
+from mmfuse.model.norms import norm_silu
 from mmfuse.model.packing import Packing
-from mmfuse.model.pyramid import Separable, batch_norm, initialise
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
@@ -19,7 +20,7 @@ class Head(nn.Module):
         super().__init__()
         self.values = values
         self.convs = nn.ModuleList(Separable(width, width, bias) for _ in range(depth))
-        self.norms = nn.ModuleList(nn.ModuleList(batch_norm(width) for _ in range(levels)) for _ in range(depth))
+        self.norms = nn.ModuleList(nn.ModuleList(norm_silu(width) for _ in range(levels)) for _ in range(depth))
         self.predict = Separable(width, anchors * values, bias=True)
         initialise(self)
         assert self.predict.pointwise.bias is not None
@@ -32,7 +33,7 @@ class Head(nn.Module):
         rows = []
         for level, x in enumerate(levels):
             for conv, norms in zip(self.convs, self.norms, strict=True):
-                x = F.silu(norms[level](conv(x)))  # type: ignore[index]
+                x = norms[level](conv(x))  # type: ignore[index]
             rows.append(self.predict.depthwise(x).permute(0, 2, 3, 1).flatten(1, 2))
         return self._predictions(torch.cat(rows, 1))
 

@@ -8,48 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmfuse.model.layers import GateUnit, Lateral, Separable
 from mmfuse.model.merge import Merge
 from mmfuse.model.nodes import Feature, Graph, Node, Source, modalities_of, outputs_of
-
-
-class Lateral(nn.Module):
-    """A 1x1 convolution and batch norm that bring a feature map to the pyramid's width, without activation."""
-
-    def __init__(self, channels: int, width: int, bias: bool) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, width, 1, bias=bias)
-        self.norm = batch_norm(width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(x))
-
-
-class Separable(nn.Module):
-    """A depthwise 3x3 convolution, without bias, and a pointwise one."""
-
-    def __init__(self, width: int, out: int, bias: bool) -> None:
-        super().__init__()
-        self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
-        self.pointwise = nn.Conv2d(width, out, 1, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.pointwise(self.depthwise(x))
-
-
-class GateUnit(nn.Module):
-    """Turns the map that gates into a scale for each place and channel: convolution, batch norm, ReLU.
-
-    It runs at the gating map's own level, and what it makes is resampled (G-FRNet, CVPR 2017, with the separable
-    convolution of the other nodes; there the gated map passes a convolution and ReLU too, here it stays as it is).
-    """
-
-    def __init__(self, width: int, bias: bool) -> None:
-        super().__init__()
-        self.conv = Separable(width, width, bias)
-        self.norm = batch_norm(width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.norm(self.conv(x)))
+from mmfuse.model.norms import batch_norm
 
 
 class PyramidNode(nn.Module):
@@ -188,7 +150,6 @@ class Pyramid(nn.Module):
             first += len(node.merged)
         self.register_buffer("_edges", edges, persistent=False)
         self.register_buffer("_merged", (edges < first).float()[None, :, :, None], persistent=False)
-        self._constants: tuple[str, ...] = ()
 
     def forward(
         self, features: Mapping[str, Sequence[Tensor]], present: Mapping[str, Tensor] | None = None
@@ -246,9 +207,9 @@ class Pyramid(nn.Module):
         """
         if self.merges[0].by_image:
             return None
-        name = _constant_of(features)
-        known = present is None and name in self._constants
-        weights = self.get_buffer(name) if known else self._normalised(there)
+        weights = getattr(self, _constant_of(features), None) if present is None else None
+        if weights is None:
+            weights = self._normalised(there)
         flat = weights.to(next(iter(features.values()))[0].dtype).flatten(1, 2).unbind(1)
         most = self._edges.shape[1]
         return [list(flat[first : first + most]) for first in range(0, len(flat), most)]
@@ -276,7 +237,6 @@ class Pyramid(nn.Module):
             for present in combinations(every, count):
                 there = None if present == every else self._there(dict.fromkeys(present, ()), None)
                 self.register_buffer(_constant_of(present), self._normalised(there).detach(), persistent=False)
-                self._constants += (_constant_of(present),)
 
     def _modalities(self, source: Source) -> frozenset[str]:
         return frozenset({source.modality}) if isinstance(source, Feature) else self.reached[source]
@@ -362,18 +322,3 @@ def resample(x: Tensor, shift: int, same: bool) -> Tensor:
     if same:
         return F.max_pool2d(x, stride + 1, stride, ceil_mode=True)
     return F.max_pool2d(x, stride + 1, stride, padding=stride // 2)
-
-
-def batch_norm(width: int) -> nn.BatchNorm2d:
-    """Returns the batch norm of pyramid and heads (google/automl: epsilon 1e-3, momentum 0.01)."""
-    return nn.BatchNorm2d(width, eps=1e-3, momentum=0.01)
-
-
-def initialise(module: nn.Module) -> None:
-    """Draws every convolution under `module` from a normal distribution of variance 1 / fan-in; biases are 0."""
-    for part in module.modules():
-        if isinstance(part, nn.Conv2d):
-            fan_in = part.in_channels // part.groups * part.kernel_size[0] * part.kernel_size[1]
-            nn.init.normal_(part.weight, std=fan_in**-0.5)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)

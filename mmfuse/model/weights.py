@@ -18,8 +18,9 @@ from mmfuse.model import graphs
 from mmfuse.model.backbones import STRIDES
 from mmfuse.model.detector import CLASS_PRIOR, SHARED, STACKED, Detector, FusionDetector
 from mmfuse.model.edges import starting_weights
+from mmfuse.model.layers import initialise
 from mmfuse.model.nodes import Feature, Graph
-from mmfuse.model.pyramid import PyramidNode, initialise
+from mmfuse.model.pyramid import PyramidNode
 
 RELEASE = "https://github.com/rwightman/efficientdet-pytorch/releases/download/v0.1/"
 _FILES = """

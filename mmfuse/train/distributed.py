@@ -7,6 +7,9 @@ from types import TracebackType
 
 import torch
 import torch.distributed as dist
+from timm.layers import convert_sync_batchnorm
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 @dataclass
@@ -57,6 +60,14 @@ class World:
     ) -> None:
         if self.size > 1:
             dist.destroy_process_group()
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Returns a model whose processes share gradients and, on CUDA, the statistics of batch norms."""
+        if self.size == 1:
+            return model
+        if self.device.type == "cuda":
+            model = convert_sync_batchnorm(model)
+        return DistributedDataParallel(model)
 
     def wait(self) -> None:
         """Returns when every process has come here."""

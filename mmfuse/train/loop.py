@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from mmfuse import scaling
@@ -278,11 +277,7 @@ class _Training:
         self.val_loader: EvalLoader = eval_loader(
             val_records, sensors, input_size, batch_size, data.workers, ImageCache(data.cache).images
         )
-        self.model: nn.Module = StepLoss(self.detector, recipe.train, keep_each=world.size > 1)
-        if world.size > 1:
-            if world.device.type == "cuda":
-                self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
-            self.model = DistributedDataParallel(self.model)
+        self.model = world.wrap(StepLoss(self.detector, recipe.train, keep_each=world.size > 1))
         self.watch = _Watch(recipe.train.lr)
         self.rows: list[dict[str, Any]] = []
         self.best = -1.0

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from mmfuse.model import graphs
 from mmfuse.model.fusion import FUSIONS, Fast
 from mmfuse.model.nodes import Feature, Gate, Node
-from mmfuse.model.pyramid import Pyramid, initialise, propagated, resample
+from mmfuse.model.pyramid import Pyramid, propagated, resample
 
 LEVELS, WIDTH = (3, 4, 5, 6, 7), 8
 CHANNELS = {"a": [4, 8, 6], "b": [3, 5, 8], "c": [2, 2, 2]}
@@ -271,12 +271,3 @@ def test_weights_of_each_image_are_propagated_by_themselves():
     first, second = torch.tensor([[1.0, 0.0], [0.5, 0.5]]), torch.tensor([[0.0, 1.0], [0.2, 0.8]])
     wanted = torch.tensor([[1.0, 0.0], [0.4, 0.6]])
     torch.testing.assert_close(propagated(graph, [first, second], "ab")[1], wanted)
-
-
-def test_initial_weights_have_the_variance_of_their_fan_in():
-    torch.manual_seed(0)
-    wide, deep = torch.nn.Conv2d(64, 64, 1), torch.nn.Conv2d(256, 256, 3, groups=256)
-    initialise(torch.nn.Sequential(wide, deep))
-    assert wide.weight.std().item() == pytest.approx(1 / 8, rel=0.1)
-    assert deep.weight.std().item() == pytest.approx(1 / 3, rel=0.1)
-    assert not wide.bias.any()

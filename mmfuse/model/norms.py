@@ -1,0 +1,84 @@
+"""Batch norms, and those with an activation, which keep one map for the backward pass instead of two."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import BatchNormAct2d
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+_ACTIVATIONS: dict[type[nn.Module], tuple[Any, Any]] = {
+    nn.SiLU: (F.silu, torch.ops.aten.silu_backward),
+    nn.Hardswish: (F.hardswish, torch.ops.aten.hardswish_backward),
+}
+"""Activations whose gradient needs what they read: the function, and its gradient."""
+
+
+class NormAct(BatchNormAct2d):
+    """timm's batch norm with activation; in training it normalises again in the backward pass what the activation
+    read, rather than keeping it (Rota Bulò et al., In-Place Activated BatchNorm, CVPR 2018, its checkpointed form).
+
+    A second gradient is an error. `torch.compile` gets timm's own, since it recomputes by itself.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        plain = not (self.training and self.track_running_stats and self.affine and self.momentum is not None)
+        kept = not (torch.is_grad_enabled() and type(self.act) in _ACTIVATIONS and isinstance(self.drop, nn.Identity))
+        if plain or kept or torch.compiler.is_compiling():
+            return super().forward(x)
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        return _Recomputed.apply(
+            x, self.weight, self.bias, self.running_mean, self.running_var, self.momentum, self.eps, type(self.act)
+        )
+
+
+def batch_norm(width: int) -> nn.BatchNorm2d:
+    """Returns the batch norm of pyramid and heads (google/automl: epsilon 1e-3, momentum 0.01)."""
+    return nn.BatchNorm2d(width, eps=1e-3, momentum=0.01)
+
+
+def norm_silu(width: int) -> NormAct:
+    """Returns the same with SiLU."""
+    return NormAct(width, eps=1e-3, momentum=0.01, act_layer=nn.SiLU)
+
+
+def keep_less(net: nn.Module) -> None:
+    """Makes every batch norm with activation of a timm network a `NormAct`; its parameters stay where they are."""
+    for module in net.modules():
+        if type(module) is BatchNormAct2d:
+            module.__class__ = NormAct
+
+
+class _Recomputed(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        running_mean: Tensor,
+        running_var: Tensor,
+        momentum: float,
+        eps: float,
+        activation: type[nn.Module],
+    ) -> Tensor:
+        normalised, mean, scale, reserve, ctx.backend = torch.ops.aten._batch_norm_impl_index(
+            x, weight, bias, running_mean, running_var, True, momentum, eps, torch.backends.cudnn.enabled
+        )
+        ctx.save_for_backward(x, weight, bias, mean, scale, reserve)
+        ctx.eps, ctx.activation = eps, activation
+        return _ACTIVATIONS[activation][0](normalised, inplace=True)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, mean, scale, reserve = ctx.saved_tensors
+        normalised = F.batch_norm(x, mean, scale.pow(-2) - ctx.eps, weight, bias, eps=ctx.eps)
+        gradient = _ACTIVATIONS[ctx.activation][1](gradient, normalised)
+        del normalised
+        found = torch.ops.aten._batch_norm_impl_index_backward(
+            ctx.backend, x, gradient, weight, None, None, mean, scale, True, ctx.eps, ctx.needs_input_grad[:3], reserve
+        )
+        return (*found, *(None,) * 5)

@@ -22,7 +22,8 @@ UNWRITTEN = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_str
 @dataclass(frozen=True)
 class Count:
     """By operator: `calls`, the `bytes` of their outputs, and `waits` of the host for the device, indexing by a mask
-    included. Views and empty tensors write nothing; calls in place write their whole output.
+    and copies between devices that aren't `non_blocking` among them. Views and empty tensors write nothing; calls in
+    place write their whole output.
     """
 
     calls: Counter[str] = field(default_factory=Counter)
@@ -31,9 +32,10 @@ class Count:
 
 
 class _Listener(TorchDispatchMode):
-    def __init__(self, found: Count) -> None:
+    def __init__(self, found: Count, device: str) -> None:
         super().__init__()
         self.found = found
+        self.device = device
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -44,18 +46,30 @@ class _Listener(TorchDispatchMode):
             if name not in UNWRITTEN and (returned.alias_info is None or returned.alias_info.is_write):
                 self.found.bytes[name] += sum(x.numel() * x.element_size() for x in _tensors(output))
         by_mask = name in ("index", "index_put", "index_put_") and any(x.dtype == torch.bool for x in _tensors(args[1]))
-        if name in WAITS or by_mask:
+        reads = (name in WAITS or by_mask) and any(x.device.type == self.device for x in _tensors(args))
+        if reads or _joins_devices(name, args, kwargs, result):
             self.found.waits[name] += 1
         return result
+
+
+def _joins_devices(name: str, args: Any, kwargs: Any, result: Any) -> bool:
+    """Returns whether a call waits since it has to do with several devices; but for copies, a tensor () is a number."""
+    copies = name in ("_to_copy", "copy_")
+    if copies and ((kwargs or {}).get("non_blocking") or (len(args) > 2 and args[2])):
+        return False
+    return len({x.device for x in _tensors((args, kwargs, result)) if x.ndim or copies}) > 1
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:
     return (x for x in tree_leaves(values) if isinstance(x, Tensor))
 
 
-def count(function: Callable[[], object]) -> Count:
-    """Runs a function once, with the backward passes that it starts, and returns what it asked of ATen."""
+def count(function: Callable[[], object], device: str = "cpu") -> Count:
+    """Runs a function once, with the backward passes that it starts, and returns what it asked of ATen.
+
+    `device` is the kind of device that may be waited for. "meta" stands for an accelerator where there is none.
+    """
     found = Count()
-    with _Listener(found):
+    with _Listener(found, device):
         function()
     return found

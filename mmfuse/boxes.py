@@ -39,11 +39,8 @@ def decode(codes: Tensor, anchors: Tensor) -> Tensor:
 
 def clip(boxes: Tensor, height: float | Tensor, width: float | Tensor) -> Tensor:
     """Moves the corners of `boxes` (..., 4) into the image; for images of several sizes give (B, 1, 1) tensors."""
-    x, y = boxes[..., 0::2], boxes[..., 1::2]
-    zero = boxes.new_zeros(())
-    x = x.clamp(zero, torch.as_tensor(width, dtype=boxes.dtype, device=boxes.device))
-    y = y.clamp(zero, torch.as_tensor(height, dtype=boxes.dtype, device=boxes.device))
-    return torch.stack((x, y), dim=-1).flatten(-2)
+    inside = boxes.clamp(min=0)
+    return torch.stack((inside[..., 0::2].clamp(max=width), inside[..., 1::2].clamp(max=height)), dim=-1).flatten(-2)
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:

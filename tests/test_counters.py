@@ -2,10 +2,15 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.counters import count
 from benchmarks.losses import check, problem, sides
+from mmfuse.config import TrainRecipe
 from mmfuse.model import losses
+from mmfuse.model.build import create_detector
+from mmfuse.sample import Targets
+from mmfuse.train.branches import StepLoss
 
 TEN = torch.arange(10.0)
 
@@ -37,6 +42,9 @@ def test_backward_passes_count():
         lambda: TEN.nonzero(),
         lambda: torch.equal(TEN, TEN + 1),
         lambda: TEN.masked_select(TEN > 3),
+        lambda: TEN.to("meta"),
+        lambda: torch.empty(10, device="meta").copy_(TEN),
+        lambda: torch.empty(10, device="meta")[torch.tensor([1, 2])],
     ],
 )
 def test_what_makes_the_host_wait_is_seen(wait):
@@ -46,6 +54,9 @@ def test_what_makes_the_host_wait_is_seen(wait):
 def test_what_doesn_t_make_the_host_wait_is_not_seen():
     rows = torch.tensor([1, 2])
     assert not count(lambda: (TEN[rows], TEN.where(TEN > 3, 0).sum(), TEN.max(0))).waits
+    there = torch.empty(10, device="meta")
+    by_itself = lambda: (TEN.to("meta", non_blocking=True), there.copy_(TEN, non_blocking=True), there * TEN[0])  # noqa: E731
+    assert not count(by_itself).waits
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +107,55 @@ def test_no_output_holds_all_pairs_of_anchor_and_object():
     with Largest():
         found["mmfuse"]()
     assert max(largest) < 200 * 9 * 32**2 / 4
+
+
+ALL_THERE = {"a": torch.tensor([True] * 3), "b": torch.tensor([True] * 3)}
+SOME_MISSING = {"a": torch.tensor([True, True, False]), "b": torch.tensor([True, False, True])}
+
+
+ONE_GRAPH = [{"align": "a"}, {"fusion": "gated_spatial"}, {"placement": "channels"}]
+
+
+@pytest.fixture
+def far(request):
+    """A detector and a batch on another device, that is, without values that anybody could wait for."""
+    detector = create_detector("d-4", {"a": 3, "b": 1}, 3, **request.param)
+    parts = detector.members.values() if request.param.get("placement") == "boxes" else [detector]
+    detector = detector.to("meta")
+    for part in parts:
+        part.anchors((128, 128))
+    with torch.device("meta"):
+        images = {"a": torch.empty(3, 3, 128, 128), "b": torch.empty(3, 1, 128, 128)}
+        targets = Targets([torch.empty(2, 4)] * 3, [torch.empty(2, dtype=torch.int64)] * 3)
+    return detector, images, targets
+
+
+@pytest.mark.parametrize("far", [*ONE_GRAPH, {"placement": "boxes"}], indirect=True, ids=str)
+@pytest.mark.parametrize("present", [ALL_THERE, SOME_MISSING], ids=["all there", "some missing"])
+@pytest.mark.parametrize(
+    "recipe",
+    [TrainRecipe(), TrainRecipe(modality_dropout=0.5, branch_losses=1.0, distillation=1.0)],
+    ids=["plain", "branches"],
+)
+def test_forward_loss_and_backward_never_make_the_host_wait(far, recipe, present):
+    detector, images, targets = far
+    step = StepLoss(detector, recipe).train()
+    found = count(lambda: step(images, present, targets)["total"].backward(), "meta")
+    assert not found.waits
+    assert found.calls["convolution_backward"] > 20
+
+
+@pytest.mark.parametrize("options", ONE_GRAPH, ids=str)
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+def test_what_a_captured_graph_runs_never_makes_the_host_wait(options):
+    """Fake tensors say that they are on CUDA, refuse to mix devices or to say a value, and see numbers copied there."""
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            detector = create_detector("d-4", {"a": 3, "b": 1}, 3, **options).eval()
+            images = {"a": torch.empty(3, 3, 128, 128), "b": torch.empty(3, 1, 128, 128)}
+        detector(images)
+        detector.anchors((128, 128))
+        found = count(lambda: detector.decode_padded(detector(detector.normalise(images))), "cuda")
+    assert not found.waits
+    assert not found.calls["_pin_memory"]
+    assert found.calls["convolution"] > 20

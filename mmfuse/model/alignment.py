@@ -11,6 +11,7 @@ from mmfuse.model.layers import Lateral, Separable, initialise
 from mmfuse.model.nodes import Feature, Graph, outputs_of
 from mmfuse.model.norms import batch_norm
 from mmfuse.model.pyramid import rows_of
+from mmfuse.sample import sent
 
 
 class OffsetNet(nn.Module):
@@ -73,7 +74,7 @@ class Alignment(nn.Module):
         maps, references = list(features[modality]), features[self.reference]
         nets = self.nets[modality]
         assert isinstance(nets, nn.ModuleDict)
-        at = None if both is None else both.nonzero()[:, 0].to(maps[0].device)
+        at = None if both is None else sent(both.nonzero()[:, 0], maps[0].device)
         for place, net in nets.items():
             x, reference = maps[int(place)], references[int(place)]
             if at is None:

@@ -22,7 +22,7 @@ from mmfuse.model.nodes import Graph
 from mmfuse.model.packing import Packing
 from mmfuse.model.postprocess import DEFAULT, Selection, decode, decode_padded
 from mmfuse.model.pyramid import Pyramid, on_rows, rows_of
-from mmfuse.sample import Detections, Targets
+from mmfuse.sample import Detections, Targets, sent
 from mmfuse.sensor import Sensor
 
 STACKED, SHARED = "stacked", "shared"
@@ -182,7 +182,7 @@ class Detector(nn.Module, ABC):
 
     def _pad(self, modality: str, x: Tensor) -> Tensor:
         stride, (batch, _, height, width) = self.size.coarsest_stride, x.shape
-        fill = x.new_tensor(self.sensors[modality].fill)[None, :, None, None]
+        fill = sent(torch.tensor(self.sensors[modality].fill, dtype=x.dtype), x.device)[None, :, None, None]
         padded = self.normalise({modality: fill})[modality].repeat(
             batch, 1, height + -height % stride, width + -width % stride
         )
@@ -330,7 +330,7 @@ class FusionDetector(Detector):
             if x is None:
                 x = like.new_zeros(len(like), sensor.encoded_channels, *like.shape[2:])
             elif present is not None:
-                x = torch.where(present[modality].to(x.device)[:, None, None, None], x, 0)
+                x = torch.where(sent(present[modality], x.device)[:, None, None, None], x, 0)
             channels.append(x)
         return torch.cat(channels, 1)
 

@@ -13,7 +13,7 @@ from mmfuse import boxes as box_maths
 from mmfuse.errors import UserError
 from mmfuse.model.detector import CLASS_PRIOR, Detector, Outputs
 from mmfuse.model.postprocess import DEFAULT, Selection, suppress
-from mmfuse.sample import Detections, Targets
+from mmfuse.sample import Detections, Targets, sent
 
 CLAMP = 1e-6
 """Scores are held this far from 0 and 1, so that their log-odds are finite."""
@@ -21,7 +21,9 @@ CLAMP = 1e-6
 
 @dataclass(frozen=True)
 class EnsembleOutputs:
-    """What each modality's detector says of the images that have it: `members`, and these images, `rows` (n,) int64."""
+    """What each modality's detector says of the images that have it: `members`, and these images: `rows` (n,) int64 on
+    the host.
+    """
 
     members: Mapping[str, Outputs]
     rows: Mapping[str, Tensor]
@@ -66,8 +68,8 @@ class BoxEnsemble(Detector):
         for modality, x in images.items():
             here = torch.arange(batch) if present is None else present[modality].nonzero()[:, 0]
             if len(here):
-                rows[modality] = here.to(x.device)
-                alone = x if len(here) == batch else x[rows[modality]]
+                rows[modality] = here
+                alone = x if len(here) == batch else x[sent(here, x.device)]
                 members[modality] = self.member(modality)({modality: alone})
         return EnsembleOutputs(members, rows, batch, size)
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from mmfuse.sample import sent
+
 EPSILON = 1e-4
 
 
@@ -62,16 +64,16 @@ class Merge(nn.Module):
         """
         given = next(x for x in inputs if x is not None)
         if weights is None:
-            mask = self.weight.new_tensor([[x is not None for x in inputs]])
+            mask = torch.cat([self.weight.new_full((1, 1), x is not None) for x in inputs], 1)  # without a copy
             if present is not None:
-                mask = mask * present.to(mask.device)
+                mask = mask * sent(present, mask.device)
             weights = self.weights(inputs, mask).to(given.dtype).unbind(1)
         total: Tensor | None = None
         for index, (x, weight) in enumerate(zip(inputs, weights, strict=True)):
             if x is None:
                 continue
             if present is not None and not bool(present[:, index].all()):
-                x = torch.where(present[:, index, None, None, None].to(x.device), x, 0)
+                x = torch.where(sent(present[:, index, None, None, None], x.device), x, 0)
             total = x * weight if total is None else torch.addcmul(total, x, weight)
         assert total is not None
         return total

@@ -12,6 +12,7 @@ from mmfuse.model.layers import GateUnit, Lateral, Separable
 from mmfuse.model.merge import Merge
 from mmfuse.model.nodes import Feature, Graph, Node, Source, modalities_of, outputs_of
 from mmfuse.model.norms import batch_norm
+from mmfuse.sample import sent
 
 
 class PyramidNode(nn.Module):
@@ -83,7 +84,7 @@ class PyramidNode(nn.Module):
                 found.append(x.amax((2, 3), keepdim=True) if attention else x)
                 masks.append(torch.ones(len(x), dtype=torch.bool) if present is None else present[:, place])
         stack = torch.stack(found)
-        there = torch.stack(masks).to(stack.device)[..., None, None, None]
+        there = sent(torch.stack(masks), stack.device)[..., None, None, None]
         if attention:
             return torch.where(there, stack, -torch.inf).amax(0).sigmoid()
         mean = torch.where(there, stack, 0).sum(0) / there.sum(0)
@@ -140,12 +141,13 @@ class Pyramid(nn.Module):
         last_use = {source: index for index, node in enumerate(graph) for source in node.inputs}
         self._last_use = {i: last_use[i] for i in range(len(graph)) if i in last_use}
         most = max(len(node.inputs) for node in graph)
-        self._reached_by = torch.zeros(len(graph), most, len(channels), dtype=torch.bool)
+        self._reached_by = torch.zeros(len(graph), most, len(channels), dtype=torch.bool, device="cpu")
         edges = torch.full((len(graph), most), sum(merge.count for merge in self.merges))
         first = 0
         for index, node in enumerate(graph):
             for place, source in enumerate(node.inputs):
-                self._reached_by[index, place] = torch.tensor([m in self._modalities(source) for m in channels])
+                for number, modality in enumerate(channels):
+                    self._reached_by[index, place, number] = modality in self._modalities(source)
             edges[index, list(node.merged)] = torch.arange(first, first + len(node.merged))
             first += len(node.merged)
         self.register_buffer("_edges", edges, persistent=False)
@@ -223,7 +225,7 @@ class Pyramid(nn.Module):
         weight = torch.cat([*(merge.weight for merge in merges), last.new_zeros(1, *last.shape[1:])])[self._edges]
         present = self._merged
         if there is not None:
-            masked = present * there.permute(2, 0, 1)[..., None].to(present.device)
+            masked = present * sent(there, present.device).permute(2, 0, 1)[..., None]
             present = torch.where(masked.any(2, keepdim=True), masked, present)
         gain = torch.stack([merge.gain for merge in merges]).view(-1, 1, 1, 1, 1)
         return kind.normalise(weight.view(1, *self._edges.shape, -1), present)[..., None, None] * gain
@@ -294,8 +296,8 @@ def on_rows(rows: Tensor | None, run: Callable[..., Any], *tensors: Tensor | Non
     """
     if rows is None:
         return run(*tensors)
-    at = rows.nonzero()[:, 0]  # on the host, so that no device is waited for
-    at = next(at.to(x.device, non_blocking=True) for x in tensors if x is not None)
+    device = next(x.device for x in tensors if x is not None)
+    at = sent(rows.nonzero()[:, 0], device)  # found on the host, so that no device is waited for
     made = run(*(None if x is None else x.index_select(0, at) for x in tensors))
 
     def spread(x: Tensor) -> Tensor:

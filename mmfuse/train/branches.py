@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mmfuse.config import TrainRecipe
 from mmfuse.model.detector import Detector, FusionDetector, Outputs
 from mmfuse.model.losses import BOX_WEIGHT, DELTA, GAMMA
-from mmfuse.sample import Targets
+from mmfuse.sample import Targets, sent
 
 _NONE: Mapping[str, Targets] = {}
 
@@ -134,12 +134,12 @@ def _with_each_alone(
         )
         for m in detector.modalities
     }
-    places = rows.to(next(iter(images.values())).device, non_blocking=True)
+    places = sent(rows, next(iter(images.values())).device)
     repeated = {m: [x[places] for x in maps] for m, maps in features.items()}
     seen_by = [m for m, own in zip(detector.modalities, alone, strict=True) for _ in range(len(own))]
     return detector.merge(repeated, masks, size), rows, seen_by
 
 
 def _part(outputs: Outputs, rows: slice | Tensor) -> Outputs:
-    rows = rows.to(outputs.box_codes.device, non_blocking=True) if isinstance(rows, Tensor) else rows
+    rows = sent(rows, outputs.box_codes.device) if isinstance(rows, Tensor) else rows
     return Outputs(outputs.class_logits[rows], outputs.box_codes[rows], outputs.size)

@@ -5,7 +5,6 @@ import pytest
 import torch
 from tiny import inputs, make, raw
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.ops import box_iou
 
 from mmfuse.errors import UserError
@@ -424,25 +423,3 @@ def test_a_fused_detector_finds_what_each_sensor_alone_cannot():
     assert recall["b"][1] > 0.6
     assert recall["a"][1] < 0.2
     assert recall["b"][0] < 0.2
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"fusion": "gated_spatial"}, {"placement": "every"}, {"placement": "channels"}, {"align": "a"}],
-    ids=str,
-)
-@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
-def test_all_that_a_detector_makes_is_on_its_device_and_waits_for_no_value(options):
-    """Fake tensors refuse to mix devices, though this machine may have none, and to say a value, which would wait."""
-    device = torch.device("cuda", 0)
-    with FakeTensorMode():
-        with device:
-            detector = make("abc", backbone="test_resnet", **options)
-            images = {m: torch.zeros(x.shape) for m, x in inputs("abc").items()}
-            targets = Targets([torch.zeros(2, 4)] * 2, [torch.zeros(2, dtype=torch.int64)] * 2)
-        for given in (images, {"b": images["b"]}):
-            found = detector.decode_padded(detector(given))
-            assert [x.device for x in found] == [device] * 3
-            losses = detector.loss(detector.train()(given), targets)
-            detector.eval()
-            assert {x.device for x in losses.values()} == {device}

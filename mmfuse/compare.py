@@ -20,7 +20,8 @@ from mmfuse.data.readers import Record
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.evaluate.significance import Difference, difference, hardest, match, resampled_ap
 from mmfuse.model.detector import Detector, FusionDetector
-from mmfuse.report.pictures import GalleryRow, comparison_bars, gallery, share_heatmap, training_curves
+from mmfuse.report.charts import comparison_bars, share_heatmap, training_curves
+from mmfuse.report.pictures import GalleryRow, gallery
 from mmfuse.report.tables import comparison_markdown
 from mmfuse.score import Evaluation, evaluate
 from mmfuse.train.loop import Run, environment, prepare, train

@@ -14,7 +14,7 @@ from mmfuse.errors import UserError, unknown_name
 from mmfuse.evaluate.coco import coco_scores
 from mmfuse.evaluate.corruptions import CORRUPTIONS, SEVERITIES
 from mmfuse.evaluate.robustness import Trial
-from mmfuse.report.pictures import robustness_curves
+from mmfuse.report.charts import robustness_curves
 from mmfuse.report.tables import robustness_markdown
 from mmfuse.score import evaluate
 from mmfuse.train.loop import Run, environment, prepare_size

@@ -23,7 +23,7 @@ from mmfuse.model.fusion import Gated
 from mmfuse.model.merge import Merge
 from mmfuse.model.nodes import outputs_of
 from mmfuse.model.pyramid import Pyramid, propagated
-from mmfuse.report.pictures import share_panels
+from mmfuse.report.charts import share_panels
 from mmfuse.report.tables import shares_markdown
 from mmfuse.sample import Batch
 from mmfuse.score import evaluate

@@ -1,9 +1,5 @@
-"""Pictures of pyramid graphs: a row for each level, edges to the right or to a neighbour above or below.
+"""Pictures of pyramid graphs: a row for each level, edges to the right or to a neighbour above or below."""
 
-matplotlib is imported when a picture is drawn, and only its figure objects are used: no window, no global state.
-"""
-
-import io
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmfuse.config import write_whole
 from mmfuse.model.graphs import DEEPEST
 from mmfuse.model.nodes import Feature, Gate, Graph, Node, modalities_of, outputs_of
+from mmfuse.report.figures import new_figure, write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 FINER, COARSER, LEVEL, GATE = "#1f6fc4", "#d9640a", "#555555", "#8a2da8"
 FEATURE, MODALITIES = "#dddddd", ("#a9dcb4", "#f6bdb1", "#bccbf2", "#f3dc93")
@@ -169,7 +166,7 @@ def pyramid_picture(panels: Sequence[Panel], path: Path) -> None:
     heights = np.concatenate([heights, *(edge.line[:, 1] for *_, edges in drawings for edge in edges)])
     names, titled = panels[0].modalities, any(panel.title for panel in panels)
     top, bottom = heights.max() + 0.1 + 0.35 * titled, heights.min() - 0.1 - 0.45 * (len(names) > 1)
-    ax = _canvas((0, x), (bottom, top))
+    figure, ax = _canvas((0, x), (bottom, top))
     for panel, marks, edges in drawings:
         _draw(ax, panel, marks, edges)
         middle = (min(at[0] for at in marks.values()) + max(at[0] for at in marks.values())) / 2
@@ -177,13 +174,13 @@ def pyramid_picture(panels: Sequence[Panel], path: Path) -> None:
     for number, name in enumerate(names if len(names) > 1 else ()):
         _square(ax, 0.75 + 1.6 * number, bottom + 0.22, _colour(name, names))
         ax.text(1.0 + 1.6 * number, bottom + 0.22, name, va="center", fontsize=8)
-    _write(ax, path)
+    write(figure, path, DOTS_PER_INCH)
 
 
 def pyramid_legend(path: Path) -> None:
     """Writes what the marks of `pyramid_picture` mean."""
     finer, same, coarser = (Feature("", level) for level in (3, 4, 5))
-    ax = _canvas((0, 9.4), (0, 2.6))
+    figure, ax = _canvas((0, 9.4), (0, 2.6))
     places = [(x, 2.35 - 0.42 * row) for x in (0.5, 4.7) for row in range(6)]
     squares = ((True, False), (True, True), (False, False))
     for (read, pooled), (x, y) in zip(squares, places, strict=False):
@@ -212,25 +209,15 @@ def pyramid_legend(path: Path) -> None:
     )
     for text, (x, y) in zip(texts, places, strict=True):
         ax.text(x + 0.55, y, text, va="center", fontsize=8)
-    _write(ax, path)
+    write(figure, path, DOTS_PER_INCH)
 
 
-def _canvas(across: Point, upright: Point) -> "Axes":
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=((across[1] - across[0]) * INCHES, (upright[1] - upright[0]) * INCHES))
-    FigureCanvasAgg(figure)
+def _canvas(across: Point, upright: Point) -> tuple["Figure", "Axes"]:
+    figure = new_figure((across[1] - across[0]) * INCHES, (upright[1] - upright[0]) * INCHES, layout=None)
     ax = figure.add_axes((0, 0, 1, 1))
     ax.set(xlim=across, ylim=upright)
     ax.set_axis_off()
-    return ax
-
-
-def _write(ax: "Axes", path: Path) -> None:
-    buffer = io.BytesIO()
-    ax.get_figure().savefig(buffer, format="png", dpi=DOTS_PER_INCH, facecolor="white")  # type: ignore[union-attr]
-    write_whole(path, buffer.getvalue())
+    return figure, ax
 
 
 def _draw(ax: "Axes", panel: Panel, marks: Mapping[Mark, Point], edges: Sequence[Edge]) -> None:

@@ -24,7 +24,8 @@ from mmfuse.report.charts import comparison_bars, share_heatmap, training_curves
 from mmfuse.report.pictures import GalleryRow, gallery
 from mmfuse.report.tables import comparison_markdown
 from mmfuse.score import Evaluation, evaluate
-from mmfuse.train.loop import Run, environment, prepare, train
+from mmfuse.train.environment import environment
+from mmfuse.train.loop import Run, prepare, train
 
 SEEDS_NEEDED = 3
 """How many training seeds a model shares with each single modality before a verdict is given."""

@@ -17,7 +17,8 @@ from mmfuse.evaluate.robustness import Trial
 from mmfuse.report.charts import robustness_curves
 from mmfuse.report.tables import robustness_markdown
 from mmfuse.score import evaluate
-from mmfuse.train.loop import Run, environment, prepare_size
+from mmfuse.train.environment import environment
+from mmfuse.train.loop import Run, prepare_size
 
 
 def robustness(

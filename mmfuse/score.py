@@ -21,7 +21,8 @@ from mmfuse.evaluate.voc import voc_scores
 from mmfuse.model.detector import Detector
 from mmfuse.sample import Detections
 from mmfuse.train.checkpoint import load
-from mmfuse.train.loop import Run, counted, environment, prepare
+from mmfuse.train.environment import environment
+from mmfuse.train.loop import Run, counted, prepare
 
 
 @dataclass(frozen=True)

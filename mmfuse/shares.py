@@ -28,7 +28,8 @@ from mmfuse.report.tables import shares_markdown
 from mmfuse.sample import Batch
 from mmfuse.score import evaluate
 from mmfuse.train.checkpoint import load
-from mmfuse.train.loop import Run, environment, prepare_size
+from mmfuse.train.environment import environment
+from mmfuse.train.loop import Run, prepare_size
 
 FEWEST_PAIRS = 3
 TIE = 1e-6

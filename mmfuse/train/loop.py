@@ -4,14 +4,8 @@ import csv
 import dataclasses
 import io
 import json
-import math
-import platform
 import time
-from collections import deque
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +34,11 @@ from mmfuse.sensor import Sensor
 from mmfuse.train import checkpoint
 from mmfuse.train.branches import StepLoss
 from mmfuse.train.distributed import World
+from mmfuse.train.environment import environment
 from mmfuse.train.optim import build_optimizer, rate_at
 from mmfuse.train.score_calibration import collect_calibrated
 from mmfuse.train.start import read_start
+from mmfuse.train.watch import Watch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,56 +180,6 @@ def build_detector(recipe: Recipe, card: Card) -> Detector:
     return create_detector(model.pop("size"), channels, classes=card.classes, sensors=sensors, **model)
 
 
-class _Watch:
-    """Stops a training at a loss or a gradient that isn't finite, without waiting for the device.
-
-    The figures of a step are looked at when they have come to the host by themselves: on a CPU at once, so before the
-    optimizer's step, on CUDA when the device is done with them, which is later by as much as the host is ahead. Until
-    then weights and averages may be spoilt; `finish` waits for all figures, and goes before what reads or keeps these.
-    """
-
-    def __init__(self, lr: float) -> None:
-        self._lr = lr
-        self._sent: deque[tuple[int, list[int], Tensor, torch.cuda.Event | None]] = deque()
-
-    def add(self, step: int, image_ids: list[int], loss: Tensor, norm: Tensor) -> None:
-        """Sends the loss and the norm of the gradient of a step, both of shape (), to the host.
-
-        Raises:
-            UserError: those of this step or one before aren't finite.
-        """
-        figures = torch.stack((loss.detach(), norm)).to("cpu", non_blocking=True)
-        self._sent.append((step, image_ids, figures, _copied(loss.device)))
-        while self._sent and ((copied := self._sent[0][3]) is None or copied.query()):
-            self._check()
-
-    def finish(self) -> None:
-        """Waits for what was sent.
-
-        Raises:
-            UserError: it isn't finite.
-        """
-        while self._sent:
-            if copied := self._sent[0][3]:
-                copied.synchronize()
-            self._check()
-
-    def _check(self) -> None:
-        step, image_ids, figures, _ = self._sent.popleft()
-        loss, norm = figures.tolist()
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            what = "loss" if not math.isfinite(loss) else "norm of the gradient"
-            raise UserError(
-                f"step {step}: the {what} is {norm if math.isfinite(loss) else loss} on images {image_ids}; "
-                f"lower train.lr ({self._lr:g}) or look at these images"
-            )
-
-
-def _copied(device: torch.device) -> torch.cuda.Event | None:
-    """Returns an event that comes when the device has done what it was asked so far; None where that is done."""
-    return torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
-
-
 class _Training:
     def __init__(self, recipe: Recipe, run: Run, world: World) -> None:
         self.recipe, self.run, self.world = recipe, run, world
@@ -278,7 +224,7 @@ class _Training:
             val_records, sensors, input_size, batch_size, data.workers, ImageCache(data.cache).images
         )
         self.model = world.wrap(StepLoss(self.detector, recipe.train, keep_each=world.size > 1))
-        self.watch = _Watch(recipe.train.lr)
+        self.watch = Watch(recipe.train.lr)
         self.rows: list[dict[str, Any]] = []
         self.best = -1.0
         if last is not None:
@@ -435,25 +381,6 @@ class _Training:
             state.setdefault(int(index), {})[name] = own
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.rows, self.best = list(header["rows"]), header["best"]
-
-
-def environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
-    """Returns what a result depends on beside its recipe: versions, hardware, date."""
-    packages = ("torch", "torchvision", "timm", "numpy", "pycocotools", "faster_coco_eval")
-    return {
-        "date": datetime.now(UTC).date().isoformat(),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in packages if find_spec(name)},
-        "hardware": hardware(device),
-        "processes": processes,
-    }
-
-
-def hardware(device: torch.device) -> str:
-    """Returns the device in words."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
 def _lacking(records: list[Record], modalities: Sequence[str]) -> Record | None:

@@ -1,6 +1,6 @@
 import pytest
 
-from mmfuse.train import loop
+from mmfuse.train import loop, watch
 from mmfuse.train.loop import train
 
 
@@ -22,3 +22,24 @@ def train_one_epoch(monkeypatch):
                 train(recipe, folder=folder)
 
     return run
+
+
+class _Copied:
+    """A copy from a device that is done once `done` is set, or waited for."""
+
+    def __init__(self):
+        self.done, self.waited_for = False, False
+
+    def query(self):
+        return self.done
+
+    def synchronize(self):
+        self.done = self.waited_for = True
+
+
+@pytest.fixture
+def copies(monkeypatch):
+    """The copies that were begun, each of which takes as long as the test says."""
+    begun = []
+    monkeypatch.setattr(watch, "_copied", lambda device: begun.append(_Copied()) or begun[-1])
+    return begun

@@ -150,49 +150,6 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(recipe_file, tmp_path
     assert len(updates) == 1
 
 
-class _Copied:
-    """A copy from a device that is done once `done` is set, or waited for."""
-
-    def __init__(self):
-        self.done, self.waited_for = False, False
-
-    def query(self):
-        return self.done
-
-    def synchronize(self):
-        self.done = self.waited_for = True
-
-
-@pytest.fixture
-def copies(monkeypatch):
-    """The copies that were begun, each of which takes as long as the test says."""
-    begun = []
-    monkeypatch.setattr(loop, "_copied", lambda device: begun.append(_Copied()) or begun[-1])
-    return begun
-
-
-def test_figures_that_are_still_on_their_way_are_not_waited_for(copies):
-    watch = loop._Watch(0.1)
-    for step, loss in enumerate((1.0, torch.nan, torch.inf)):
-        watch.add(step, [10 + step], torch.tensor(loss), torch.tensor(1.0))
-    copies[0].done = copies[2].done = True
-    watch.add(3, [13], torch.tensor(1.0), torch.tensor(1.0))
-    copies[1].done = True
-    with pytest.raises(UserError, match=r"^step 1: the loss is nan on images \[11\]; lower train.lr \(0.1\) or look"):
-        watch.add(4, [14], torch.tensor(1.0), torch.tensor(1.0))
-    assert not any(copy.waited_for for copy in copies)
-
-
-def test_the_last_figures_are_waited_for(copies):
-    watch = loop._Watch(0.1)
-    watch.add(0, [1], torch.tensor(1.0), torch.tensor(1.0))
-    watch.finish()
-    watch.add(1, [2], torch.tensor(1.0), torch.tensor(torch.inf))
-    with pytest.raises(UserError, match=r"^step 1: the norm of the gradient is inf on images \[2\]; lower"):
-        watch.finish()
-    assert all(copy.waited_for for copy in copies)
-
-
 def test_a_gradient_that_is_not_finite_is_never_saved(recipe_file, tmp_path, monkeypatch, copies):
     """Even if its figures come late, it is of the last step of an epoch, and nothing is scored."""
     real = torch.nn.utils.clip_grad_norm_

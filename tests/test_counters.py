@@ -159,3 +159,23 @@ def test_what_a_captured_graph_runs_never_makes_the_host_wait(options):
     assert not found.waits
     assert not found.calls["_pin_memory"]
     assert found.calls["convolution"] > 20
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("present", [ALL_THERE, SOME_MISSING], ids=["all there", "some missing"])
+@pytest.mark.parametrize("options", [{}, *ONE_GRAPH], ids=str)
+def test_a_step_on_a_gpu_never_waits(options, present):
+    detector = create_detector("d-4", {"a": 3, "b": 1}, 3, **options).cuda()
+    step = StepLoss(detector, TrainRecipe(modality_dropout=0.5, branch_losses=1.0, distillation=1.0)).train()
+    images = {"a": torch.randn(3, 3, 128, 128).cuda(), "b": torch.randn(3, 1, 128, 128).cuda()}
+    boxes, labels = torch.tensor([[8.0, 8, 60, 70], [40, 30, 90, 99]]), torch.tensor([0, 2])
+    for number in range(2):
+        torch.cuda.set_sync_debug_mode("error" if number else "default")
+        try:
+            targets = Targets([boxes] * 3, [labels] * 3).to(torch.device("cuda"))
+            with torch.autocast("cuda", torch.bfloat16):
+                total = step(images, present, targets)["total"]
+            total.backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert all(p.grad.isfinite().all() for p in detector.parameters() if p.grad is not None)

@@ -21,9 +21,9 @@ def pair(activation):
     return plain, ours
 
 
-def run(norm, x, gradient, **autocast):
+def run(norm, x, gradient, half=False):
     x = x.clone().requires_grad_()
-    with torch.autocast("cpu", torch.bfloat16, enabled=bool(autocast)):
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
         out = norm(x)
     found = torch.autograd.grad(out, (x, norm.weight, norm.bias), gradient.to(out.dtype))
     return out, *found, norm.running_mean, norm.running_var, norm.num_batches_tracked
@@ -52,6 +52,19 @@ def test_half_precision_stays_half_and_close():
     assert [value.dtype for value in found] == [value.dtype for value in expected]
     for theirs, mine in zip(expected, found, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_gpu_finds_the_same(dtype, layout):
+    plain, ours = (norm.cuda() for norm in pair(nn.SiLU))
+    x = (torch.randn(4, 6, 16, 16) * 3 + 1).to("cuda", dtype).contiguous(memory_format=layout)
+    gradient = torch.randn_like(x)
+    half = dtype == torch.bfloat16
+    tolerance = {"rtol": 2e-2, "atol": 2e-2} if half else {"rtol": 1e-4, "atol": 1e-5}
+    for theirs, mine in zip(run(plain, x, gradient, half), run(ours, x, gradient, half), strict=True):
+        torch.testing.assert_close(mine, theirs, **tolerance)
 
 
 def test_a_constant_map_has_finite_gradients():

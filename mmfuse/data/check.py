@@ -2,58 +2,24 @@
 
 import hashlib
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 from tqdm import tqdm
 
 from mmfuse.data.cards import Card, load_card
+from mmfuse.data.contents import Content, SensorReport, type_errors
 from mmfuse.data.images import read_image, read_record, size_problem
+from mmfuse.data.look_alikes import difference_hash, look_alikes
 from mmfuse.data.readers import scan_split
 from mmfuse.data.records import Reading, Record
 from mmfuse.errors import UserError
-from mmfuse.sensor import WHOLE_IMAGE, Sensor
+from mmfuse.sensor import WHOLE_IMAGE
 
 _LINES_OF_A_KIND = 20
-_NEAR = 2
-_PLAIN = 6
-_ROWS = 1024
-_LEAST_WITHIN = 0.05
-_UNITS = (0.001, 1.0, 1 / 5000, 1 / 256, 0.01, 0.0001)
-"""Metres per count of depth files, the usual first."""
-
-
-@dataclass
-class SensorReport:
-    """What the images of one sensor in a split hold.
-
-    `types` counts images by pixel type. `range` is the lowest and the highest value, none where nothing is measured;
-    `unit` is "m" for depth, "" for raw values. `invalid` is the share of pixels without a measurement (depth of
-    0, or not finite). `blank` counts images without any measurement, `constant` those with one single value.
-    """
-
-    types: dict[str, int] = field(default_factory=dict)
-    range: tuple[float, ...] = ()
-    unit: str = ""
-    invalid: float = 0.0
-    blank: int = 0
-    constant: int = 0
-
-    def to_text(self) -> str:
-        """Returns it in one line."""
-        parts = [" and ".join(sorted(self.types))]
-        if self.range:
-            parts.append(f"{self.range[0]:g} to {self.range[1]:g} {self.unit}".strip())
-        if self.invalid:
-            parts.append(f"{self.invalid:.1%} invalid")
-        return ", ".join(parts)
 
 
 @dataclass
@@ -226,7 +192,7 @@ def _numbers(stems: Sequence[str]) -> list[tuple[int, ...]]:
 def _check_images(card: Card, readings: dict[str, Reading], report: Report) -> None:
     seen: dict[tuple[str, str], tuple[str, Path]] = {}
     looks: dict[str, list[tuple[Path, np.ndarray]]] = {split: [] for split in readings}
-    content_of = {split: {m: _Content(sensor) for m, sensor in card.modalities.items()} for split in readings}
+    content_of = {split: {m: Content(sensor) for m, sensor in card.modalities.items()} for split in readings}
     exact = set()
     records = [(split, record) for split, reading in readings.items() for record in reading.records]
     for split, record in tqdm(records, desc="reading images", unit="image"):
@@ -259,98 +225,8 @@ def _check_images(card: Card, readings: dict[str, Reading], report: Report) -> N
             report.errors += (f"{split}: {m}: {problem}" for problem in found.errors())
             report.warnings += (f"{split}: {m}: {problem}" for problem in found.warnings())
     for m, sensor in card.modalities.items():
-        report.errors += _type_errors(m, sensor, [contents[m] for contents in content_of.values()])
+        report.errors += type_errors(m, sensor, [contents[m] for contents in content_of.values()])
     report.warnings += look_alikes(looks)
-
-
-class _Content:
-    """Gathers what the images of one sensor hold."""
-
-    def __init__(self, sensor: Sensor) -> None:
-        self.sensor = sensor
-        self.files: dict[str, list[Path]] = defaultdict(list)
-        self.blank: list[Path] = []
-        self.constant: list[Path] = []
-        self.low, self.high = float("inf"), float("-inf")
-        self.pixels = self.valid = self.within = 0
-        self.medians: list[float] = []
-
-    def add(self, path: Path, image: Tensor) -> None:
-        """Takes an image (C, H, W), or points (N, 3)."""
-        self.files[str(image.dtype).removeprefix("torch.")].append(path)
-        if image.ndim == 2:
-            distances = image.norm(dim=1).numpy()
-            channels = [distances[np.isfinite(distances) & (distances > 0)]]
-            self.pixels += len(distances)
-        elif self.sensor.is_depth:
-            metres, valid = (x.numpy() for x in self.sensor.metres(image))
-            channels = [metres[valid > 0]]
-            self.pixels += valid.size
-            limits = (channels[0] >= self.sensor.near / 2) & (channels[0] <= self.sensor.far * 2)
-            self.within += int(limits.sum())
-            self.medians += [float(np.median(channels[0]))] if channels[0].size else []
-        else:
-            channels = [plane[np.isfinite(plane)] for plane in image.numpy()]
-            self.pixels += image.numel()
-        self.valid += sum(values.size for values in channels)
-        extremes = [(float(values.min()), float(values.max())) for values in channels if values.size]
-        if not extremes:
-            self.blank.append(path)
-            return
-        if all(low == high for low, high in extremes):
-            self.constant.append(path)
-        self.low = min(self.low, *(low for low, _ in extremes))
-        self.high = max(self.high, *(high for _, high in extremes))
-
-    def report(self) -> SensorReport:
-        return SensorReport(
-            types={name: len(files) for name, files in self.files.items()},
-            range=(self.low, self.high) if self.valid else (),
-            unit="m" if self.sensor.is_depth else "",
-            invalid=1 - self.valid / self.pixels if self.pixels else 0.0,
-            blank=len(self.blank),
-            constant=len(self.constant),
-        )
-
-    def errors(self) -> Iterable[str]:
-        if self.all_blank:
-            yield f"no image measures anything: {len(self.blank)}, such as {self.blank[0]}; mend them or leave it out"
-        if not self.medians or self.within >= _LEAST_WITHIN * self.valid:
-            return
-        sensor, median = self.sensor, float(np.median(self.medians))
-        set_by = f"disparity: {list(sensor.disparity)}" if sensor.disparity else f"unit: {sensor.unit:g}"
-        found = f"{set_by} makes the median {median:.5g} m, but near is {sensor.near:g} and far {sensor.far:g} m"
-        ratios = {unit: unit / sensor.unit for unit in _UNITS if not sensor.disparity}
-        likely = next((unit for unit, ratio in ratios.items() if sensor.near <= median * ratio <= sensor.far), None)
-        if likely is None:
-            yield f"{found}; mend one of them"
-        else:
-            yield f"{found}; is it {likely:g}, which makes it {median * ratios[likely]:.5g} m?"
-
-    def warnings(self) -> Iterable[str]:
-        fix = "check the sensor, or leave these files out"
-        if self.blank and not self.all_blank:
-            yield f"images without any measurement: {len(self.blank)}, such as {self.blank[0]}; {fix}"
-        if self.constant:
-            yield f"images of one single value: {len(self.constant)}, such as {self.constant[0]}; {fix}"
-
-    @property
-    def all_blank(self) -> bool:
-        return 0 < len(self.blank) == sum(len(files) for files in self.files.values())
-
-
-def _type_errors(modality: str, sensor: Sensor, contents: Sequence[_Content]) -> Iterable[str]:
-    files: Mapping[str, list[Path]] = defaultdict(list)
-    for content in contents:
-        for name, paths in content.files.items():
-            files[name] += paths
-    most = max(files, key=lambda name: len(files[name]), default="")
-    for name, paths in files.items():
-        found = f"{modality}: images of {name}: {len(paths)}, such as {paths[0]}"
-        if sensor.dtype and name != sensor.dtype:
-            yield f"{found}, but the card's dtype is {sensor.dtype}; write them as {sensor.dtype} or mend the card"
-        elif not sensor.dtype and name != most:
-            yield f"{found}, but {len(files[most])} of {most}, such as {files[most][0]}; write all in one pixel type"
 
 
 def _preparing_errors(card: Card, records: list[Record]) -> Iterable[str]:
@@ -370,32 +246,3 @@ def _preparing_errors(card: Card, records: list[Record]) -> Iterable[str]:
                     fix = "check register, homography and calibration (poses are metres, sensor to rig)"
                     yield f"{record.files[m]}: nothing of it lies in the frame of {card.reference}; {fix}"
             return
-
-
-def difference_hash(image: Tensor) -> np.ndarray:
-    """Returns 64 bits of how an image (C, H, W) looks: where its grey, shrunk to 8 x 9, falls from left to right."""
-    grey = image.to(torch.float32).mean(0)[None, None].nan_to_num(0, 0, 0)
-    shrunk = F.interpolate(grey, (8, 9), mode="area")[0, 0]
-    return (shrunk[:, 1:] < shrunk[:, :-1]).flatten().numpy()
-
-
-def look_alikes(looks: dict[str, list[tuple[Path, np.ndarray]]]) -> Iterable[str]:
-    """Yields, for each image, the one in an earlier split that looks most like it, if it does.
-
-    Hashes of plain images, nearly all zeros or ones, say nothing.
-    """
-    told = {
-        split: [(path, bits) for path, bits in found if _PLAIN <= bits.sum() <= bits.size - _PLAIN]
-        for split, found in looks.items()
-    }
-    signs = {
-        split: np.array([bits for _, bits in found], np.float32).reshape(-1, 64) * 2 - 1
-        for split, found in told.items()
-    }
-    for (split, found), (other, others) in combinations(told.items(), 2):
-        for start in range(0, len(others), _ROWS) if found else ():
-            agreed = signs[other][start : start + _ROWS] @ signs[split].T
-            nearest = agreed.argmax(1)
-            for row in np.flatnonzero((64 - agreed.max(1)) / 2 <= _NEAR):
-                path, twin = others[start + row][0], found[nearest[row]][0]
-                yield f"{path}: in {other}, looks like {twin} in {split}; keep views of one scene in one split"

@@ -24,9 +24,18 @@ class NormAct(BatchNormAct2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        plain = not (self.training and self.track_running_stats and self.affine and self.momentum is not None)
-        kept = not (torch.is_grad_enabled() and type(self.act) in _ACTIVATIONS and isinstance(self.drop, nn.Identity))
-        if plain or kept or torch.compiler.is_compiling():
+        recomputed = (
+            self.training
+            and torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
+            and type(self.act) in _ACTIVATIONS
+            and isinstance(self.drop, nn.Identity)
+            and self.affine
+            and self.track_running_stats
+            and self.momentum is not None
+            and x.numel() > x.shape[1]  # of one value there is no variance, which timm's refuses
+        )
+        if not recomputed:
             return super().forward(x)
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)

@@ -309,8 +309,17 @@ class _Training:
         images = {
             m: x.contiguous(memory_format=torch.channels_last) for m, x in self.detector.normalise(moved.images).items()
         }
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            losses: dict[str, Tensor] = self.model(images, moved.present, moved.targets, moved.own)
+        try:
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                losses: dict[str, Tensor] = self.model(images, moved.present, moved.targets, moved.own)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            height, width = next(iter(images.values())).shape[2:]
+            raise UserError(
+                f"data.input_size: of one image of {height} x {width} the coarsest map has one place, of which a batch "
+                "norm learns nothing; use a larger size, or a larger train.batch_size"
+            ) from None
         self.optimizer.zero_grad(set_to_none=True)
         losses["total"].backward()
         norm = nn.utils.clip_grad_norm_(self.detector.parameters(), self.recipe.train.clip_norm)

@@ -127,3 +127,8 @@ def test_a_network_keeps_its_parameters_and_names():
     keep_less(net)
     assert before == {name: value.data_ptr() for name, value in net.state_dict(keep_vars=True).items()}
     assert sum(isinstance(part, NormAct) for part in net.modules()) > 20
+
+
+def test_one_value_a_channel_is_refused():
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        norm_silu(4)(torch.randn(1, 4, 1, 1))

@@ -234,3 +234,8 @@ def test_bad_and_useless_images_are_skipped_and_counted(paired_set, tmp_path, ca
     lines = capsys.readouterr().out.splitlines()
     assert "left out: 1 training images have none of rgb" in lines
     assert lines[lines.index("skipped: 1 training images can't be used") + 1].endswith("PNG, JPEG, TIFF or WebP file")
+
+
+def test_one_place_in_one_image_is_told_without_a_traceback(recipe_file, tmp_path):
+    with pytest.raises(UserError, match=r"^data.input_size: of one image of 32 x 32 the coarsest map has one place"):
+        train(recipe_file("rgb"), ["data.input_size=[32, 32]", "train.batch_size=1"], folder=tmp_path / "run")

@@ -39,9 +39,7 @@ class NormAct(BatchNormAct2d):
             return super().forward(x)
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
-        return _Recomputed.apply(
-            x, self.weight, self.bias, self.running_mean, self.running_var, self.momentum, self.eps, type(self.act)
-        )
+        return _Recomputed.apply(x, self.weight, self.bias, self)
 
 
 def batch_norm(width: int) -> nn.BatchNorm2d:
@@ -63,32 +61,23 @@ def keep_less(net: nn.Module) -> None:
 
 class _Recomputed(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        running_mean: Tensor,
-        running_var: Tensor,
-        momentum: float,
-        eps: float,
-        activation: type[nn.Module],
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: NormAct) -> Tensor:
+        statistics = (norm.running_mean, norm.running_var, True, norm.momentum, norm.eps, torch.backends.cudnn.enabled)
         normalised, mean, scale, reserve, ctx.backend = torch.ops.aten._batch_norm_impl_index(
-            x, weight, bias, running_mean, running_var, True, momentum, eps, torch.backends.cudnn.enabled
+            x, weight, bias, *statistics
         )
         ctx.save_for_backward(x, weight, bias, mean, scale, reserve)
-        ctx.eps, ctx.activation = eps, activation
-        return _ACTIVATIONS[activation][0](normalised, inplace=True)
+        ctx.eps, (activate, ctx.slope) = norm.eps, _ACTIVATIONS[type(norm.act)]
+        return activate(normalised, inplace=True)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, mean, scale, reserve = ctx.saved_tensors
         normalised = F.batch_norm(x, mean, scale.pow(-2) - ctx.eps, weight, bias, eps=ctx.eps)
-        gradient = _ACTIVATIONS[ctx.activation][1](gradient, normalised)
+        gradient = ctx.slope(gradient, normalised)
         del normalised
         found = torch.ops.aten._batch_norm_impl_index_backward(
             ctx.backend, x, gradient, weight, None, None, mean, scale, True, ctx.eps, ctx.needs_input_grad[:3], reserve
         )
-        return (*found, *(None,) * 5)
+        return (*found, None)

@@ -113,7 +113,7 @@ ALL_THERE = {"a": torch.tensor([True] * 3), "b": torch.tensor([True] * 3)}
 SOME_MISSING = {"a": torch.tensor([True, True, False]), "b": torch.tensor([True, False, True])}
 
 
-ONE_GRAPH = [{"align": "a"}, {"fusion": "gated_spatial"}, {"placement": "channels"}]
+ONE_GRAPH = [{"align": "a"}, {"fusion": "gated_spatial"}, {"placement": "channels"}, {"pyramid": "gfrnet"}]
 
 
 @pytest.fixture

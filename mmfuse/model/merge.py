@@ -63,17 +63,17 @@ class Merge(nn.Module):
         `weights` are those of each input, broadcastable to its map, found by `self.weights` if None.
         """
         given = next(x for x in inputs if x is not None)
+        there = None if present is None else sent(present, given.device)
         if weights is None:
             mask = torch.cat([self.weight.new_full((1, 1), x is not None) for x in inputs], 1)  # without a copy
-            if present is not None:
-                mask = mask * sent(present, mask.device)
+            mask = mask if there is None else mask * there
             weights = self.weights(inputs, mask).to(given.dtype).unbind(1)
         total: Tensor | None = None
         for index, (x, weight) in enumerate(zip(inputs, weights, strict=True)):
             if x is None:
                 continue
-            if present is not None and not bool(present[:, index].all()):
-                x = torch.where(sent(present[:, index, None, None, None], x.device), x, 0)
+            if present is not None and there is not None and not bool(present[:, index].all()):
+                x = torch.where(there[:, index, None, None, None], x, 0)
             total = x * weight if total is None else torch.addcmul(total, x, weight)
         assert total is not None
         return total

@@ -77,14 +77,12 @@ class PyramidNode(nn.Module):
         """Returns what the gate multiplies by: (B, W, 1, 1) or (B, W, h, w); absent maps don't count."""
         assert self.gate is not None
         attention = self.gate.kind == "attention"
-        found, masks = [], []
-        for place in self.gate.by:
-            x = maps[place]
-            if x is not None:
-                found.append(x.amax((2, 3), keepdim=True) if attention else x)
-                masks.append(torch.ones(len(x), dtype=torch.bool) if present is None else present[:, place])
-        stack = torch.stack(found)
-        there = sent(torch.stack(masks), stack.device)[..., None, None, None]
+        found = {place: x for place in self.gate.by if (x := maps[place]) is not None}
+        stack = torch.stack([x.amax((2, 3), keepdim=True) if attention else x for x in found.values()])
+        there = stack.new_ones(stack.shape[:2], dtype=torch.bool)
+        if present is not None:
+            there = sent(present[:, list(found)].T, stack.device)
+        there = there[..., None, None, None]
         if attention:
             return torch.where(there, stack, -torch.inf).amax(0).sigmoid()
         mean = torch.where(there, stack, 0).sum(0) / there.sum(0)

@@ -16,13 +16,14 @@ from typing import Any
 from unittest.mock import patch
 
 from benchmarks.results import Row
-from mmfuse.config import DataRecipe, ModelRecipe, Recipe, TrainRecipe
+from mmfuse.recipes import DataRecipe, ModelRecipe, Recipe, TrainRecipe
 from mmfuse.data.loader import TrainLoader
-from mmfuse.data.synthetic import generate
+from mmfuse.embedded.dataset import generate
 from mmfuse.errors import UserError
-from mmfuse.evaluate import coco
+from mmfuse.evaluation import coco
 from mmfuse.sample import Batch
-from mmfuse.train import checkpoint, loop
+from mmfuse.model import checkpoint
+from mmfuse.training import loop
 
 DATA, STEPS, INFERENCE, SCORING, SAVING = "waiting for data", "steps", "inference", "scoring", "checkpoints"
 REST, WHOLE = "rest", "epoch"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mmfuse.errors import UserError
 from mmfuse.model.build import create_detector
 from mmfuse.model.detector import FusionDetector
-from mmfuse.model.weights import import_effdet
+from mmfuse.model.effdet_weights import import_effdet
 from mmfuse.scaling import PUBLISHED
 
 with warnings.catch_warnings():

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks.side_by_side import Ratio
-from mmfuse.config import write_whole
+from mmfuse.recipes import write_whole
 from mmfuse.errors import UserError
 from mmfuse.report.tables import markdown_table
 

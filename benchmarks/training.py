@@ -23,10 +23,10 @@ from benchmarks.drawing import draw_objects
 from benchmarks.reference import DetBenchTrain, pair
 from benchmarks.results import Bar, Row, count_rows, time_rows
 from benchmarks.side_by_side import LAYOUTS, device, fastest, side_by_side
-from mmfuse.config import TrainRecipe
+from mmfuse.recipes import TrainRecipe
 from mmfuse.sample import Targets
-from mmfuse.train.branches import StepLoss
-from mmfuse.train.optim import build_optimizer
+from mmfuse.training.branches import StepLoss
+from mmfuse.training.optim import build_optimizer
 
 Step = Callable[[], Tensor]
 """Trains once and returns the losses (3,): total, class, box."""
@@ -70,7 +70,7 @@ def theirs(size: str, side: int, batch: int, classes: int, objects: int, layout:
 
 
 def ours(size: str, side: int, batch: int, classes: int, objects: int, layout: str) -> Step:
-    """Returns our step, made of the parts that `mmfuse.train.loop` makes it of."""
+    """Returns our step, made of the parts that `mmfuse.training.loop` makes it of."""
     images, targets = _batch(side, batch, classes, objects)
     detector = pair(size, side, classes)[1].to(device()).to(memory_format=LAYOUTS[layout]).train()
     model, present = StepLoss(detector, TrainRecipe()), {"rgb": torch.ones(batch, dtype=torch.bool)}

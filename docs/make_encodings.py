@@ -7,9 +7,9 @@ import torch
 from matplotlib.figure import Figure
 
 from mmfuse.calibration import Calibration
-from mmfuse.config import write_whole
-from mmfuse.data.images import prepare_scene
-from mmfuse.data.synthetic import COUNT_AT_ZERO, COUNTS_PER_DEGREE, FAR, NEAR, draw
+from mmfuse.recipes import write_whole
+from mmfuse.data.images.scenes import prepare_scene
+from mmfuse.embedded.dataset import COUNT_AT_ZERO, COUNTS_PER_DEGREE, FAR, NEAR, draw
 from mmfuse.report.pictures import displayable
 from mmfuse.sensor import Sensor
 

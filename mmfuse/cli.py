@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from mmfuse.compare import compare
-from mmfuse.convert import Conversion, ConvertedCard, from_effdet, from_nyu, from_ultralytics, to_coco, to_effdet
-from mmfuse.data.archives import unpack
-from mmfuse.data.check import check
-from mmfuse.data.synthetic import generate
+from mmfuse.convert.datasets import Conversion, ConvertedCard, from_effdet, from_nyu, from_ultralytics, to_coco, to_effdet
+from mmfuse.convert.archives import unpack
+from mmfuse.data.checks.check import check
+from mmfuse.embedded.dataset import generate
 from mmfuse.demo import demo
 from mmfuse.errors import UserError
-from mmfuse.evaluate.corruptions import CORRUPTIONS
+from mmfuse.evaluation.corruptions import CORRUPTIONS
 from mmfuse.predict import predict
 from mmfuse.report.tables import other_scores_text, robustness_markdown, scores_text, shares_markdown
 from mmfuse.robustness import robustness
-from mmfuse.score import evaluate
+from mmfuse.evaluation.score import evaluate
 from mmfuse.shares import shares
-from mmfuse.train.loop import Run, train
+from mmfuse.training.loop import Run, train
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,18 +14,18 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from mmfuse.config import Recipe, load_recipe, write_whole
-from mmfuse.data.images import load_sample
-from mmfuse.data.readers import Record
+from mmfuse.recipes import Recipe, load_recipe, write_whole
+from mmfuse.data.images.scenes import load_sample
+from mmfuse.data.annotations.readers import Record
 from mmfuse.errors import UserError, unknown_name
-from mmfuse.evaluate.significance import Difference, difference, hardest, match, resampled_ap
+from mmfuse.evaluation.significance import Difference, difference, hardest, match, resampled_ap
 from mmfuse.model.detector import Detector, FusionDetector
 from mmfuse.report.charts import comparison_bars, share_heatmap, training_curves
 from mmfuse.report.pictures import GalleryRow, gallery
 from mmfuse.report.tables import comparison_markdown
-from mmfuse.score import Evaluation, evaluate
-from mmfuse.train.environment import environment
-from mmfuse.train.loop import Run, prepare, train
+from mmfuse.evaluation.score import Evaluation, evaluate
+from mmfuse.environment import environment
+from mmfuse.training.loop import Run, prepare, train
 
 SEEDS_NEEDED = 3
 """How many training seeds a model shares with each single modality before a verdict is given."""

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from mmfuse.compare import compare
-from mmfuse.config import DataRecipe, ModelRecipe, Recipe, TrainRecipe, save_yaml
-from mmfuse.data.synthetic import generate
+from mmfuse.recipes import DataRecipe, ModelRecipe, Recipe, TrainRecipe, save_yaml
+from mmfuse.embedded.dataset import generate
 
 RECIPE = Recipe(
     name="demo",

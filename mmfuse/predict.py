@@ -5,13 +5,13 @@ from pathlib import Path
 
 import torch
 
-from mmfuse.data.images import read_scene
+from mmfuse.data.images.scenes import read_scene
 from mmfuse.data.transforms import letterbox
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.report.pictures import overlay
 from mmfuse.sample import Detections
-from mmfuse.train.checkpoint import load
-from mmfuse.train.loop import Run, prepare_size
+from mmfuse.model.checkpoint import load
+from mmfuse.training.loop import Run, prepare_size
 
 
 def predict(

@@ -8,17 +8,17 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mmfuse.config import write_whole
-from mmfuse.data.readers import Record, split_digest
+from mmfuse.recipes import write_whole
+from mmfuse.data.annotations.readers import Record, split_digest
 from mmfuse.errors import UserError, unknown_name
-from mmfuse.evaluate.coco import coco_scores
-from mmfuse.evaluate.corruptions import CORRUPTIONS, SEVERITIES
-from mmfuse.evaluate.robustness import Trial
+from mmfuse.evaluation.coco import coco_scores
+from mmfuse.evaluation.corruptions import CORRUPTIONS, SEVERITIES
+from mmfuse.evaluation.robustness import Trial
 from mmfuse.report.charts import robustness_curves
 from mmfuse.report.tables import robustness_markdown
-from mmfuse.score import evaluate
-from mmfuse.train.environment import environment
-from mmfuse.train.loop import Run, prepare_size
+from mmfuse.evaluation.score import evaluate
+from mmfuse.environment import environment
+from mmfuse.training.loop import Run, prepare_size
 
 
 def robustness(
@@ -40,7 +40,7 @@ def robustness(
         run: the run or its folder.
         split: the split to score on.
         modalities: the modalities to corrupt, each on its own; all if empty.
-        corruptions: names of `mmfuse.evaluate.corruptions.CORRUPTIONS`; all that suit if empty.
+        corruptions: names of `mmfuse.evaluation.corruptions.CORRUPTIONS`; all that suit if empty.
         limit: how many images to score, evenly spaced over the split; all if None.
         seed: seed of the corruptions.
 

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmfuse.config import write_whole
-from mmfuse.data.cache import ImageCache
+from mmfuse.recipes import write_whole
+from mmfuse.data.images.cache import ImageCache
 from mmfuse.data.loader import eval_loader
 from mmfuse.errors import UserError
-from mmfuse.evaluate.coco import Scores
-from mmfuse.evaluate.inference import collect
+from mmfuse.evaluation.coco import Scores
+from mmfuse.evaluation.inference import collect
 from mmfuse.model.detector import FusionDetector
 from mmfuse.model.fusion import Gated
 from mmfuse.model.merge import Merge
@@ -26,10 +26,10 @@ from mmfuse.model.pyramid import Pyramid, propagated
 from mmfuse.report.charts import share_panels
 from mmfuse.report.tables import shares_markdown
 from mmfuse.sample import Batch
-from mmfuse.score import evaluate
-from mmfuse.train.checkpoint import load
-from mmfuse.train.environment import environment
-from mmfuse.train.loop import Run, prepare_size
+from mmfuse.evaluation.score import evaluate
+from mmfuse.model.checkpoint import load
+from mmfuse.environment import environment
+from mmfuse.training.loop import Run, prepare_size
 
 FEWEST_PAIRS = 3
 TIE = 1e-6

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmfuse.data.synthetic import generate
+from mmfuse.embedded.dataset import generate
 
 torch.set_num_threads(1)
 

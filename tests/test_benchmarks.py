@@ -10,7 +10,7 @@ from benchmarks import forward, growth, loader, losses, postprocess, results, tr
 from benchmarks.__main__ import MODULES, main
 from benchmarks.results import Bar, Row
 from benchmarks.side_by_side import alternate, fastest, median, side_by_side
-from mmfuse.config import DataRecipe
+from mmfuse.recipes import DataRecipe
 from mmfuse.errors import UserError
 from mmfuse.model.fusion import FUSIONS
 

@@ -6,7 +6,7 @@ import yaml
 
 from mmfuse import demo as demo_module
 from mmfuse.cli import main
-from mmfuse.train.loop import Run
+from mmfuse.training.loop import Run
 
 
 @pytest.fixture

@@ -7,14 +7,14 @@ import torch
 from PIL import Image
 
 from mmfuse import compare as compare_module
-from mmfuse.config import Recipe, save_yaml
-from mmfuse.data.records import Record
+from mmfuse.recipes import Recipe, save_yaml
+from mmfuse.data.annotations.records import Record
 from mmfuse.errors import UserError
-from mmfuse.evaluate.coco import coco_scores
+from mmfuse.evaluation.coco import coco_scores
 from mmfuse.predict import predict
 from mmfuse.sample import Detections
-from mmfuse.score import Evaluation, evaluate
-from mmfuse.train.loop import train
+from mmfuse.evaluation.score import Evaluation, evaluate
+from mmfuse.training.loop import train
 
 compare = compare_module if callable(compare_module) else compare_module.compare
 MODULE = compare.__globals__

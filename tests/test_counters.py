@@ -6,11 +6,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.counters import count
 from benchmarks.losses import check, problem, sides
-from mmfuse.config import TrainRecipe
+from mmfuse.recipes import TrainRecipe
 from mmfuse.model import losses
 from mmfuse.model.build import create_detector
 from mmfuse.sample import Targets
-from mmfuse.train.branches import StepLoss
+from mmfuse.training.branches import StepLoss
 
 TEN = torch.arange(10.0)
 

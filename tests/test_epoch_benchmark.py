@@ -3,10 +3,10 @@ import time
 import pytest
 
 from benchmarks import epoch
-from mmfuse.config import load_recipe
+from mmfuse.recipes import load_recipe
 from mmfuse.data.loader import TrainLoader
 from mmfuse.errors import UserError
-from mmfuse.train import loop
+from mmfuse.training import loop
 
 
 def test_each_part_counts_where_it_is_spent_and_the_first_epoch_does_not(recipe_file, tmp_path, monkeypatch):

@@ -8,15 +8,15 @@ import torch
 from PIL import Image
 
 from mmfuse.calibration import Calibration
-from mmfuse.config import DataRecipe, ModelRecipe, Recipe, save_yaml
-from mmfuse.data.images import prepare_scene, read_image
+from mmfuse.recipes import DataRecipe, ModelRecipe, Recipe, save_yaml
+from mmfuse.data.images.scenes import prepare_scene, read_image
 from mmfuse.data.transforms import letterbox
 from mmfuse.errors import UserError
 from mmfuse.model.build import create_detector
 from mmfuse.predict import predict
 from mmfuse.sensor import Sensor
-from mmfuse.train.checkpoint import load, save_detector
-from mmfuse.train.loop import Run
+from mmfuse.model.checkpoint import load, save_detector
+from mmfuse.training.loop import Run
 
 CAMERA = Calibration((128, 96), (100.0, 100.0, 63.5, 47.5))
 

@@ -6,12 +6,12 @@ from typing import get_args
 import pytest
 import torch
 
-from mmfuse.config import load_recipe, read_yaml
+from mmfuse.recipes import load_recipe, read_yaml
 from mmfuse.model.build import create_detector
 from mmfuse.model.fusion import FUSIONS
 from mmfuse.model.graphs import PYRAMIDS, Placement
 from mmfuse.sensor import Sensor
-from mmfuse.train.loop import prepare_size
+from mmfuse.training.loop import prepare_size
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "configs").rglob("*.yaml"))

@@ -4,10 +4,10 @@ import pytest
 
 from mmfuse.cli import main
 from mmfuse.errors import UserError
-from mmfuse.evaluate.robustness import Trial
+from mmfuse.evaluation.robustness import Trial
 from mmfuse.robustness import robustness
-from mmfuse.score import evaluate
-from mmfuse.train.loop import Run, train
+from mmfuse.evaluation.score import evaluate
+from mmfuse.training.loop import Run, train
 
 
 @pytest.fixture(scope="module")

@@ -82,20 +82,20 @@ from . import anchors
 from .heads import Head
 from ..train import loop
 def late():
-    from mmfuse.data.cards import load_card
+    from mmfuse.data.annotations.cards import load_card
 import torch
 """
     found = imported(ast.parse(text), "mmfuse.model.x", False)
-    assert found >= {"mmfuse.cli", "mmfuse.boxes", "mmfuse", "mmfuse.model.heads", "mmfuse.data.cards"}
+    assert found >= {"mmfuse.cli", "mmfuse.boxes", "mmfuse", "mmfuse.model.heads", "mmfuse.data.annotations.cards"}
     assert any(name.startswith("mmfuse.train") for name in found)
     assert any(name.startswith("mmfuse.model") and "heads" not in name for name in found)
     assert "torch" not in found
     assert climbs(
-        "mmfuse.model.x", {"mmfuse.boxes", "mmfuse.model.y", "mmfuse.data.cards", "mmfuse.cli", "mmfuse"}
+        "mmfuse.model.x", {"mmfuse.boxes", "mmfuse.model.y", "mmfuse.data.annotations.cards", "mmfuse.cli", "mmfuse"}
     ) == [
         "mmfuse",
         "mmfuse.cli",
-        "mmfuse.data.cards",
+        "mmfuse.data.annotations.cards",
     ]
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmfuse.calibration import Calibration
-from mmfuse.data.encodings import prepare
+from mmfuse.data.images.encodings import prepare
 from mmfuse.errors import UserError
 from mmfuse.sensor import DEPTH as DEPTH_ENCODINGS
 from mmfuse.sensor import Sensor

@@ -12,7 +12,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import affine_image
 
 from mmfuse import boxes as box_maths
-from mmfuse.config import DataRecipe
+from mmfuse.recipes import DataRecipe
 from mmfuse.sample import Sample
 from mmfuse.sensor import Sensor
 

@@ -17,7 +17,7 @@ from mmfuse.model.backbones import Backbone, default_name
 from mmfuse.model.detector import SHARED, STACKED, Detector, FusionDetector
 from mmfuse.model.ensemble import BoxEnsemble
 from mmfuse.model.fusion import merge_type
-from mmfuse.model.weights import import_effdet, read_checkpoint
+from mmfuse.model.effdet_weights import import_effdet, read_checkpoint
 from mmfuse.sensor import Sensor
 
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from mmfuse.evaluate.significance import Difference, hardest
+from mmfuse.evaluation.significance import Difference, hardest
 
 NOTHING = "–"
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmfuse.data.records import Record
+from mmfuse.data.annotations.records import Record
 
 
 @pytest.fixture(scope="module")

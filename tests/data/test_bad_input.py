@@ -13,10 +13,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from mmfuse.data.cards import load_card
-from mmfuse.data.check import check
-from mmfuse.data.images import load_sample, read_image
-from mmfuse.data.readers import coco_ground_truth, read_split
+from mmfuse.data.annotations.cards import load_card
+from mmfuse.data.checks.check import check
+from mmfuse.data.images.scenes import load_sample, read_image
+from mmfuse.data.annotations.readers import coco_ground_truth, read_split
 from mmfuse.errors import UserError
 from mmfuse.sensor import Sensor
 

@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 
 from mmfuse.calibration import Calibration
-from mmfuse.config import DataRecipe
-from mmfuse.data import cache as cache_module
-from mmfuse.data.cache import ImageCache
-from mmfuse.data.cards import Card
+from mmfuse.recipes import DataRecipe
+from mmfuse.data.images import cache as cache_module
+from mmfuse.data.images.cache import ImageCache
+from mmfuse.data.annotations.cards import Card
 from mmfuse.data.loader import eval_loader, fill_cache, train_loader
 from mmfuse.errors import UserError
 from mmfuse.sensor import Sensor

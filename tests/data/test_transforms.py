@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms.v2 import functional as V
 
-from mmfuse.config import DataRecipe
+from mmfuse.recipes import DataRecipe
 from mmfuse.data.transforms import augment, letterbox
 from mmfuse.sample import Sample
 from mmfuse.sensor import Sensor

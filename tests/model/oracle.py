@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mmfuse.model.build import create_detector
 from mmfuse.model.detector import FusionDetector
-from mmfuse.model.weights import import_effdet
+from mmfuse.model.effdet_weights import import_effdet
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # effdet uses torch.jit.script

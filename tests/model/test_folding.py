@@ -10,7 +10,7 @@ from mmfuse.model.backbones import Backbone
 from mmfuse.model.build import create_detector
 from mmfuse.model.folding import fold_norms
 from mmfuse.model.fusion import FUSIONS
-from mmfuse.train.checkpoint import save_detector
+from mmfuse.model.checkpoint import save_detector
 
 
 def stirred(detector):

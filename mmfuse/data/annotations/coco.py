@@ -1,0 +1,233 @@
+"""Reads COCO JSON whose images name a file for each modality, or one file name that the card's layout completes."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from mmfuse.calibration import Calibration
+from mmfuse.recipes import build
+from mmfuse.data.annotations.cards import Card, inside
+from mmfuse.data.annotations.layout import Entries, Entry, calibrations, entry_files, image_size
+from mmfuse.data.annotations.records import Mark, Objects, Reading, make_record, objects_from
+from mmfuse.errors import UserError, unknown_name
+
+_NAN = float("nan")
+
+
+def read_coco(card: Card, split: str) -> Reading:
+    """Reads COCO JSON; categories are matched by name, and one that the file doesn't list by its id as a name.
+
+    Without a layout, an image's `modalities` map each to its file below the root, and it may have a `condition`, a
+    `sequence`, `calibration` (of modalities) and `onto` (of the reference) as in `Record`, and `objects_of`: for other
+    modalities, their own annotations. With one, `file_name` is the entry. An
+    annotation may have an `occlusion`. The areas in the file aren't used: an object's area is that of its box.
+    """
+    useless = {
+        "labels.one_based": card.labels.one_based,
+        "layout.annotations": card.layout and card.layout.annotations,
+        "layout.tolerance": card.layout and card.layout.tolerance is not None,
+    }
+    for key in (key for key, given in useless.items() if given):
+        raise UserError(f"{card.path}: {key}: has no use for COCO JSON; remove it")
+    path = inside(card.root, card.splits[split].file, f"{card.path}: splits.{split}")
+    maker = Entries(card, split) if card.layout else None
+    tables, has_nan = _read_json(path)
+    reading = Reading()
+
+    def wrong(message: str) -> None:
+        reading.errors.append(f"{path}: {message}")
+
+    names = _category_names(tables["categories"], wrong)
+    images = _images(tables["images"], wrong)
+    marks: dict[int, list[Mark]] = {image_id: [] for image_id in images}
+    seen = set()
+    for annotation in tables["annotations"]:
+        number, image_id = annotation.get("id"), annotation.get("image_id")
+        if not _is_int(number) or number in seen:
+            wrong(f"annotation {number!r}: its id is not a whole number of its own; give it one")
+            continue
+        seen.add(number)
+        if not _is_int(image_id) or image_id not in images:
+            wrong(f"annotation {number}: there is no image {image_id!r}; remove the annotation or add the image")
+        elif mark := _mark(annotation, names, card, f"{path}: annotation {number}", reading.errors):
+            marks[image_id].append(mark)
+    if 0 in seen:
+        reading.warnings.append(f"{path}: annotation 0: pycocotools loses a match of the id 0; count ids from 1")
+
+    taken = 0
+    for image_id, image in images.items():
+        where = f"{path}: image {image_id}"
+        try:
+            entry = maker.make(str(image.get("file_name")), where) if maker else None
+        except UserError as error:
+            reading.errors.append(str(error))
+            continue
+        if maker and entry and not maker.chosen(entry.name):
+            continue
+        taken += 1
+        files = entry_files(card, entry, reading) if entry else _named_files(card, image, where, reading)
+        size = _size(image, card, where, reading)
+        tags = _tags(card, image, entry, where, reading)
+        if size is None:
+            continue
+        objects = objects_from(marks[image_id], card.reference, size, card, reading)
+        try:
+            found = calibrations(card, entry) if entry else _calibrations(card, image, where)
+        except UserError as error:
+            reading.errors.append(str(error))
+            continue
+        if files is not None:
+            others = _objects_of(card, image, names, files, where, reading)
+            reading.records.append(make_record(image_id, files, size, objects, others, *tags, *found))
+    if not tables["images"]:
+        wrong("holds no image; add some or remove the split from the card")
+    elif not taken and not reading.errors:
+        wrong(f"none of its images is in the split; check splits.{split} of {card.path}")
+    if has_nan and not reading.errors:
+        wrong("holds NaN or Infinity, which JSON has no word for; write numbers")
+    return reading
+
+
+def _category_names(categories: list[dict[str, Any]], wrong: Callable[[str], None]) -> dict[int, str]:
+    names: dict[int, str] = {}
+    for category in categories:
+        number, name = category.get("id"), category.get("name")
+        if not _is_int(number) or number in names:
+            wrong(f"category {name!r}: the id {number!r} is not a whole number of its own; give it one")
+        else:
+            names[number] = str(name)
+    return names
+
+
+def _images(table: list[dict[str, Any]], wrong: Callable[[str], None]) -> dict[int, dict[str, Any]]:
+    images: dict[int, dict[str, Any]] = {}
+    for image in table:
+        image_id = image.get("id")
+        if not _is_int(image_id) or image_id in images:
+            wrong(f"image {image_id!r}: its id is not a whole number of its own; give it one")
+        else:
+            images[image_id] = image
+    return images
+
+
+def _mark(annotation: dict[str, Any], names: dict[int, str], card: Card, where: str, errors: list[str]) -> Mark | None:
+    category_id, bbox, occlusion = (annotation.get(key) for key in ("category_id", "bbox", "occlusion"))
+    name = names.get(category_id, str(category_id)) if _is_int(category_id) else ""
+    if not _is_int(category_id) or (category_id not in names and card.labels_of(name) is None):
+        errors.append(f"{where}: there is no category {category_id!r}; add it to the categories")
+        return None
+    box = (_NAN, _NAN, _NAN, _NAN)
+    if isinstance(bbox, list) and len(bbox) == 4 and all(isinstance(v, int | float) and abs(v) < 1e9 for v in bbox):
+        x, y, w, h = bbox
+        box = (x, y, x + w, y + h)
+    crowd = bool(annotation.get("iscrowd"))
+    return Mark(name, box, repr(bbox), where, crowd, occlusion if _is_int(occlusion) and abs(occlusion) < 100 else None)
+
+
+def _size(image: dict[str, Any], card: Card, where: str, reading: Reading) -> tuple[int, int] | None:
+    width, height = image.get("width"), image.get("height")
+    left, top, right, bottom = card.modalities[card.reference].border
+    if _is_int(width) and _is_int(height) and width > left + right and height > top + bottom:
+        return width - left - right, height - top - bottom
+    fix = "give the image's size"
+    reading.errors.append(f"{where}: width {width!r} and height {height!r} are not both pixels; {fix}")
+    return None
+
+
+def _tags(
+    card: Card, image: dict[str, Any], entry: Entry | None, where: str, reading: Reading
+) -> tuple[str | None, str | None]:
+    condition, sequence = image.get("condition"), image.get("sequence")
+    if entry and card.layout:
+        condition = entry.condition if card.layout.tags else condition
+        sequence = entry.sequence if card.layout.sequence else sequence
+    if condition is not None and card.conditions and condition not in card.conditions:
+        reading.errors.append(f"{where}: {unknown_name(condition, card.conditions, f'condition of {card.path}')}")
+    return None if condition is None else str(condition), None if sequence is None else str(sequence)
+
+
+def _objects_of(
+    card: Card,
+    image: dict[str, Any],
+    names: dict[int, str],
+    files: dict[str, Path],
+    where: str,
+    reading: Reading,
+) -> dict[str, Objects]:
+    tables = image.get("objects_of", {})
+    if not isinstance(tables, dict) or not all(m in files and _is_table(table) for m, table in tables.items()):
+        reading.errors.append(f"{where}: 'objects_of' doesn't map modalities of the image to annotations; mend it")
+        return {}
+    objects = {}
+    for m, table in tables.items():
+        places = [f"{where}: objects_of.{m}[{i}]" for i in range(len(table))]
+        marks = [_mark(a, names, card, place, reading.errors) for a, place in zip(table, places, strict=True)]
+        try:
+            size = image_size(files[m], card.modalities[m].border)
+        except UserError as error:
+            reading.errors.append(str(error))
+        else:
+            objects[m] = objects_from([mark for mark in marks if mark], m, size, card, reading)
+    return objects
+
+
+def _calibrations(card: Card, image: dict[str, Any], where: str) -> tuple[dict[str, Calibration], Calibration | None]:
+    own = image.get("calibration", {})
+    if not isinstance(own, dict) or not own.keys() <= card.modalities.keys():
+        raise UserError(f"{where}: 'calibration' doesn't map modalities of the card to calibrations; mend it")
+    found = {m: build(Calibration, values, f"{where}: calibration.{m}") for m, values in own.items()}
+    onto = image.get("onto")
+    return found, None if onto is None else build(Calibration, onto, f"{where}: onto")
+
+
+def _named_files(card: Card, image: dict[str, Any], where: str, reading: Reading) -> dict[str, Path] | None:
+    names = image.get("modalities")
+    if not isinstance(names, dict):
+        reading.errors.append(f"{where}: has no 'modalities'; map each modality to its file")
+        return None
+    files, wrong = {}, False
+    for m in card.modalities:
+        name = names.get(m)
+        if name is None and card.missing == "allow":
+            continue
+        try:
+            if not isinstance(name, str) or not name:
+                raise UserError(f"{where}: has no file for the modality {m!r}; add it or remove the image")
+            inside(card.root, name, where)
+        except UserError as error:
+            reading.errors.append(str(error))
+            wrong = True
+        else:
+            files[m] = card.root / name
+    if not files and not wrong:
+        reading.errors.append(f"{where}: has no file of any sensor; remove the image")
+    return None if wrong or not files else files
+
+
+def _read_json(path: Path) -> tuple[dict[str, list[dict[str, Any]]], bool]:
+    constants: list[str] = []
+
+    def keep_constant(text: str) -> float:
+        constants.append(text)
+        return float(text.replace("Infinity", "inf"))
+
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=keep_constant)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; check the path in the card") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is not JSON: {error}; write it anew") from None
+    for key in ("images", "annotations", "categories"):
+        table = values.get(key) if isinstance(values, dict) else None
+        if not _is_table(table):
+            raise UserError(f"{path}: {key!r} is not a list of mappings; write COCO JSON")
+    return values, bool(constants)
+
+
+def _is_table(value: Any) -> TypeGuard[list[dict[str, Any]]]:
+    return isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
+
+
+def _is_int(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)

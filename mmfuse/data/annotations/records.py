@@ -1,0 +1,194 @@
+"""What every reader makes: one record for each image, from the objects that its annotation file names."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from mmfuse.calibration import Calibration
+from mmfuse.data.annotations.cards import Card
+from mmfuse.errors import unknown_name
+from mmfuse.sensor import Sensor
+
+_TOO_LARGE = 1e9
+
+
+@dataclass(frozen=True, eq=False)
+class Objects:
+    """Objects of one image: `boxes` (N, 4), `labels` (N,), `ignore` (N,) and `occlusion` (N,) as in `Record`.
+
+    `size` is the width and height of the image in whose pixels the boxes are.
+    """
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    ignore: np.ndarray
+    size: tuple[int, int]
+    occlusion: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """One image of every sensor, on disk, with its objects.
+
+    `files` maps a modality to its file. `boxes` (N, 4) are xyxy pixels, float32, inside the image of `width` x `height`
+    pixels; `labels` (N,) int64 count the card's classes from 0; `ignore` (N,) bool marks crowds and ignore regions,
+    which are neither learnt nor scored. `condition` is a tag such as night; images of one `sequence` show the same
+    scene. `occlusion` (N,) int64 is the dataset's own degree, -1 where not given, None if no object has one. All this
+    is of the card's reference image; `objects_of` holds what was labelled on the images of other modalities as well.
+    `calibration` has that of modalities whose sensor moved or changed from image to image, `onto` that of the reference
+    if it did; the card's holds otherwise.
+    """
+
+    image_id: int
+    files: dict[str, Path]
+    width: int
+    height: int
+    boxes: np.ndarray
+    labels: np.ndarray
+    ignore: np.ndarray
+    condition: str | None = None
+    sequence: str | None = None
+    occlusion: np.ndarray | None = None
+    objects_of: dict[str, Objects] = field(default_factory=dict)
+    calibration: dict[str, Calibration] = field(default_factory=dict)
+    onto: Calibration | None = None
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One object as an annotation file has it.
+
+    `box` is xyxy pixels, NaN where the file has no number; `shown` is the box in the file's own words and `where` its
+    place, both for messages.
+    """
+
+    label: str
+    box: tuple[float, float, float, float]
+    shown: str
+    where: str
+    ignore: bool = False
+    occlusion: int | None = None
+
+
+@dataclass
+class Reading:
+    """What a reader found in a split: the good records, one line for each problem, and how many boxes were changed.
+
+    `clipped` counts the boxes that reached more than a pixel out of their image, `left_out` the bad boxes that the card
+    drops, `unknown` the names of objects that the card doesn't know.
+    """
+
+    records: list[Record] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    clipped: int = 0
+    left_out: int = 0
+    unknown: set[str] = field(default_factory=set)
+
+
+def make_record(
+    image_id: int,
+    files: dict[str, Path],
+    size: tuple[int, int],
+    objects: Objects,
+    objects_of: dict[str, Objects],
+    condition: str | None,
+    sequence: str | None,
+    calibration: dict[str, Calibration] | None = None,
+    onto: Calibration | None = None,
+) -> Record:
+    """Returns the record of an image of `size` (width, height)."""
+    return Record(
+        image_id,
+        files,
+        *size,
+        objects.boxes,
+        objects.labels,
+        objects.ignore,
+        condition,
+        sequence,
+        objects.occlusion,
+        objects_of,
+        calibration or {},
+        onto,
+    )
+
+
+def own_objects(record: Record, modality: str, sensor: Sensor) -> Objects | None:
+    """Returns what was labelled on the image of a modality, in pixels of the record.
+
+    None where nothing was, and where the image is warped into the reference frame, in which boxes can't follow.
+    """
+    objects = record.objects_of.get(modality)
+    if objects is None or sensor.register not in ("none", "resize"):
+        return None
+    size = (record.width, record.height)
+    scale = np.tile(np.divide(size, objects.size), 2).astype(np.float32)
+    return replace(objects, boxes=objects.boxes * scale, size=size)
+
+
+def seen_alone(records: Iterable[Record], modality: str, sensor: Sensor) -> list[Record]:
+    """Returns the records with a modality's own objects in place of the reference's, where it has some of its own."""
+    found = []
+    for record in records:
+        own = own_objects(record, modality, sensor)
+        if own is not None:
+            record = replace(record, boxes=own.boxes, labels=own.labels, ignore=own.ignore, occlusion=own.occlusion)
+        found.append(record)
+    return found
+
+
+def objects_from(marks: Iterable[Mark], modality: str, size: tuple[int, int], card: Card, reading: Reading) -> Objects:
+    """Returns the objects that the card wants of an image of `size` (width, height), clipped to it.
+
+    Marks are in pixels of the file of that modality, whose border is cut off. A region that is ignored for several
+    classes stands once for each. Faults go to `reading`, an unknown name once.
+    """
+    rows: list[tuple[np.ndarray, int, bool, int | None]] = []
+    for mark in marks:
+        found = card.labels_of(mark.label)
+        if found is None and mark.label not in reading.unknown:
+            reading.unknown.add(mark.label)
+            problem = unknown_name(mark.label, card.classes, f"class of {card.path}")
+            reading.errors.append(f"{mark.where}: {problem}; or name it in labels: aliases, ignored or dropped")
+        if not found or not found[0]:
+            continue
+        box = _box(mark, card.modalities[modality].border[:2], size, card, reading)
+        if box is not None:
+            labels, ignore = found
+            rows += [(box, label, ignore or mark.ignore, mark.occlusion) for label in labels]
+    occlusion = [-1 if row[3] is None else row[3] for row in rows]
+    return Objects(
+        np.array([row[0] for row in rows], np.float32).reshape(-1, 4),
+        np.array([row[1] for row in rows], np.int64),
+        np.array([row[2] for row in rows], bool),
+        size,
+        np.array(occlusion, np.int64) if any(row[3] is not None for row in rows) else None,
+    )
+
+
+def _box(mark: Mark, corner: tuple[int, int], size: tuple[int, int], card: Card, reading: Reading) -> np.ndarray | None:
+    x1, y1, x2, y2 = mark.box
+    if not all(abs(v) < _TOO_LARGE for v in mark.box):
+        reading.errors.append(f"{mark.where}: box {mark.shown} is not four finite numbers; mend or remove it")
+        return None
+    if card.labels.one_based:
+        x1, y1 = x1 - 1, y1 - 1
+    x1, y1, x2, y2 = x1 - corner[0], y1 - corner[1], x2 - corner[0], y2 - corner[1]
+    width, height = size
+    inside_image = np.array([max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)], np.float32)
+    problem = ""
+    if not (x2 > x1 and y2 > y1):
+        problem = "has no area"
+    elif not (inside_image[2:] > inside_image[:2]).all():
+        problem = f"lies outside the image of {width} x {height} pixels"
+    if problem and card.labels.bad_boxes == "drop":
+        reading.left_out += 1
+        return None
+    if problem:
+        reading.errors.append(f"{mark.where}: box {mark.shown} {problem}; mend or remove it, or set labels.bad_boxes")
+        return None
+    reading.clipped += max(-x1, -y1, x2 - width, y2 - height) > 1
+    return inside_image

@@ -1,0 +1,101 @@
+"""Scores a trained run on a split of its dataset."""
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmfuse.recipes import write_whole
+from mmfuse.data.images.cache import ImageCache
+from mmfuse.data.annotations.cards import Card
+from mmfuse.data.loader import eval_loader
+from mmfuse.data.annotations.readers import Record, read_split, split_digest
+from mmfuse.errors import UserError, unknown_name
+from mmfuse.evaluation.coco import Scores, coco_scores
+from mmfuse.evaluation.inference import collect
+from mmfuse.evaluation.miss_rate import ALL, REASONABLE, miss_rates
+from mmfuse.evaluation.voc import voc_scores
+from mmfuse.model.detector import Detector
+from mmfuse.sample import Detections
+from mmfuse.model.checkpoint import load
+from mmfuse.environment import environment
+from mmfuse.training.loop import Run, counted, prepare
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A detector's scores on a split, with what they were computed from.
+
+    `records` hold the objects that counted, `digest` is that of the split whichever these are. `others` are the scores
+    by the card's own `metrics`, as plain values.
+    """
+
+    detector: Detector
+    records: Sequence[Record]
+    digest: str
+    detections: dict[int, Detections]
+    scores: Scores
+    others: dict[str, dict[str, Any]]
+
+
+def evaluate(
+    run: str | Path | Run, *, split: str = "test", without: Collection[str] = (), soft: bool = False
+) -> Evaluation:
+    """Scores a run's best detector on a split and writes `SPLIT[-without-M…][-soft].json` into the run folder.
+
+    `without` names modalities to leave out, as if those sensors were broken; `soft` uses Soft-NMS. The file holds the
+    digest of the split, so that a result can be tied to its images.
+
+    Raises:
+        UserError: the run, the split or a modality doesn't exist.
+    """
+    run = run if isinstance(run, Run) else Run(Path(run))
+    recipe = run.recipe
+    card, input_size = prepare(recipe)
+    device = recipe.train.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    detector = load(run.best, device).to(memory_format=torch.channels_last)
+    for modality in without:
+        if modality not in detector.modalities:
+            raise UserError(f"without: {unknown_name(modality, detector.modalities, 'modality of this run')}")
+    if card.classes != detector.classes:
+        raise UserError(
+            f"{card.path}: classes {list(card.classes)} aren't the run's {list(detector.classes)}; use its card"
+        )
+    records = read_split(card, split)
+    digest = split_digest(records)
+    records = counted(recipe, card, records, [m for m in recipe.modalities if m not in without])
+    data, batch = recipe.data, recipe.train.batch_size
+    loader = eval_loader(records, detector.sensors, input_size, batch, data.workers, ImageCache(data.cache).images)
+    title = f"evaluating {recipe.name}" + "".join(f" without {m}" for m in without)
+    found = collect(detector, loader, without=without, soft=soft, progress=title)
+    scores = coco_scores(records, found, detector.classes)
+    name = "-without-".join((split, *sorted(without))) + ("-soft" if soft else "")
+    chosen: dict[str, Any] = {
+        "split": split,
+        "digest": digest,
+        "boxes": recipe.data.boxes,
+        "label_source": list(card.label_source),
+    }
+    chosen |= {"without": sorted(without), "soft": soft}
+    others = _other_scores(card, records, found)
+    result = chosen | {"scores": scores.to_dict(), **others}
+    write_whole(
+        run.folder / f"{name}.json",
+        json.dumps(result | {"environment": environment(next(detector.parameters()).device)}, indent=2).encode(),
+    )
+    return Evaluation(detector, records, digest, found, scores, others)
+
+
+def _other_scores(card: Card, records: Sequence[Record], found: dict[int, Detections]) -> dict[str, dict[str, Any]]:
+    scores: dict[str, dict[str, Any]] = {}
+    for metric in card.metrics:
+        if metric == "miss_rate":
+            for setup in (REASONABLE, ALL):
+                scores[f"miss_rate_{setup.name}"] = miss_rates(records, found, card.classes, setup).to_dict()
+        else:
+            method = metric.removeprefix("voc_").replace("_", "-")
+            scores[metric] = voc_scores(records, found, card.classes, method).to_dict()
+    return scores

@@ -1,0 +1,418 @@
+"""Trains the detector of a recipe into a run folder."""
+
+import csv
+import dataclasses
+import io
+import json
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from mmfuse import scaling
+from mmfuse.recipes import Recipe, build, load_recipe, read_yaml, save_yaml, write_whole
+from mmfuse.data.images.cache import ImageCache
+from mmfuse.data.annotations.cards import Card, load_card
+from mmfuse.data.loader import EvalLoader, eval_loader, fill_cache, train_loader
+from mmfuse.data.images.measuring import measure
+from mmfuse.data.annotations.readers import Record, read_split, split_digest
+from mmfuse.data.annotations.records import seen_alone
+from mmfuse.errors import UserError, unknown_name
+from mmfuse.evaluation.coco import coco_scores
+from mmfuse.evaluation.inference import collect
+from mmfuse.model.build import create_detector
+from mmfuse.model.detector import Detector
+from mmfuse.model.ensemble import BoxEnsemble
+from mmfuse.model.grafting import keep_open
+from mmfuse.sample import Batch
+from mmfuse.sensor import Sensor
+from mmfuse.model import checkpoint
+from mmfuse.training.branches import StepLoss
+from mmfuse.training.distributed import World
+from mmfuse.environment import environment
+from mmfuse.training.optim import build_optimizer, rate_at
+from mmfuse.training.score_calibration import collect_calibrated
+from mmfuse.training.start import read_start
+from mmfuse.training.watch import Watch
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run folder and what lies in it."""
+
+    folder: Path
+
+    @property
+    def best(self) -> Path:
+        """The detector that was best on the validation split."""
+        return self.folder / "best.safetensors"
+
+    @property
+    def last(self) -> Path:
+        """The training state after the last epoch, to resume from."""
+        return self.folder / "last.safetensors"
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe, with every default written out.
+
+        Raises:
+            UserError: the folder holds no run.
+        """
+        path = self.folder / "config.yaml"
+        if not path.exists():
+            raise UserError(f"{self.folder}: is not a run folder (no config.yaml); train first, or check the path")
+        return build(Recipe, read_yaml(path), str(path))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the labels."""
+        return tuple(checkpoint.read(self.best, with_tensors=False)[1]["spec"]["classes"])
+
+    @property
+    def metrics(self) -> list[dict[str, float]]:
+        """A row for each epoch; a number that wasn't measured in an epoch is left out.
+
+        Epoch 0 is what a recipe with `init` starts from.
+        """
+        path = self.folder / "metrics.csv"
+        if not path.exists():
+            return []
+        rows = csv.DictReader(io.StringIO(path.read_text()))
+        return [{key: float(value) for key, value in row.items() if value} for row in rows]
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs of the recipe are done."""
+        rows = self.metrics
+        return self.best.exists() and bool(rows) and rows[-1]["epoch"] >= self.recipe.train.epochs
+
+
+def train(
+    recipe: str | Path | Recipe,
+    assignments: Iterable[str] = (),
+    *,
+    folder: str | Path | None = None,
+    resume: bool = False,
+) -> Run:
+    """Trains the detector of a recipe and returns its run folder, `runs/NAME` unless `folder` says otherwise.
+
+    The best epoch is chosen on the validation split, by AP; the test split isn't read. What a recipe with `init` starts
+    from is scored as epoch 0, and with no epochs it is all there is. A `BoxEnsemble` is calibrated on the validation
+    split each time that it is scored, before its AP is taken. Under torchrun all processes
+    call this; the first one writes. With `resume` a run that was cut short goes on from its last whole epoch, with the
+    samples that it would have seen, and one that is finished is returned as it is.
+
+    A loss or a gradient that isn't finite stops the run in its own epoch, and what lies in the folder is still that of
+    the last whole one: nothing is scored or saved before all losses of the epoch are known to be finite.
+
+    Args:
+        recipe: a recipe or its file.
+        assignments: changes to the recipe file, such as "train.epochs=20".
+        folder: where to write.
+        resume: go on with what lies in the folder.
+
+    Raises:
+        UserError: the recipe or the data isn't right, the folder holds another run, or a loss or gradient isn't finite.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe, assignments)
+    run = Run(Path(folder) if folder is not None else Path("runs") / recipe.name)
+    if (run.folder / "config.yaml").exists():
+        if not resume:
+            raise UserError(f"{run.folder}: holds a run already; resume it, or choose another folder")
+        _check_same(run.recipe, recipe, run.folder)
+        if run.finished:
+            return run
+    with World.from_environment(recipe.train.device) as world:
+        _Training(recipe, run, world).run_epochs()
+    return run
+
+
+def prepare(recipe: Recipe) -> tuple[Card, tuple[int, int]]:
+    """Returns the card of a recipe and the input size (H, W).
+
+    Raises:
+        UserError: a modality isn't in the card, or the input size doesn't fit.
+    """
+    card = load_card(recipe.card, recipe.data.root)
+    for modality in recipe.modalities:
+        if modality not in card.modalities:
+            raise UserError(f"modalities: {unknown_name(modality, card.modalities, f'modality of {card.path}')}")
+    for key, moved in (("shift", recipe.data.shift), ("rotation", recipe.data.rotation)):
+        for modality in moved:
+            if modality not in card.modalities:
+                raise UserError(f"data.{key}: {unknown_name(modality, card.modalities, f'modality of {card.path}')}")
+    return card, prepare_size(recipe)
+
+
+def counted(recipe: Recipe, card: Card, records: list[Record], seen: Sequence[str]) -> list[Record]:
+    """Returns records with the objects that count for a detector that sees the modalities `seen`."""
+    if recipe.data.boxes == "own" and len(seen) == 1:
+        records = seen_alone(records, seen[0], card.modalities[seen[0]])
+    return records
+
+
+def prepare_size(recipe: Recipe) -> tuple[int, int]:
+    """Returns the input size (H, W) of a recipe.
+
+    Raises:
+        UserError: it isn't a multiple of the coarsest stride.
+    """
+    size = scaling.size(recipe.model.size)
+    height, width = recipe.data.input_size or (size.resolution, size.resolution)
+    stride = size.coarsest_stride
+    if height <= 0 or width <= 0 or height % stride or width % stride:
+        raise UserError(f"data.input_size: [{height}, {width}] doesn't fit; use positive multiples of {stride}")
+    return height, width
+
+
+def build_detector(recipe: Recipe, card: Card) -> Detector:
+    """Builds the detector of a recipe for a card whose sensors are measured."""
+    sensors = {m: card.modalities[m] for m in recipe.modalities}
+    model = dataclasses.asdict(recipe.model)
+    channels = {m: sensor.encoded_channels for m, sensor in sensors.items()}
+    return create_detector(model.pop("size"), channels, classes=card.classes, sensors=sensors, **model)
+
+
+class _Training:
+    def __init__(self, recipe: Recipe, run: Run, world: World) -> None:
+        self.recipe, self.run, self.world = recipe, run, world
+        card, input_size = prepare(recipe)
+        splits = {split: read_split(card, split) for split in ("train", "val")}
+        train_records, val_records = (counted(recipe, card, splits[s], recipe.modalities) for s in ("train", "val"))
+        if world.size > 1 and (lacking := _lacking(train_records, recipe.modalities)):
+            raise UserError(
+                f"{recipe.card}: image {lacking.image_id} lacks a modality, which {world.size} processes can't train on"
+                ": each must run all backbones; use one process, or leave such images out"
+            )
+        if world.is_first:
+            used = {m: card.modalities[m] for m in recipe.modalities}
+            fill_cache([*train_records, *val_records], used, recipe.data)
+        world.wait()
+        last = checkpoint.read(run.last) if run.last.exists() else None
+        start = read_start(recipe.init) if last is None else None
+        if last is None:
+            card = _measured(card, recipe, train_records, start.sensors(card.modalities) if start else {})
+        else:
+            spec = last[1]["spec"]["sensors"]
+            card = dataclasses.replace(
+                card, modalities={**card.modalities, **{m: type(card.modalities[m])(**v) for m, v in spec.items()}}
+            )
+            fresh = dataclasses.replace(recipe.model, pretrained=False, weights=None)
+            recipe = dataclasses.replace(recipe, model=fresh)
+        torch.manual_seed(recipe.train.seed)
+        detector = build_detector(recipe, card)
+        if start is not None:
+            start.give(detector)
+        self.detector = detector.to(world.device).to(memory_format=torch.channels_last)
+        self.optimizer = build_optimizer(self.detector, recipe.train)
+        self.ema = ModelEmaV3(self.detector, recipe.train.ema_decay, use_warmup=True)
+        self.loader = train_loader(
+            card, train_records, recipe.modalities, input_size, recipe.data, recipe.train.batch_size, recipe.train.seed,
+            world.rank, world.size,
+        )  # fmt: skip
+        self.val_records = val_records
+        sensors = {m: card.modalities[m] for m in recipe.modalities}
+        data, batch_size = recipe.data, recipe.train.batch_size
+        self.val_loader: EvalLoader = eval_loader(
+            val_records, sensors, input_size, batch_size, data.workers, ImageCache(data.cache).images
+        )
+        self.model = world.wrap(StepLoss(self.detector, recipe.train, keep_each=world.size > 1))
+        self.watch = Watch(recipe.train.lr)
+        self.rows: list[dict[str, Any]] = []
+        self.best = -1.0
+        if last is not None:
+            self._restore(*last)
+            if world.is_first:
+                self._save_metrics()
+        elif world.is_first:
+            save_yaml(run.folder / "config.yaml", recipe.to_dict())
+            digests = {split: split_digest(records) for split, records in splits.items()}
+            write_whole(
+                run.folder / "environment.json",
+                json.dumps(environment(world.device, world.size) | {"splits": digests}, indent=2).encode(),
+            )
+
+    @property
+    def epochs_done(self) -> int:
+        return int(self.rows[-1]["epoch"]) if self.rows else 0
+
+    def run_epochs(self) -> None:
+        epochs, steps = self.recipe.train.epochs, len(self.loader)
+        title = f"training {self.recipe.name}"
+        with tqdm(
+            total=epochs * steps,
+            initial=self.epochs_done * steps,
+            desc=title,
+            unit="step",
+            disable=not self.world.is_first,
+        ) as bar:
+            if self.recipe.init and not self.rows:  # so that the best is no worse than what it started from
+                self._end_epoch({"epoch": 0}, time.monotonic(), bar)
+            for epoch in range(self.epochs_done, epochs):
+                started = time.monotonic()
+                losses = self._train_epoch(epoch, bar)
+                self._end_epoch(
+                    {"epoch": epoch + 1, "lr": self.optimizer.param_groups[0]["lr"], **losses}, started, bar
+                )
+        if self.world.is_first:
+            self._report_left_out()
+
+    def _end_epoch(self, row: dict[str, Any], started: float, bar: "tqdm[Any]") -> None:
+        """Scores what was trained, if it is time for it, and saves; `row` holds what is known of the epoch."""
+        done, recipe = row["epoch"], self.recipe.train
+        if self.world.is_first:
+            if done % recipe.evaluate_every == 0 or done == recipe.epochs:
+                row |= self._validate(done)
+                bar.set_postfix({key: f"{row[key]:.3f}" for key in ("loss", "val_ap") if key in row})
+            row["seconds"] = round(time.monotonic() - started, 2)
+        self.rows.append(row)
+        if self.world.is_first:
+            self._save()
+        self.world.wait()
+
+    def _report_left_out(self) -> None:
+        if self.loader.absent:
+            print(f"left out: {self.loader.absent} training images have none of {', '.join(self.recipe.modalities)}")
+        if skipped := self.loader.skipped:
+            print(f"skipped: {len(skipped)} training images can't be used")
+            for image_id, reason in sorted(skipped.items()):
+                print(f"  image {image_id}: {reason}")
+
+    def _train_epoch(self, epoch: int, bar: "tqdm[Any]") -> dict[str, float]:
+        self.model.train()
+        sums: dict[str, Tensor] = {}
+        for index, batch in enumerate(self.loader.epoch(epoch)):
+            step = epoch * len(self.loader) + index
+            torch.manual_seed(self.recipe.train.seed * 1_000_003 + step * self.world.size + self.world.rank)
+            losses = self._step(step, batch)
+            sums = {k: sums.get(k, 0) + v.detach() for k, v in losses.items()}
+            bar.update()
+        self.watch.finish()
+        count = len(self.loader)
+        return {
+            ("loss" if k == "total" else f"{k}_loss"): float(v) / count for k, v in sorted(sums.items(), reverse=True)
+        }
+
+    def _step(self, step: int, batch: Batch) -> dict[str, Tensor]:
+        """Trains on a batch; asks the host for nothing that the device has to be done for."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate_at(step, self.recipe.train, len(self.loader))
+        device = self.world.device
+        moved = batch.to(device)
+        images = {
+            m: x.contiguous(memory_format=torch.channels_last) for m, x in self.detector.normalise(moved.images).items()
+        }
+        try:
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                losses: dict[str, Tensor] = self.model(images, moved.present, moved.targets, moved.own)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            height, width = next(iter(images.values())).shape[2:]
+            raise UserError(
+                f"data.input_size: of one image of {height} x {width} the coarsest map has one place, of which a batch "
+                "norm learns nothing; use a larger size, or a larger train.batch_size"
+            ) from None
+        self.optimizer.zero_grad(set_to_none=True)
+        losses["total"].backward()
+        norm = nn.utils.clip_grad_norm_(self.detector.parameters(), self.recipe.train.clip_norm)
+        self.watch.add(step, batch.image_ids, losses["total"], norm)
+        self.optimizer.step()
+        if self.recipe.init:
+            keep_open(self.detector)
+        self.ema.update(self.detector, step)
+        return losses
+
+    def _validate(self, done: int) -> dict[str, float]:
+        """Scores the detector after `done` epochs, and keeps it if it is the best.
+
+        An ensemble is calibrated anew each time. What the average makes of its calibration between two epochs is never
+        used.
+        """
+        detector, batches = self.ema.module, self.val_loader
+        if isinstance(detector, BoxEnsemble):
+            found = collect_calibrated(detector, batches, self.val_records, progress="validating")
+        else:
+            found = collect(detector, batches, progress="validating")
+        scores = coco_scores(self.val_records, found, self.detector.classes)
+        if scores.ap is None:
+            raise UserError(f"{self.recipe.card}: the val split has no objects, so no epoch can be best; add some")
+        if scores.ap > self.best:
+            self.best = scores.ap
+            notes = {"name": self.recipe.name, "epoch": done, "val": scores.to_dict()}
+            checkpoint.save_detector(self.run.best, self.ema.module, notes)
+        return {"val_ap": scores.ap, "val_ap50": scores.ap50 or 0.0}
+
+    def _save(self) -> None:
+        tensors: dict[str, Tensor] = {}
+        for name, module in (("model", self.detector), ("ema", self.ema.module)):
+            tensors |= {f"{name}.{key}": value.clone() for key, value in module.state_dict().items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{key}": v for key, v in state.items() if isinstance(v, Tensor)}
+        header = {
+            "spec": self.detector.spec,
+            "step": self.epochs_done * len(self.loader),
+            "rows": self.rows,
+            "best": self.best,
+        }
+        checkpoint.save(self.run.last, tensors, header)
+        self._save_metrics()
+
+    def _save_metrics(self) -> None:
+        losses = ["loss", "class_loss", "box_loss", "branch_loss", "distillation_loss"]
+        fields = ["epoch", "lr", *losses, "val_ap", "val_ap50", "seconds"]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fields)
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_whole(self.run.folder / "metrics.csv", text.getvalue().encode())
+
+    def _restore(self, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}}
+        for key, value in tensors.items():
+            part, _, name = key.partition(".")
+            parts[part][name] = value
+        checkpoint.fill(self.detector, parts["model"], self.run.last)
+        checkpoint.fill(self.ema.module, parts["ema"], self.run.last)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in parts["optimizer"].items():
+            index, _, name = key.partition(".")
+            like = parameters[int(index)]  # fused steps take memory as it lies, and files hold no strides
+            own = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
+            state.setdefault(int(index), {})[name] = own
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self.rows, self.best = list(header["rows"]), header["best"]
+
+
+def _lacking(records: list[Record], modalities: Sequence[str]) -> Record | None:
+    used = (record for record in records if any(m in record.files for m in modalities))
+    return next((record for record in used if any(m not in record.files for m in modalities)), None)
+
+
+def _measured(card: Card, recipe: Recipe, records: list[Record], known: dict[str, Sensor]) -> Card:
+    unknown = {m: card.modalities[m] for m in recipe.modalities if m not in known}
+    sensors = measure(records, unknown, recipe.data) if unknown else {}
+    return dataclasses.replace(card, modalities={**card.modalities, **known, **sensors})
+
+
+def _check_same(old: Recipe, new: Recipe, folder: Path) -> None:
+    before, after = _flat(old.to_dict()), _flat(new.to_dict())
+    for key in before | after:
+        if before.get(key) != after.get(key):
+            values = f"{key}={before.get(key)!r}, not {after.get(key)!r}"
+            raise UserError(f"{folder}: was trained with {values}; choose another folder")
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

@@ -1,0 +1,80 @@
+"""Where a training starts from that goes on from trained runs of single modalities."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mmfuse.errors import UserError
+from mmfuse.model.detector import Detector, FusionDetector
+from mmfuse.model.grafting import graft, misfit
+from mmfuse.sensor import Sensor
+from mmfuse.model import checkpoint
+
+
+@dataclass(frozen=True)
+class Start:
+    """Trained detectors of a modality each, by modality; `main` is the best of them on its validation split."""
+
+    singles: Mapping[str, FusionDetector]
+    paths: Mapping[str, str]
+    main: str
+
+    def sensors(self, sensors: Mapping[str, Sensor]) -> dict[str, Sensor]:
+        """Returns those of the card's `sensors` that have a run, with the statistics that the run was trained with.
+
+        Raises:
+            UserError: a run encoded its sensor otherwise.
+        """
+        found = {}
+        for m, single in self.singles.items():
+            own, theirs = sensors[m], single.sensors[m]
+            for key in ("channels", "encoding", "near", "far", "range"):
+                here, there = getattr(own, key) or getattr(theirs, key), getattr(theirs, key)
+                if here != there:
+                    where = f"init: {m}: {self.paths[m]}"
+                    raise UserError(f"{where} has the sensor's {key} {there!r}, the card {here!r}; make them equal")
+            measured = {key: getattr(own, key) or getattr(theirs, key) for key in ("range", "dtype")}
+            found[m] = replace(own, **measured, mean=theirs.mean, std=theirs.std)
+        return found
+
+    def give(self, detector: Detector) -> None:
+        """Sets the detector's weights; see `grafting.graft`.
+
+        Raises:
+            UserError: a run doesn't fit the detector.
+        """
+        for modality, single in self.singles.items():
+            if problem := misfit(detector, modality, single):
+                raise UserError(f"init: {modality}: {self.paths[modality]} {problem}")
+        try:
+            graft(detector, self.singles, self.main)
+        except UserError as error:
+            raise UserError(f"init: {error}") from None
+
+
+def read_start(init: Mapping[str, str]) -> Start | None:
+    """Reads runs (folders or checkpoints) by modality; None where there is none.
+
+    Raises:
+        UserError: one is missing or is no checkpoint of one detector's, or there are several and one isn't scored.
+    """
+    singles, scores = {}, {}
+    for modality, run in init.items():
+        path = Path(run)
+        path = path / "best.safetensors" if path.is_dir() else path
+        try:
+            single = checkpoint.load(path)
+            notes = checkpoint.read(path, with_tensors=False)[1].get("notes", {})
+        except UserError as error:
+            raise UserError(f"init: {modality}: {error}") from None
+        if not isinstance(single, FusionDetector) or single.modalities != (modality,):
+            reads = ", ".join(single.modalities)
+            raise UserError(f"init: {modality}: {run} reads {reads}; give a run of {modality} alone")
+        singles[modality], scores[modality] = single, notes.get("val", {}).get("ap")
+    if not singles:
+        return None
+    unscored = [m for m, score in scores.items() if score is None]
+    if unscored and len(scores) > 1:
+        m = unscored[0]
+        raise UserError(f"init: {m}: {init[m]} has no AP on a validation split, so it can't be compared; give a run")
+    return Start(singles, dict(init), max(scores, key=lambda m: scores[m] or 0.0))

@@ -1,0 +1,250 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from mmfuse.data.annotations.cards import Card, Labels, Layout, Split, load_card
+from mmfuse.data.annotations.readers import coco_ground_truth, read_split, scan_split, split_digest
+from mmfuse.data.annotations.records import Objects
+from mmfuse.errors import UserError
+from mmfuse.sensor import Sensor
+
+SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+
+
+def make_card(root, **changes):
+    card = Card(
+        name="tiny",
+        root=root.resolve(),
+        reader="coco",
+        modalities={"rgb": Sensor(3), "thermal": Sensor(1)},
+        classes=("person", "car"),
+        splits={"train": Split("train.json")},
+        conditions=("day", "night"),
+        licence="",
+        source="",
+        notes="",
+        path=root / "card.yaml",
+    )
+    return dataclasses.replace(card, **changes)
+
+
+def make_image(number, **changes):
+    files = {"rgb": f"rgb/{number}.png", "thermal": f"t/{number}.png"}
+    return {"id": number, "file_name": "x", "modalities": files, "width": 40, "height": 30, **changes}
+
+
+def make_annotation(number, **changes):
+    return {"id": number, "image_id": 1, "category_id": 7, "bbox": [1, 2, 10, 5], "area": 50, "iscrowd": 0, **changes}
+
+
+def write_split(root, images, annotations, categories=({"id": 7, "name": "car"}, {"id": 2, "name": "person"})):
+    content = {"images": list(images), "annotations": list(annotations), "categories": list(categories)}
+    (root / "train.json").write_text(json.dumps(content))
+    return make_card(root)
+
+
+def test_records_hold_what_the_file_says(tmp_path):
+    card = write_split(
+        tmp_path,
+        [make_image(5, condition="night", sequence="a"), make_image(1)],
+        [
+            make_annotation(0),
+            make_annotation(1, category_id=2, bbox=[0.5, 1, 2, 3.25]),
+            make_annotation(2, iscrowd=1),
+        ],
+    )
+    empty, full = read_split(card, "train")
+    assert (empty.image_id, empty.condition, empty.sequence, empty.boxes.shape) == (5, "night", "a", (0, 4))
+    assert full.files == {"rgb": card.root / "rgb/1.png", "thermal": card.root / "t/1.png"}
+    assert (full.width, full.height, full.condition) == (40, 30, None)
+    np.testing.assert_array_equal(full.boxes, [[1, 2, 11, 7], [0.5, 1, 2.5, 4.25], [1, 2, 11, 7]])
+    assert full.boxes.dtype == np.float32
+    assert full.labels.tolist() == [1, 0, 1]
+    assert full.labels.dtype == np.int64
+    assert full.ignore.tolist() == [False, False, True]
+
+
+def test_boxes_are_clipped_and_those_far_out_are_counted(tmp_path):
+    boxes = [[-5, 2, 10, 5], [-0.5, 2, 10, 5], [35, 28, 5, 4]]
+    card = write_split(tmp_path, [make_image(1)], [make_annotation(i, bbox=b) for i, b in enumerate(boxes)])
+    reading = scan_split(card, "train")
+    assert reading.errors == []
+    assert reading.clipped == 2
+    np.testing.assert_array_equal(reading.records[0].boxes, [[0, 2, 5, 7], [0, 2, 9.5, 7], [35, 28, 40, 30]])
+
+
+@pytest.mark.parametrize(
+    ("image", "annotation", "message"),
+    [
+        ({}, {"bbox": [1, 2, float("nan"), 5]}, "annotation 3: box [1, 2, nan, 5] is not four finite numbers"),
+        ({}, {"bbox": [1, 2, float("inf"), 5]}, "annotation 3: box [1, 2, inf, 5] is not four finite numbers"),
+        ({}, {"bbox": [1, 2, 10**400, 5]}, "is not four finite numbers"),
+        ({}, {"bbox": [1, 2, 3]}, "is not four finite numbers"),
+        ({}, {"bbox": [1, 2, 0, 5]}, "annotation 3: box [1, 2, 0, 5] has no area; mend or remove it"),
+        ({}, {"bbox": [5, 5, -2, 5]}, "has no area"),
+        ({}, {"bbox": [40, 2, 10, 5]}, "annotation 3: box [40, 2, 10, 5] lies outside the image of 40 x 30 pixels"),
+        ({}, {"bbox": [1, -9, 10, 5]}, "lies outside the image"),
+        ({}, {"category_id": 9}, "annotation 3: there is no category 9"),
+        ({}, {"image_id": 2}, "annotation 3: there is no image 2"),
+        ({}, {"area": float("nan")}, "holds NaN or Infinity"),
+        ({"id": "1"}, {}, "image '1': its id is not a whole number"),
+        ({"width": 0}, {}, "image 1: width 0 and height 30 are not both pixels"),
+        ({"width": None}, {}, "image 1: width None"),
+        ({"condition": "nigth"}, {}, "image 1: 'nigth' is not a known condition"),
+        ({"modalities": {"rgb": "a.png"}}, {}, "image 1: has no file for the modality 'thermal'"),
+        ({"modalities": None}, {}, "image 1: has no 'modalities'"),
+        ({"modalities": {"rgb": "../a.png", "thermal": "b.png"}}, {}, "image 1: '../a.png' leads out of"),
+        ({"modalities": {"rgb": "/a.png", "thermal": "b.png"}}, {}, "image 1: '/a.png' leads out of"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_file_and_entry(tmp_path, image, annotation, message):
+    card = write_split(tmp_path, [make_image(1) | image], [make_annotation(3) | annotation])
+    with pytest.raises(UserError) as raised:
+        read_split(card, "train")
+    assert message in str(raised.value)
+    assert str(tmp_path / "train.json") in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_ids_may_not_stand_twice(tmp_path):
+    card = write_split(tmp_path, [make_image(1), make_image(1)], [make_annotation(3), make_annotation(3)])
+    first, second = scan_split(card, "train").errors
+    assert "image 1" in first
+    assert "annotation 3" in second
+
+
+def test_a_class_that_the_card_lacks_is_refused_only_where_it_is_used(tmp_path):
+    categories = [{"id": 7, "name": "car"}, {"id": 2, "name": "persn"}]
+    assert len(read_split(write_split(tmp_path, [make_image(1)], [make_annotation(0)], categories), "train")) == 1
+    card = write_split(tmp_path, [make_image(1)], [make_annotation(i, category_id=2) for i in range(3)], categories)
+    (error,) = scan_split(card, "train").errors
+    assert "'persn' is not a known class" in error
+    assert "did you mean 'person'?" in error
+
+
+def test_all_problems_are_collected_and_the_first_is_raised(tmp_path):
+    bad = [make_annotation(i, bbox=[1, 2, 0, 5]) for i in range(3)]
+    card = write_split(tmp_path, [make_image(1)], bad)
+    assert len(scan_split(card, "train").errors) == 3
+    with pytest.raises(UserError, match=r"annotation 0: .*\(2 more: see mmfuse check"):
+        read_split(card, "train")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "'images' is not a list"),
+        ('{"images": [], "annotations": [3], "categories": []}', "'annotations' is not a list of mappings"),
+        ('{"images": [], "annotations": [], "categories": []}', "holds no image"),
+    ],
+)
+def test_a_file_that_is_no_coco_json_is_named(tmp_path, text, message):
+    (tmp_path / "train.json").write_text(text)
+    with pytest.raises(UserError, match=rf"train.json: .*{message}"):
+        read_split(make_card(tmp_path), "train")
+
+
+def test_missing_files_unknown_splits_and_readers_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"train.json: No such file"):
+        read_split(make_card(tmp_path), "train")
+    with pytest.raises(UserError, match="did you mean 'train'"):
+        read_split(make_card(tmp_path), "trian")
+    with pytest.raises(UserError, match="'cocoo' is not a known reader; did you mean 'coco'"):
+        read_split(make_card(tmp_path, reader="cocoo"), "train")
+
+
+def test_the_digest_follows_the_content_and_not_the_folder(tmp_path):
+    digests = []
+    for folder, box in (("a", [1, 2, 10, 5]), ("b", [1, 2, 10, 5]), ("c", [1, 2, 10, 6])):
+        root = tmp_path / folder
+        root.mkdir()
+        card = write_split(root, [make_image(1), make_image(2)], [make_annotation(0, bbox=box)])
+        digests.append(split_digest(read_split(card, "train")))
+    assert digests[0] == digests[1]
+    assert digests[0] != digests[2]
+
+
+def test_the_digest_of_plain_records_is_kept(tmp_path):
+    card = write_split(tmp_path, [make_image(1), make_image(2)], [make_annotation(1)])
+    records = read_split(card, "train")
+    assert split_digest(records) == "3c462d6506429b00037c05627306d742abff2fce58f65ffb0519d6d0485885a8"
+    degree = dataclasses.replace(records[0], occlusion=np.array([1]))
+    other = dataclasses.replace(
+        records[0], objects_of={"rgb": Objects(degree.boxes, degree.labels, degree.ignore, (1, 1))}
+    )
+    assert len({split_digest([r]) for r in (records[0], degree, other)}) == 3
+
+
+def test_an_image_may_lack_a_sensor_where_the_card_allows_it(tmp_path):
+    images = [make_image(1, modalities={"thermal": "t/1.png"}), make_image(2)]
+    card = dataclasses.replace(write_split(tmp_path, images, []), missing="allow")
+    assert [list(r.files) for r in read_split(card, "train")] == [["thermal"], ["rgb", "thermal"]]
+    write_split(tmp_path, [make_image(1, modalities={})], [])
+    (error,) = scan_split(card, "train").errors
+    assert "image 1: has no file of any sensor" in error
+
+
+def test_an_annotation_with_the_id_zero_is_a_warning(tmp_path):
+    card = write_split(tmp_path, [make_image(1)], [make_annotation(0)])
+    (warning,) = scan_split(card, "train").warnings
+    assert "annotation 0: pycocotools loses a match" in warning
+
+
+@pytest.mark.parametrize(
+    ("objects_of", "message"),
+    [
+        (3, "'objects_of' doesn't map modalities"),
+        ({"lidar": []}, "'objects_of' doesn't map modalities"),
+        ({"rgb": [3]}, "'objects_of' doesn't map modalities"),
+        ({"rgb": [{"category_id": 9, "bbox": [1, 2, 3, 4]}]}, "objects_of.rgb[0]: there is no category 9"),
+        (
+            {"rgb": [{"category_id": 7, "bbox": [1, 2, 3], "occlusion": 10**30}]},
+            "objects_of.rgb[0]: box [1, 2, 3] is not four finite",
+        ),
+    ],
+)
+def test_objects_of_other_modalities_are_checked(tmp_path, objects_of, message):
+    card = write_split(tmp_path, [make_image(1, objects_of=objects_of)], [])
+    (tmp_path / "rgb").mkdir()
+    Image.new("RGB", (40, 30)).save(tmp_path / "rgb/1.png")
+    (error,) = scan_split(card, "train").errors
+    assert message in error
+    assert "image 1" in error
+
+
+def test_what_a_reader_does_not_use_is_refused(tmp_path):
+    card = write_split(tmp_path, [make_image(1)], [])
+    with pytest.raises(UserError, match=r"labels.one_based: has no use for COCO JSON"):
+        read_split(dataclasses.replace(card, labels=Labels(one_based=True)), "train")
+    layout = Layout({"rgb": "{id}", "thermal": "{id}"}, {"rgb": "{id}"})
+    with pytest.raises(UserError, match=r"layout.annotations: has no use for COCO JSON"):
+        read_split(dataclasses.replace(card, layout=layout), "train")
+    with pytest.raises(UserError, match=r"layout.annotations: the reader 'voc' needs it"):
+        read_split(dataclasses.replace(card, reader="voc"), "train")
+
+
+def test_ground_truth_is_what_pycocotools_reads(tmp_path, capsys):
+    card = write_split(tmp_path, [make_image(1), make_image(4)], [make_annotation(0), make_annotation(9, iscrowd=1)])
+    truth = COCO()
+    truth.dataset = coco_ground_truth(read_split(card, "train"), card.classes)
+    truth.createIndex()
+    assert truth.getImgIds() == [1, 4]
+    assert truth.loadAnns([1]) == [
+        {"id": 1, "image_id": 1, "category_id": 2, "bbox": [1, 2, 10, 5], "area": 50, "iscrowd": 0}
+    ]
+    assert truth.loadAnns([2])[0]["iscrowd"] == 1
+    assert [c["name"] for c in truth.loadCats([1, 2])] == ["person", "car"]
+
+
+@pytest.mark.skipif(not (SHARED / "roadscene").is_dir(), reason="the RoadScene data is not here")
+def test_roadscene_has_the_published_counts():
+    card = load_card(Path(__file__).parents[2] / "datasets" / "roadscene.yaml", str(SHARED / "roadscene"))
+    splits = [read_split(card, split) for split in ("train", "val", "test")]
+    assert [len(records) for records in splits] == [95, 25, 45]
+    assert [sum(len(r.boxes) for r in records) for records in splits] == [631, 213, 286]

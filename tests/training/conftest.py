@@ -1,0 +1,45 @@
+import pytest
+
+from mmfuse.training import loop, watch
+from mmfuse.training.loop import train
+
+
+@pytest.fixture
+def train_one_epoch(monkeypatch):
+    """Trains a recipe into a folder and is interrupted when the second epoch begins."""
+
+    def run(recipe, folder):
+        real = loop._Training._train_epoch
+
+        def interrupted(self, epoch, bar):
+            if epoch == 1:
+                raise KeyboardInterrupt
+            return real(self, epoch, bar)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loop._Training, "_train_epoch", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                train(recipe, folder=folder)
+
+    return run
+
+
+class _Copied:
+    """A copy from a device that is done once `done` is set, or waited for."""
+
+    def __init__(self):
+        self.done, self.waited_for = False, False
+
+    def query(self):
+        return self.done
+
+    def synchronize(self):
+        self.done = self.waited_for = True
+
+
+@pytest.fixture
+def copies(monkeypatch):
+    """The copies that were begun, each of which takes as long as the test says."""
+    begun = []
+    monkeypatch.setattr(watch, "_copied", lambda device: begun.append(_Copied()) or begun[-1])
+    return begun

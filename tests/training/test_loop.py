@@ -1,0 +1,242 @@
+import csv
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from benchmarks.counters import count
+from mmfuse.recipes import load_recipe
+from mmfuse.data.annotations.cards import load_card
+from mmfuse.errors import UserError
+from mmfuse.model.build import create_detector
+from mmfuse.model.detector import FusionDetector
+from mmfuse.model.effdet_weights import export_effdet
+from mmfuse.model import checkpoint
+from mmfuse.training import loop
+from mmfuse.training.loop import train
+
+
+def test_a_run_folder_holds_the_recipe_the_environment_and_a_row_an_epoch(recipe_file, tmp_path):
+    path = recipe_file("rgb", "thermal")
+    run = train(path, folder=tmp_path / "run")
+    assert run.recipe == load_recipe(path)
+    environment = json.loads((run.folder / "environment.json").read_text())
+    assert torch.__version__.startswith(environment["versions"]["torch"])
+    assert set(environment["splits"]) == {"train", "val"}
+    rows = list(csv.DictReader((run.folder / "metrics.csv").read_text().splitlines()))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert all(row["val_ap"] and row["loss"] for row in rows)
+    detector = checkpoint.load(run.best)
+    assert detector.modalities == ("rgb", "thermal")
+    assert len(detector.sensors["thermal"].mean) == 1
+    thermal = detector.sensors["thermal"]
+    assert thermal.dtype == "uint16"
+    assert 1000 < thermal.range[0] < thermal.range[1] < 65535
+    assert 0 < thermal.mean[0] < 1
+    assert train(path, folder=run.folder, resume=True) == run
+
+
+def test_the_best_epoch_is_the_best_on_the_validation_split(recipe_file, tmp_path, monkeypatch):
+    figures = iter([0.3, 0.5, 0.4])
+    real = loop.coco_scores
+
+    def scores(*arguments):
+        return loop.dataclasses.replace(real(*arguments), ap=next(figures))
+
+    monkeypatch.setattr(loop, "coco_scores", scores)
+    run = train(recipe_file("rgb"), ["train.epochs=3"], folder=tmp_path / "run")
+    assert checkpoint.read(run.best)[1]["notes"]["epoch"] == 2
+
+
+def test_training_does_not_read_the_test_split(recipe_file, paired_set, tmp_path):
+    shutil.copytree(paired_set.parent, tmp_path / "set")
+    (tmp_path / "set" / "test.json").unlink()
+    recipe = loop.dataclasses.replace(load_recipe(recipe_file("rgb")), card=str(tmp_path / "set" / "card.yaml"))
+    assert train(recipe, folder=tmp_path / "run").finished
+
+
+@pytest.mark.parametrize("keys", ["", "modality_dropout: 0.5, branch_losses: 1, distillation: 1, "])
+def test_a_resumed_run_is_the_uninterrupted_one(keys, recipe_file, tmp_path, train_one_epoch):
+    path = recipe_file("rgb", "thermal")
+    path.write_text(path.read_text().replace("train: {", f"train: {{{keys}"))
+    whole = train(path, folder=tmp_path / "whole")
+    train_one_epoch(path, tmp_path / "cut")
+    cut = train(path, folder=tmp_path / "cut", resume=True)
+    assert [row["loss"] for row in cut.metrics] == [row["loss"] for row in whole.metrics]
+    assert ({"branch_loss", "distillation_loss"} <= whole.metrics[0].keys()) == bool(keys)
+    a, b = checkpoint.read(whole.last)[0], checkpoint.read(cut.last)[0]
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_weights_are_read_at_the_start_alone(recipe_file, tmp_path, monkeypatch):
+    path, file = recipe_file("rgb", "thermal"), tmp_path / "start.safetensors"
+    path.write_text(path.read_text().replace("{size: d-4}", "{size: d-4, weights: start.safetensors}"))
+    start = export_effdet(create_detector("d-4", {"x": 3}, len(load_card(load_recipe(path).card).classes)))
+    save_file(start, file)
+    real = loop._Training._train_epoch
+
+    def interrupted(self, epoch, bar):
+        if epoch == 1:
+            raise KeyboardInterrupt
+        for branch in ("rgb", "thermal"):
+            kernel = self.detector.state_dict()[f"backbones.{branch}.net.blocks.0.0.conv_dw.weight"]
+            assert torch.equal(kernel, start["backbone.blocks.0.0.conv_dw.weight"])
+        return real(self, epoch, bar)
+
+    monkeypatch.setattr(loop._Training, "_train_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(path, folder=tmp_path / "run")
+    monkeypatch.undo()
+    file.unlink()
+    run = train(path, folder=tmp_path / "run", resume=True)
+    assert run.finished
+    assert run.recipe.model.weights == str(file)
+    assert checkpoint.load(run.best).modalities == ("rgb", "thermal")
+    with pytest.raises(UserError, match=r"^weights: .*start\.safetensors does not exist"):
+        train(path, folder=tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_several_processes_refuse_images_without_a_sensor(paired_set, recipe_file, tmp_path):
+    """Each process must run every backbone in every step, or the others wait for it for ever."""
+    values = yaml.safe_load(paired_set.read_text())
+    listing = json.loads((paired_set.parent / "train.json").read_text())
+    del listing["images"][3]["modalities"]["thermal"]
+    name = f"{tmp_path.name}.json"
+    (paired_set.parent / name).write_text(json.dumps(listing))
+    splits = values["splits"] | {"train": name}
+    changes = {"root": str(paired_set.parent), "splits": splits, "missing": "allow"}
+    (tmp_path / "card.yaml").write_text(yaml.safe_dump(values | changes))
+    recipe = load_recipe(recipe_file("rgb", "thermal"), [f"card={tmp_path / 'card.yaml'}", "train.epochs=1"])
+    run, two = loop.Run(tmp_path / "run"), loop.World(0, 2, torch.device("cpu"))
+    with pytest.raises(
+        UserError, match=r"image 4 lacks a modality, which 2 processes can't train on: .*; use one process"
+    ):
+        loop._Training(recipe, run, two)
+    assert train(recipe, folder=run.folder).finished
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(recipe_file, tmp_path):
+    path = recipe_file("rgb")
+    run = train(path, folder=tmp_path / "run")
+    before = run.last.read_bytes()
+    with pytest.raises(UserError, match="holds a run already"):
+        train(path, folder=run.folder)
+    with pytest.raises(UserError, match=r"train\.epochs=2, not 3"):
+        train(path, ["train.epochs=3"], folder=run.folder, resume=True)
+    assert run.last.read_bytes() == before
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(recipe_file, tmp_path, monkeypatch):
+    real = FusionDetector.loss
+    updates = []
+
+    def poisoned(self, outputs, targets):
+        losses = real(self, outputs, targets)
+        return losses if not updates else {**losses, "total": losses["total"] * torch.nan}
+
+    step = torch.optim.AdamW.step
+    monkeypatch.setattr(FusionDetector, "loss", poisoned)
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a, **k: (updates.append(1), step(self, *a, **k)))
+    with pytest.raises(UserError, match=r"step 1: the loss is nan on images \[\d+, \d+, \d+, \d+\]"):
+        train(recipe_file("rgb"), folder=tmp_path / "run")
+    assert len(updates) == 1
+
+
+def test_a_gradient_that_is_not_finite_is_never_saved(recipe_file, tmp_path, monkeypatch, copies):
+    """Even if its figures come late, it is of the last step of an epoch, and nothing is scored."""
+    real = torch.nn.utils.clip_grad_norm_
+    norms = []
+
+    def clip(*arguments):
+        norms.append(real(*arguments))
+        return norms[-1] * torch.nan if len(norms) == 4 else norms[-1]
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clip)
+    saved, save = [], loop.checkpoint.save
+    monkeypatch.setattr(loop.checkpoint, "save", lambda path, *a: (saved.append(path.name), save(path, *a)))
+    with pytest.raises(UserError, match=r"^step 3: the norm of the gradient is nan on images"):
+        train(recipe_file("rgb"), ["train.evaluate_every=2"], folder=tmp_path / "run")
+    assert saved == ["last.safetensors"]
+    assert [row["epoch"] for row in loop.Run(tmp_path / "run").metrics] == [1]
+
+
+@pytest.mark.parametrize("modalities", [("rgb",), ("rgb", "thermal")])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_step_asks_nothing_of_a_device_but_whether_sensors_are_there(modalities, optimizer, recipe_file, tmp_path):
+    """That is asked of masks on the host: whether an image lacks all sensors, and whether one lacks each."""
+    recipe = load_recipe(recipe_file(*modalities), [f"train.optimizer={optimizer}"])
+    training = loop._Training(recipe, loop.Run(tmp_path / "run"), loop.World(0, 1, torch.device("cpu")))
+    batch = next(training.loader.epoch(0))
+    training.model.train()
+    training._step(0, batch)
+    assert count(lambda: training._step(1, batch)).waits == {"_local_scalar_dense": 1 + len(modalities)}
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("modalities=[rgb, termal]", "did you mean 'thermal'"),
+        ("data.input_size=[100, 128]", "multiples of 32"),
+        ("train.epoch=1", "did you mean 'epochs'"),
+        ("model.fusion=fastt", "did you mean 'fast'"),
+        ("card=nowhere.yaml", "nowhere.yaml"),
+    ],
+)
+def test_a_recipe_that_does_not_fit_is_one_line(assignment, message, recipe_file, tmp_path):
+    with pytest.raises(UserError, match=message) as raised:
+        train(recipe_file("rgb"), [assignment], folder=tmp_path / "run")
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "keys", [[], ["modality_dropout=0.9"], ["modality_dropout=0.9", "branch_losses=1", "distillation=1"]]
+)
+def test_two_processes_write_one_run(keys, recipe_file, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
+    changes = ["train.device=cpu", *(f"train.{key}" for key in keys)]
+    command += ["-m", "mmfuse", "train", str(recipe_file("rgb", "thermal")), *changes, "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    run = loop.Run(tmp_path / "run")
+    assert run.finished
+    assert json.loads((run.folder / "environment.json").read_text())["processes"] == 2
+
+
+def test_bad_and_useless_images_are_skipped_and_counted(paired_set, tmp_path, capsys):
+    root = tmp_path / "set"
+    shutil.copytree(paired_set.parent, root)
+    truth = json.loads((root / "train.json").read_text())
+    (root / truth["images"][0]["modalities"]["rgb"]).write_bytes(b"no image")
+    del truth["images"][1]["modalities"]["rgb"]
+    (root / "train.json").write_text(json.dumps(truth))
+    card = yaml.safe_load((root / "card.yaml").read_text()) | {"missing": "allow"}
+    (root / "card.yaml").write_text(yaml.safe_dump(card))
+    (tmp_path / "rgb.yaml").write_text(
+        "card: set/card.yaml\nmodalities: [rgb]\nmodel: {size: d-4}\ndata: {input_size: [96, 128], workers: 0}\n"
+        "train: {epochs: 1, batch_size: 4, lr: 0.05}\n"
+    )
+    with pytest.raises(UserError, match="is not an image"):
+        train(tmp_path / "rgb.yaml", folder=tmp_path / "stops")
+    train(tmp_path / "rgb.yaml", ["data.on_bad_sample=skip"], folder=tmp_path / "run")
+    lines = capsys.readouterr().out.splitlines()
+    assert "left out: 1 training images have none of rgb" in lines
+    assert lines[lines.index("skipped: 1 training images can't be used") + 1].endswith("PNG, JPEG, TIFF or WebP file")
+
+
+def test_one_place_in_one_image_is_told_without_a_traceback(recipe_file, tmp_path):
+    with pytest.raises(UserError, match=r"^data.input_size: of one image of 32 x 32 the coarsest map has one place"):
+        train(recipe_file("rgb"), ["data.input_size=[32, 32]", "train.batch_size=1"], folder=tmp_path / "run")

@@ -16,13 +16,13 @@ from typing import Any
 from unittest.mock import patch
 
 from benchmarks.results import Row
-from mmfuse.recipes import DataRecipe, ModelRecipe, Recipe, TrainRecipe
 from mmfuse.data.loader import TrainLoader
 from mmfuse.embedded.dataset import generate
 from mmfuse.errors import UserError
 from mmfuse.evaluation import coco
-from mmfuse.sample import Batch
 from mmfuse.model import checkpoint
+from mmfuse.recipes import DataRecipe, ModelRecipe, Recipe, TrainRecipe
+from mmfuse.sample import Batch
 from mmfuse.training import loop
 
 DATA, STEPS, INFERENCE, SCORING, SAVING = "waiting for data", "steps", "inference", "scoring", "checkpoints"

@@ -20,9 +20,9 @@ from benchmarks.drawing import draw_objects
 from benchmarks.gpu_inference import CLASSES, Notes, kernels, models, parse, report, save, settle
 from benchmarks.results import Row
 from benchmarks.side_by_side import device, side_by_side
-from mmfuse.recipes import TrainRecipe
 from mmfuse.errors import UserError
 from mmfuse.model.detector import FusionDetector
+from mmfuse.recipes import TrainRecipe
 from mmfuse.sample import Targets
 from mmfuse.training.optim import build_optimizer
 

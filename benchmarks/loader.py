@@ -20,10 +20,10 @@ from torchvision.transforms import v2
 
 from benchmarks.results import Row
 from benchmarks.side_by_side import side_by_side
-from mmfuse.recipes import DataRecipe
 from mmfuse.data.annotations.cards import Card
-from mmfuse.data.loader import TrainLoader, train_loader
 from mmfuse.data.annotations.records import Record
+from mmfuse.data.loader import TrainLoader, train_loader
+from mmfuse.recipes import DataRecipe
 from mmfuse.sensor import Sensor
 
 PLAIN = "PIL + transforms.v2"

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from benchmarks.side_by_side import Ratio
-from mmfuse.recipes import write_whole
 from mmfuse.errors import UserError
+from mmfuse.files import write_whole
 from mmfuse.report.tables import markdown_table
 
 RESULTS = Path(__file__).parent / "results"

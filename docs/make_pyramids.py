@@ -8,15 +8,15 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from graph_pictures import Panel, pyramid_legend, pyramid_picture
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmfuse.recipes import write_whole
+from mmfuse.files import write_whole
 from mmfuse.model import graphs
 from mmfuse.model.build import create_detector
 from mmfuse.model.fusion import merge_type
 from mmfuse.model.nodes import Graph
 from mmfuse.model.pyramid import Pyramid
-from graph_pictures import Panel, pyramid_legend, pyramid_picture
 from mmfuse.report.tables import markdown_table
 from mmfuse.scaling import PUBLISHED
 

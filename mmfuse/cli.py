@@ -11,19 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from mmfuse.compare import compare
-from mmfuse.convert.datasets import Conversion, ConvertedCard, from_effdet, from_nyu, from_ultralytics, to_coco, to_effdet
 from mmfuse.convert.archives import unpack
+from mmfuse.convert.datasets import ConvertedCard, from_nyu, from_ultralytics, to_coco
+from mmfuse.convert.effdet import Conversion, from_effdet, to_effdet
 from mmfuse.data.checks.check import check
-from mmfuse.embedded.dataset import generate
 from mmfuse.demo import demo
+from mmfuse.embedded.dataset import generate
 from mmfuse.errors import UserError
 from mmfuse.evaluation.corruptions import CORRUPTIONS
+from mmfuse.evaluation.score import evaluate
 from mmfuse.predict import predict
 from mmfuse.report.tables import other_scores_text, robustness_markdown, scores_text, shares_markdown
 from mmfuse.robustness import robustness
-from mmfuse.evaluation.score import evaluate
+from mmfuse.run import Run
 from mmfuse.shares import shares
-from mmfuse.training.loop import Run, train
+from mmfuse.training.loop import train
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

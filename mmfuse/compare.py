@@ -14,18 +14,20 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from mmfuse.recipes import Recipe, load_recipe, write_whole
+from mmfuse.data.annotations.records import Record
 from mmfuse.data.images.scenes import load_sample
-from mmfuse.data.annotations.readers import Record
+from mmfuse.environment import environment
 from mmfuse.errors import UserError, unknown_name
+from mmfuse.evaluation.score import Evaluation, evaluate
 from mmfuse.evaluation.significance import Difference, difference, hardest, match, resampled_ap
+from mmfuse.files import write_whole
 from mmfuse.model.detector import Detector, FusionDetector
+from mmfuse.recipes import Recipe, load_recipe
 from mmfuse.report.charts import comparison_bars, share_heatmap, training_curves
 from mmfuse.report.pictures import GalleryRow, gallery
 from mmfuse.report.tables import comparison_markdown
-from mmfuse.evaluation.score import Evaluation, evaluate
-from mmfuse.environment import environment
-from mmfuse.training.loop import Run, prepare, train
+from mmfuse.run import Run, prepare
+from mmfuse.training.loop import train
 
 SEEDS_NEEDED = 3
 """How many training seeds a model shares with each single modality before a verdict is given."""

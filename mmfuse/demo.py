@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from mmfuse.compare import compare
-from mmfuse.recipes import DataRecipe, ModelRecipe, Recipe, TrainRecipe, save_yaml
 from mmfuse.embedded.dataset import generate
+from mmfuse.recipes import DataRecipe, ModelRecipe, Recipe, TrainRecipe
+from mmfuse.strict_yaml import save_yaml
 
 RECIPE = Recipe(
     name="demo",

@@ -8,10 +8,10 @@ import torch
 from mmfuse.data.images.scenes import read_scene
 from mmfuse.data.transforms import letterbox
 from mmfuse.errors import UserError, unknown_name
-from mmfuse.report.pictures import overlay
-from mmfuse.sample import Detections
 from mmfuse.model.checkpoint import load
-from mmfuse.training.loop import Run, prepare_size
+from mmfuse.report.pictures import overlay
+from mmfuse.run import Run, prepare_size
+from mmfuse.sample import Detections
 
 
 def predict(

@@ -8,17 +8,17 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mmfuse.recipes import write_whole
-from mmfuse.data.annotations.readers import Record, split_digest
+from mmfuse.data.annotations.records import Record, split_digest
+from mmfuse.environment import environment
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.evaluation.coco import coco_scores
 from mmfuse.evaluation.corruptions import CORRUPTIONS, SEVERITIES
 from mmfuse.evaluation.robustness import Trial
+from mmfuse.evaluation.score import evaluate
+from mmfuse.files import write_whole
 from mmfuse.report.charts import robustness_curves
 from mmfuse.report.tables import robustness_markdown
-from mmfuse.evaluation.score import evaluate
-from mmfuse.environment import environment
-from mmfuse.training.loop import Run, prepare_size
+from mmfuse.run import Run, prepare_size
 
 
 def robustness(

@@ -12,12 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmfuse.recipes import write_whole
 from mmfuse.data.images.cache import ImageCache
 from mmfuse.data.loader import eval_loader
+from mmfuse.environment import environment
 from mmfuse.errors import UserError
 from mmfuse.evaluation.coco import Scores
 from mmfuse.evaluation.inference import collect
+from mmfuse.evaluation.score import evaluate
+from mmfuse.files import write_whole
+from mmfuse.model.checkpoint import load
 from mmfuse.model.detector import FusionDetector
 from mmfuse.model.fusion import Gated
 from mmfuse.model.merge import Merge
@@ -25,11 +28,8 @@ from mmfuse.model.nodes import outputs_of
 from mmfuse.model.pyramid import Pyramid, propagated
 from mmfuse.report.charts import share_panels
 from mmfuse.report.tables import shares_markdown
+from mmfuse.run import Run, prepare_size
 from mmfuse.sample import Batch
-from mmfuse.evaluation.score import evaluate
-from mmfuse.model.checkpoint import load
-from mmfuse.environment import environment
-from mmfuse.training.loop import Run, prepare_size
 
 FEWEST_PAIRS = 3
 TIE = 1e-6

@@ -10,9 +10,9 @@ from benchmarks import forward, growth, loader, losses, postprocess, results, tr
 from benchmarks.__main__ import MODULES, main
 from benchmarks.results import Bar, Row
 from benchmarks.side_by_side import alternate, fastest, median, side_by_side
-from mmfuse.recipes import DataRecipe
 from mmfuse.errors import UserError
 from mmfuse.model.fusion import FUSIONS
+from mmfuse.recipes import DataRecipe
 
 
 def test_ratios_are_to_the_first_and_every_side_runs_in_every_round(monkeypatch):

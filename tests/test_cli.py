@@ -6,7 +6,7 @@ import yaml
 
 from mmfuse import demo as demo_module
 from mmfuse.cli import main
-from mmfuse.training.loop import Run
+from mmfuse.run import Run
 
 
 @pytest.fixture

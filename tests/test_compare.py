@@ -7,13 +7,14 @@ import torch
 from PIL import Image
 
 from mmfuse import compare as compare_module
-from mmfuse.recipes import Recipe, save_yaml
 from mmfuse.data.annotations.records import Record
 from mmfuse.errors import UserError
 from mmfuse.evaluation.coco import coco_scores
-from mmfuse.predict import predict
-from mmfuse.sample import Detections
 from mmfuse.evaluation.score import Evaluation, evaluate
+from mmfuse.predict import predict
+from mmfuse.recipes import Recipe
+from mmfuse.sample import Detections
+from mmfuse.strict_yaml import save_yaml
 from mmfuse.training.loop import train
 
 compare = compare_module if callable(compare_module) else compare_module.compare

@@ -6,9 +6,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.counters import count
 from benchmarks.losses import check, problem, sides
-from mmfuse.recipes import TrainRecipe
 from mmfuse.model import losses
 from mmfuse.model.build import create_detector
+from mmfuse.recipes import TrainRecipe
 from mmfuse.sample import Targets
 from mmfuse.training.branches import StepLoss
 

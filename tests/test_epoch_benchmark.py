@@ -3,9 +3,9 @@ import time
 import pytest
 
 from benchmarks import epoch
-from mmfuse.recipes import load_recipe
 from mmfuse.data.loader import TrainLoader
 from mmfuse.errors import UserError
+from mmfuse.recipes import load_recipe
 from mmfuse.training import loop
 
 

@@ -8,15 +8,17 @@ import torch
 from PIL import Image
 
 from mmfuse.calibration import Calibration
-from mmfuse.recipes import DataRecipe, ModelRecipe, Recipe, save_yaml
-from mmfuse.data.images.scenes import prepare_scene, read_image
+from mmfuse.data.images.decode import read_image
+from mmfuse.data.images.scenes import prepare_scene
 from mmfuse.data.transforms import letterbox
 from mmfuse.errors import UserError
 from mmfuse.model.build import create_detector
-from mmfuse.predict import predict
-from mmfuse.sensor import Sensor
 from mmfuse.model.checkpoint import load, save_detector
-from mmfuse.training.loop import Run
+from mmfuse.predict import predict
+from mmfuse.recipes import DataRecipe, ModelRecipe, Recipe
+from mmfuse.run import Run
+from mmfuse.sensor import Sensor
+from mmfuse.strict_yaml import save_yaml
 
 CAMERA = Calibration((128, 96), (100.0, 100.0, 63.5, 47.5))
 

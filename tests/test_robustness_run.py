@@ -5,9 +5,10 @@ import pytest
 from mmfuse.cli import main
 from mmfuse.errors import UserError
 from mmfuse.evaluation.robustness import Trial
-from mmfuse.robustness import robustness
 from mmfuse.evaluation.score import evaluate
-from mmfuse.training.loop import Run, train
+from mmfuse.robustness import robustness
+from mmfuse.run import Run
+from mmfuse.training.loop import train
 
 
 @pytest.fixture(scope="module")

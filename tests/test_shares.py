@@ -10,16 +10,16 @@ import yaml
 
 from mmfuse.cli import main
 from mmfuse.data.annotations.cards import load_card
-from mmfuse.data.loader import eval_loader
 from mmfuse.data.annotations.readers import read_split
+from mmfuse.data.loader import eval_loader
 from mmfuse.errors import UserError
 from mmfuse.evaluation.coco import Scores
+from mmfuse.evaluation.score import Evaluation
+from mmfuse.model import checkpoint
 from mmfuse.model.nodes import Feature, outputs_of
 from mmfuse.report.tables import shares_markdown
-from mmfuse.evaluation.score import Evaluation
+from mmfuse.run import Run, build_detector
 from mmfuse.shares import measured_weights, rank_correlation, shares
-from mmfuse.model import checkpoint
-from mmfuse.training.loop import Run, build_detector
 
 MODALITIES = ("rgb", "thermal", "depth")
 MODULE = sys.modules["mmfuse.shares"]

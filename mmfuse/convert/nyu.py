@@ -10,12 +10,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from mmfuse.recipes import plain, save_yaml
 from mmfuse.data.annotations.cards import Card, load_card
+from mmfuse.data.annotations.coco import coco_split
 from mmfuse.data.annotations.matlab import open_mat, read_mat, rows, texts
-from mmfuse.data.annotations.readers import coco_split
 from mmfuse.data.annotations.records import Record
 from mmfuse.errors import UserError, unknown_name
+from mmfuse.strict_yaml import plain, save_yaml
 
 CLASSES = (
     "bathtub", "bed", "bookshelf", "box", "chair", "counter", "desk", "door", "dresser", "garbage bin", "lamp",

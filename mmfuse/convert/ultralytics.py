@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmfuse.recipes import read_yaml
 from mmfuse.data.annotations.cards import inside
 from mmfuse.data.annotations.formats import decode
 from mmfuse.errors import UserError
+from mmfuse.strict_yaml import read_yaml
 
 _SPLITS = ("train", "val", "test")
 _IMAGES = r".*\.(?i:avif|bmp|dng|heic|heif|jp2|jpe?g|mpo|png|tiff?|webp)"

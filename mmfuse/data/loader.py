@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm import tqdm
 
-from mmfuse.recipes import DataRecipe
-from mmfuse.data.images.cache import CacheError, ImageCache, is_costly
 from mmfuse.data.annotations.cards import Card
-from mmfuse.data.images.scenes import Read, load_sample
 from mmfuse.data.annotations.records import Record
+from mmfuse.data.images.cache import CacheError, ImageCache, is_costly
+from mmfuse.data.images.scenes import Read, load_sample
 from mmfuse.data.transforms import augment, letterbox
 from mmfuse.errors import UserError, unknown_name
+from mmfuse.recipes import DataRecipe
 from mmfuse.sample import Batch, Sample, Targets
 from mmfuse.sensor import Sensor
 

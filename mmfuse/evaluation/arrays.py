@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmfuse.data.annotations.readers import Record
+from mmfuse.data.annotations.records import Record
 from mmfuse.errors import UserError
 from mmfuse.sample import Detections
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from mmfuse.data.annotations.readers import Record, coco_ground_truth
+from mmfuse.data.annotations.coco import coco_ground_truth
+from mmfuse.data.annotations.records import Record
 from mmfuse.errors import UserError
 from mmfuse.evaluation.arrays import paired
 from mmfuse.sample import Detections

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mmfuse.data.annotations.readers import Record
+from mmfuse.data.annotations.records import Record
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.evaluation.arrays import overlaps, paired
 from mmfuse.sample import Detections

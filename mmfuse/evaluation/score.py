@@ -8,21 +8,22 @@ from typing import Any
 
 import torch
 
-from mmfuse.recipes import write_whole
-from mmfuse.data.images.cache import ImageCache
 from mmfuse.data.annotations.cards import Card
+from mmfuse.data.annotations.readers import read_split
+from mmfuse.data.annotations.records import Record, split_digest
+from mmfuse.data.images.cache import ImageCache
 from mmfuse.data.loader import eval_loader
-from mmfuse.data.annotations.readers import Record, read_split, split_digest
+from mmfuse.environment import environment
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.evaluation.coco import Scores, coco_scores
 from mmfuse.evaluation.inference import collect
 from mmfuse.evaluation.miss_rate import ALL, REASONABLE, miss_rates
 from mmfuse.evaluation.voc import voc_scores
-from mmfuse.model.detector import Detector
-from mmfuse.sample import Detections
+from mmfuse.files import write_whole
 from mmfuse.model.checkpoint import load
-from mmfuse.environment import environment
-from mmfuse.training.loop import Run, counted, prepare
+from mmfuse.model.detector import Detector
+from mmfuse.run import Run, counted, prepare
+from mmfuse.sample import Detections
 
 
 @dataclass(frozen=True)

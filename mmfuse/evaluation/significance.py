@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from mmfuse.data.annotations.readers import Record
+from mmfuse.data.annotations.records import Record
 from mmfuse.errors import UserError
 from mmfuse.evaluation.coco import coco_pair, evaluate_pair
 from mmfuse.sample import Detections

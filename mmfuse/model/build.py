@@ -15,9 +15,9 @@ from mmfuse.model import graphs
 from mmfuse.model.alignment import Alignment
 from mmfuse.model.backbones import Backbone, default_name
 from mmfuse.model.detector import SHARED, STACKED, Detector, FusionDetector
+from mmfuse.model.effdet_weights import import_effdet, read_checkpoint
 from mmfuse.model.ensemble import BoxEnsemble
 from mmfuse.model.fusion import merge_type
-from mmfuse.model.effdet_weights import import_effdet, read_checkpoint
 from mmfuse.sensor import Sensor
 
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)

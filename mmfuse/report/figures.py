@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mmfuse.recipes import write_whole
+from mmfuse.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmfuse.recipes import TrainRecipe
 from mmfuse.model.detector import Detector, FusionDetector, Outputs
 from mmfuse.model.losses import BOX_WEIGHT, DELTA, GAMMA
+from mmfuse.recipes import TrainRecipe
 from mmfuse.sample import Targets, sent
 
 _NONE: Mapping[str, Targets] = {}

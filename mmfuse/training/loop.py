@@ -14,83 +14,31 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mmfuse import scaling
-from mmfuse.recipes import Recipe, build, load_recipe, read_yaml, save_yaml, write_whole
+from mmfuse.data.annotations.cards import Card
+from mmfuse.data.annotations.readers import read_split
+from mmfuse.data.annotations.records import Record, split_digest
 from mmfuse.data.images.cache import ImageCache
-from mmfuse.data.annotations.cards import Card, load_card
-from mmfuse.data.loader import EvalLoader, eval_loader, fill_cache, train_loader
 from mmfuse.data.images.measuring import measure
-from mmfuse.data.annotations.readers import Record, read_split, split_digest
-from mmfuse.data.annotations.records import seen_alone
-from mmfuse.errors import UserError, unknown_name
+from mmfuse.data.loader import EvalLoader, eval_loader, fill_cache, train_loader
+from mmfuse.environment import environment
+from mmfuse.errors import UserError
 from mmfuse.evaluation.coco import coco_scores
 from mmfuse.evaluation.inference import collect
-from mmfuse.model.build import create_detector
-from mmfuse.model.detector import Detector
+from mmfuse.files import write_whole
+from mmfuse.model import checkpoint
 from mmfuse.model.ensemble import BoxEnsemble
 from mmfuse.model.grafting import keep_open
+from mmfuse.recipes import Recipe, load_recipe
+from mmfuse.run import Run, build_detector, counted, prepare
 from mmfuse.sample import Batch
 from mmfuse.sensor import Sensor
-from mmfuse.model import checkpoint
+from mmfuse.strict_yaml import save_yaml
 from mmfuse.training.branches import StepLoss
 from mmfuse.training.distributed import World
-from mmfuse.environment import environment
 from mmfuse.training.optim import build_optimizer, rate_at
 from mmfuse.training.score_calibration import collect_calibrated
 from mmfuse.training.start import read_start
 from mmfuse.training.watch import Watch
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A run folder and what lies in it."""
-
-    folder: Path
-
-    @property
-    def best(self) -> Path:
-        """The detector that was best on the validation split."""
-        return self.folder / "best.safetensors"
-
-    @property
-    def last(self) -> Path:
-        """The training state after the last epoch, to resume from."""
-        return self.folder / "last.safetensors"
-
-    @property
-    def recipe(self) -> Recipe:
-        """The recipe, with every default written out.
-
-        Raises:
-            UserError: the folder holds no run.
-        """
-        path = self.folder / "config.yaml"
-        if not path.exists():
-            raise UserError(f"{self.folder}: is not a run folder (no config.yaml); train first, or check the path")
-        return build(Recipe, read_yaml(path), str(path))
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The names of the classes, in the order of the labels."""
-        return tuple(checkpoint.read(self.best, with_tensors=False)[1]["spec"]["classes"])
-
-    @property
-    def metrics(self) -> list[dict[str, float]]:
-        """A row for each epoch; a number that wasn't measured in an epoch is left out.
-
-        Epoch 0 is what a recipe with `init` starts from.
-        """
-        path = self.folder / "metrics.csv"
-        if not path.exists():
-            return []
-        rows = csv.DictReader(io.StringIO(path.read_text()))
-        return [{key: float(value) for key, value in row.items() if value} for row in rows]
-
-    @property
-    def finished(self) -> bool:
-        """Whether all epochs of the recipe are done."""
-        rows = self.metrics
-        return self.best.exists() and bool(rows) and rows[-1]["epoch"] >= self.recipe.train.epochs
 
 
 def train(
@@ -132,52 +80,6 @@ def train(
     with World.from_environment(recipe.train.device) as world:
         _Training(recipe, run, world).run_epochs()
     return run
-
-
-def prepare(recipe: Recipe) -> tuple[Card, tuple[int, int]]:
-    """Returns the card of a recipe and the input size (H, W).
-
-    Raises:
-        UserError: a modality isn't in the card, or the input size doesn't fit.
-    """
-    card = load_card(recipe.card, recipe.data.root)
-    for modality in recipe.modalities:
-        if modality not in card.modalities:
-            raise UserError(f"modalities: {unknown_name(modality, card.modalities, f'modality of {card.path}')}")
-    for key, moved in (("shift", recipe.data.shift), ("rotation", recipe.data.rotation)):
-        for modality in moved:
-            if modality not in card.modalities:
-                raise UserError(f"data.{key}: {unknown_name(modality, card.modalities, f'modality of {card.path}')}")
-    return card, prepare_size(recipe)
-
-
-def counted(recipe: Recipe, card: Card, records: list[Record], seen: Sequence[str]) -> list[Record]:
-    """Returns records with the objects that count for a detector that sees the modalities `seen`."""
-    if recipe.data.boxes == "own" and len(seen) == 1:
-        records = seen_alone(records, seen[0], card.modalities[seen[0]])
-    return records
-
-
-def prepare_size(recipe: Recipe) -> tuple[int, int]:
-    """Returns the input size (H, W) of a recipe.
-
-    Raises:
-        UserError: it isn't a multiple of the coarsest stride.
-    """
-    size = scaling.size(recipe.model.size)
-    height, width = recipe.data.input_size or (size.resolution, size.resolution)
-    stride = size.coarsest_stride
-    if height <= 0 or width <= 0 or height % stride or width % stride:
-        raise UserError(f"data.input_size: [{height}, {width}] doesn't fit; use positive multiples of {stride}")
-    return height, width
-
-
-def build_detector(recipe: Recipe, card: Card) -> Detector:
-    """Builds the detector of a recipe for a card whose sensors are measured."""
-    sensors = {m: card.modalities[m] for m in recipe.modalities}
-    model = dataclasses.asdict(recipe.model)
-    channels = {m: sensor.encoded_channels for m, sensor in sensors.items()}
-    return create_detector(model.pop("size"), channels, classes=card.classes, sensors=sensors, **model)
 
 
 class _Training:

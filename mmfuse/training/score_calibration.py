@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 from tqdm import tqdm
 
-from mmfuse.data.annotations.readers import Record
+from mmfuse.data.annotations.records import Record
 from mmfuse.evaluation.inference import collect
 from mmfuse.evaluation.significance import match
 from mmfuse.model.detector import CLASS_PRIOR

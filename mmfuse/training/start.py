@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mmfuse.errors import UserError
+from mmfuse.model import checkpoint
 from mmfuse.model.detector import Detector, FusionDetector
 from mmfuse.model.grafting import graft, misfit
 from mmfuse.sensor import Sensor
-from mmfuse.model import checkpoint
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,17 @@ from torch import Tensor
 
 import mmfuse
 from mmfuse.cli import main
-from mmfuse.convert.datasets import from_effdet, structure, to_coco, to_effdet
 from mmfuse.convert import nyu
+from mmfuse.convert.datasets import to_coco
+from mmfuse.convert.effdet import from_effdet, structure, to_effdet
 from mmfuse.data.annotations.cards import load_card
-from mmfuse.data.annotations.readers import read_split, split_digest
+from mmfuse.data.annotations.readers import read_split
+from mmfuse.data.annotations.records import split_digest
 from mmfuse.errors import UserError
+from mmfuse.model import checkpoint
 from mmfuse.model import effdet_weights as weights
 from mmfuse.model.build import create_detector
 from mmfuse.model.effdet_weights import PUBLISHED
-from mmfuse.model import checkpoint
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # effdet uses torch.jit.script
@@ -150,8 +152,8 @@ def test_a_published_name_or_file_tells_the_size(name: str, tmp_path: Path, monk
         seen.append(size)
         raise UserError("stop")
 
-    monkeypatch.setattr("mmfuse.convert.datasets.read_checkpoint", lambda source: {})
-    monkeypatch.setattr("mmfuse.convert.datasets.structure", stop)
+    monkeypatch.setattr("mmfuse.convert.effdet.read_checkpoint", lambda source: {})
+    monkeypatch.setattr("mmfuse.convert.effdet.structure", stop)
     for source in (name, tmp_path / PUBLISHED[name]):
         with pytest.raises(UserError, match="stop"):
             from_effdet(source, tmp_path / "x.safetensors")

@@ -14,11 +14,11 @@ from test_matlab import finish, start, write_texts
 
 from mmfuse.convert import datasets as convert
 from mmfuse.convert.datasets import from_nyu
-from mmfuse.data.annotations.cards import Card, load_card
-from mmfuse.data.checks.check import check
-from mmfuse.data.images.scenes import read_image
 from mmfuse.convert.nyu import CLASSES
+from mmfuse.data.annotations.cards import Card, load_card
 from mmfuse.data.annotations.readers import read_split
+from mmfuse.data.checks.check import check
+from mmfuse.data.images.decode import read_image
 from mmfuse.errors import UserError
 
 NAMES = ["wall", *CLASSES[::-1], "unknown"]

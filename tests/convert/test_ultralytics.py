@@ -8,13 +8,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from mmfuse.recipes import save_yaml
 from mmfuse.convert.datasets import from_ultralytics
-from mmfuse.data.annotations.cards import Card, load_card
-from mmfuse.data.checks.check import check
-from mmfuse.data.annotations.readers import read_split
 from mmfuse.convert.ultralytics import card_values
+from mmfuse.data.annotations.cards import Card, load_card
+from mmfuse.data.annotations.readers import read_split
+from mmfuse.data.checks.check import check
 from mmfuse.errors import UserError
+from mmfuse.strict_yaml import save_yaml
 
 WIDTH, HEIGHT = 64, 48
 

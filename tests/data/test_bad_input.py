@@ -14,9 +14,11 @@ import yaml
 from PIL import Image
 
 from mmfuse.data.annotations.cards import load_card
+from mmfuse.data.annotations.coco import coco_ground_truth
+from mmfuse.data.annotations.readers import read_split
 from mmfuse.data.checks.check import check
-from mmfuse.data.images.scenes import load_sample, read_image
-from mmfuse.data.annotations.readers import coco_ground_truth, read_split
+from mmfuse.data.images.decode import read_image
+from mmfuse.data.images.scenes import load_sample
 from mmfuse.errors import UserError
 from mmfuse.sensor import Sensor
 

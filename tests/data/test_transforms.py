@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms.v2 import functional as V
 
-from mmfuse.recipes import DataRecipe
 from mmfuse.data.transforms import augment, letterbox
+from mmfuse.recipes import DataRecipe
 from mmfuse.sample import Sample
 from mmfuse.sensor import Sensor
 

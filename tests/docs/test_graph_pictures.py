@@ -8,14 +8,14 @@ from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
+import graph_pictures
 import numpy as np
 import pytest
 import torch
+from graph_pictures import RADIUS, Panel, placed, pyramid_legend, pyramid_picture, routed
 
 from mmfuse.model import graphs
 from mmfuse.model.nodes import Feature, outputs_of
-import graph_pictures
-from graph_pictures import RADIUS, Panel, placed, pyramid_legend, pyramid_picture, routed
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmfuse.data.annotations.readers import Record
+from mmfuse.data.annotations.records import Record
 from mmfuse.evaluation.arrays import overlaps, paired
 from mmfuse.sample import Detections
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from pycocotools.cocoeval import COCOeval
 
-from mmfuse.data.annotations.readers import Record
+from mmfuse.data.annotations.records import Record
 from mmfuse.errors import UserError
 from mmfuse.evaluation import coco
 from mmfuse.evaluation.coco import Scores, coco_scores

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmfuse.data.annotations.readers import Record
+from mmfuse.data.annotations.records import Record
 from mmfuse.errors import UserError
 from mmfuse.evaluation.miss_rate import ALL, REASONABLE, Curve, MissRates, Setup, miss_rate_curve, miss_rates
 from mmfuse.sample import Detections

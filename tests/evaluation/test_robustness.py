@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from mmfuse.calibration import Calibration
-from mmfuse.data.images.scenes import read_image
 from mmfuse.data.annotations.records import Record
+from mmfuse.data.images.decode import read_image
 from mmfuse.evaluation import robustness as module
 from mmfuse.evaluation.coco import coco_scores
 from mmfuse.evaluation.corruptions import CORRUPTIONS, MISSING, faulty

@@ -3,9 +3,9 @@ import shutil
 
 import pytest
 
-from mmfuse.recipes import read_yaml
 from mmfuse.errors import UserError
 from mmfuse.evaluation.score import evaluate
+from mmfuse.strict_yaml import read_yaml
 from mmfuse.training.loop import train
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmfuse.data.annotations.readers import Record
+from mmfuse.data.annotations.records import Record
 from mmfuse.errors import UserError
 from mmfuse.evaluation.coco import coco_scores
 from mmfuse.evaluation.significance import Difference, difference, hardest, match, resampled_ap

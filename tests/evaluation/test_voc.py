@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmfuse.data.annotations.readers import Record
+from mmfuse.data.annotations.records import Record
 from mmfuse.errors import UserError
 from mmfuse.evaluation.voc import METHODS, VocScores, voc_scores
 from mmfuse.sample import Detections

@@ -8,14 +8,14 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmfuse import scaling
-from mmfuse.recipes import ModelRecipe, Recipe, TrainRecipe
 from mmfuse.errors import UserError
+from mmfuse.model import checkpoint
 from mmfuse.model.alignment import Alignment, OffsetNet, sample
 from mmfuse.model.build import create_detector
-from mmfuse.model.grafting import graft
 from mmfuse.model.effdet_weights import export_effdet, import_effdet
+from mmfuse.model.grafting import graft
+from mmfuse.recipes import ModelRecipe, Recipe, TrainRecipe
 from mmfuse.sample import Targets
-from mmfuse.model import checkpoint
 from mmfuse.training.branches import StepLoss
 
 pytestmark = pytest.mark.usefixtures("tiny_sizes")

@@ -5,9 +5,9 @@ import safetensors.torch
 import torch
 
 from mmfuse.errors import UserError
+from mmfuse.model import checkpoint
 from mmfuse.model.build import create_detector
 from mmfuse.sensor import Sensor
-from mmfuse.model import checkpoint
 
 
 @pytest.fixture

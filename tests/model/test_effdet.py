@@ -22,8 +22,8 @@ from mmfuse.boxes import iou
 from mmfuse.model import postprocess
 from mmfuse.model.build import create_detector
 from mmfuse.model.detector import CLASS_PRIOR, FusionDetector, Outputs
-from mmfuse.model.postprocess import SIGMA, Selection, soften
 from mmfuse.model.effdet_weights import key_map
+from mmfuse.model.postprocess import SIGMA, Selection, soften
 from mmfuse.sample import Targets
 from mmfuse.scaling import PUBLISHED
 

@@ -15,15 +15,15 @@ from torch import Tensor
 
 from mmfuse import scaling
 from mmfuse.errors import UserError
+from mmfuse.model import checkpoint
 from mmfuse.model import effdet_weights as weights
 from mmfuse.model.build import create_detector
 from mmfuse.model.detector import Detector, FusionDetector
+from mmfuse.model.effdet_weights import FPN_NAMES, PUBLISHED, export_effdet, import_effdet, key_map, read_checkpoint
 from mmfuse.model.ensemble import BoxEnsemble
 from mmfuse.model.fusion import FUSIONS
 from mmfuse.model.pyramid import PyramidNode
-from mmfuse.model.effdet_weights import FPN_NAMES, PUBLISHED, export_effdet, import_effdet, key_map, read_checkpoint
 from mmfuse.sample import Targets
-from mmfuse.model import checkpoint
 
 State = dict[str, Tensor]
 

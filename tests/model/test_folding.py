@@ -8,9 +8,9 @@ from benchmarks.counters import count
 from mmfuse.errors import UserError
 from mmfuse.model.backbones import Backbone
 from mmfuse.model.build import create_detector
+from mmfuse.model.checkpoint import save_detector
 from mmfuse.model.folding import fold_norms
 from mmfuse.model.fusion import FUSIONS
-from mmfuse.model.checkpoint import save_detector
 
 
 def stirred(detector):

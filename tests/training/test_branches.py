@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from mmfuse.recipes import TrainRecipe
 from mmfuse.model.build import create_detector
 from mmfuse.model.detector import Outputs
 from mmfuse.model.losses import detection_loss
+from mmfuse.recipes import TrainRecipe
 from mmfuse.sample import Targets
 from mmfuse.training.branches import StepLoss, distillation_loss, drop_modalities
 

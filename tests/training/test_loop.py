@@ -12,13 +12,13 @@ import yaml
 from safetensors.torch import save_file
 
 from benchmarks.counters import count
-from mmfuse.recipes import load_recipe
 from mmfuse.data.annotations.cards import load_card
 from mmfuse.errors import UserError
+from mmfuse.model import checkpoint
 from mmfuse.model.build import create_detector
 from mmfuse.model.detector import FusionDetector
 from mmfuse.model.effdet_weights import export_effdet
-from mmfuse.model import checkpoint
+from mmfuse.recipes import load_recipe
 from mmfuse.training import loop
 from mmfuse.training.loop import train
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from mmfuse.recipes import TrainRecipe
 from mmfuse.model.build import create_detector
 from mmfuse.model.fusion import FUSIONS
+from mmfuse.recipes import TrainRecipe
 from mmfuse.training.optim import build_optimizer, rate_at
 
 

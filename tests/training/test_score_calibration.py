@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from mmfuse.data.annotations.readers import Record
+from mmfuse.data.annotations.records import Record
 from mmfuse.errors import UserError
 from mmfuse.evaluation.inference import collect
+from mmfuse.model import checkpoint
 from mmfuse.model.build import create_detector
 from mmfuse.model.detector import CLASS_PRIOR, FusionDetector
 from mmfuse.sample import Batch, Detections, Targets
-from mmfuse.model import checkpoint
 from mmfuse.training.score_calibration import LEAST_SLOPE, calibrate, collect_calibrated, platt
 
 

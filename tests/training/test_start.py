@@ -8,17 +8,18 @@ import torch
 
 from mmfuse.cli import main
 from mmfuse.compare import compare
-from mmfuse.recipes import load_recipe
 from mmfuse.data.annotations.cards import load_card
+from mmfuse.data.annotations.coco import coco_ground_truth
+from mmfuse.data.annotations.readers import read_split
 from mmfuse.data.loader import eval_loader
-from mmfuse.data.annotations.readers import coco_ground_truth, read_split
 from mmfuse.errors import UserError
 from mmfuse.evaluation.inference import collect
+from mmfuse.evaluation.score import evaluate
+from mmfuse.model import checkpoint
 from mmfuse.model.detector import CLASS_PRIOR
 from mmfuse.model.grafting import FAINT
-from mmfuse.evaluation.score import evaluate
+from mmfuse.recipes import load_recipe
 from mmfuse.sensor import Sensor
-from mmfuse.model import checkpoint
 from mmfuse.training import loop, score_calibration
 from mmfuse.training.loop import train
 from mmfuse.training.start import read_start

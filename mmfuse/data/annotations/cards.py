@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from mmfuse.recipes import build, read_yaml
 from mmfuse.data.annotations.templates import placeholders
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.sensor import Sensor
+from mmfuse.strict_yaml import build, read_yaml
 
 Metric = Literal["miss_rate", "voc_11_point", "voc_area"]
 

@@ -1,16 +1,31 @@
-"""Reads COCO JSON whose images name a file for each modality, or one file name that the card's layout completes."""
+"""COCO JSON: the reader of a split, and what writes records as ground truth, splits and cards."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from mmfuse.calibration import Calibration
-from mmfuse.recipes import build
 from mmfuse.data.annotations.cards import Card, inside
-from mmfuse.data.annotations.layout import Entries, Entry, calibrations, entry_files, image_size
-from mmfuse.data.annotations.records import Mark, Objects, Reading, make_record, objects_from
+from mmfuse.data.annotations.layout import (
+    Entries,
+    Entry,
+    calibrations,
+    entry_files,
+    image_size,
+)
+from mmfuse.data.annotations.records import (
+    Mark,
+    Objects,
+    Reading,
+    Record,
+    annotations_of,
+    calibrations_of,
+    make_record,
+    objects_from,
+)
 from mmfuse.errors import UserError, unknown_name
+from mmfuse.strict_yaml import build, plain
 
 _NAN = float("nan")
 
@@ -231,3 +246,69 @@ def _is_table(value: Any) -> TypeGuard[list[dict[str, Any]]]:
 
 def _is_int(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def coco_ground_truth(records: Sequence[Record], classes: Sequence[str]) -> dict[str, Any]:
+    """Returns the records as a COCO dictionary, whose category id is label + 1 and whose annotation ids start at 1."""
+    annotations: list[dict[str, Any]] = []
+    for record in records:
+        size = (record.width, record.height)
+        objects = Objects(record.boxes, record.labels, record.ignore, size, record.occlusion)
+        for annotation in annotations_of(objects):
+            annotations.append({"id": len(annotations) + 1, "image_id": record.image_id, **annotation})
+    return {
+        "info": {},
+        "images": [{"id": r.image_id, "width": r.width, "height": r.height} for r in records],
+        "annotations": annotations,
+        "categories": [{"id": i, "name": name} for i, name in enumerate(classes, 1)],
+    }
+
+
+def coco_split(card: Card, records: Sequence[Record]) -> dict[str, Any]:
+    """Returns records of a card as a COCO dictionary that the reader `coco` turns back into the same records.
+
+    Files are relative to the card's root, boxes in the pixels of the files. `coco_card` makes the card to go with it.
+    """
+    truth = coco_ground_truth(records, card.classes)
+    _uncut(truth["annotations"], card, card.reference)
+    for image, record in zip(truth["images"], records, strict=True):
+        image["width"], image["height"] = card.modalities[card.reference].whole((record.width, record.height))
+        names = {m: path.relative_to(card.root).as_posix() for m, path in record.files.items()}
+        image |= {"file_name": names.get(card.labels.reference or "", next(iter(names.values()))), "modalities": names}
+        tags = {"condition": record.condition, "sequence": record.sequence}
+        image |= {key: value for key, value in tags.items() if value is not None}
+        if record.objects_of:
+            image["objects_of"] = {m: annotations_of(objects) for m, objects in record.objects_of.items()}
+            for m, table in image["objects_of"].items():
+                _uncut(table, card, m)
+        image |= calibrations_of(record)
+    return truth
+
+
+def _uncut(annotations: list[dict[str, Any]], card: Card, modality: str) -> None:
+    """Moves boxes from the image within the border to the whole file."""
+    left, top, *_ = card.modalities[modality].border
+    for annotation in annotations:
+        x, y, w, h = annotation["bbox"]
+        annotation["bbox"] = [x + left, y + top, w, h]
+
+
+def coco_card(card: Card, files: dict[str, str]) -> dict[str, Any]:
+    """Returns the plain values of a COCO card of the same dataset; `files` maps each split to its JSON file."""
+    values = {
+        "name": card.name,
+        "root": str(card.root),
+        "reader": "coco",
+        "modalities": {m: sensor.to_dict() for m, sensor in card.modalities.items()},
+        "classes": card.classes,
+        "splits": files,
+        "conditions": card.conditions,
+        "licence": card.licence,
+        "source": card.source,
+        "notes": card.notes,
+        "labels": {"reference": card.labels.reference, "source": card.labels.source},
+        "missing": card.missing,
+        "metrics": card.metrics,
+    }
+    result: dict[str, Any] = plain(values)
+    return result

@@ -1,15 +1,10 @@
 """Readers: from the annotation files of a dataset to one record for each image, and on to COCO ground truth."""
 
-import hashlib
-import json
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
-from mmfuse.recipes import plain
 from mmfuse.data.annotations import formats
 from mmfuse.data.annotations.cards import Card
 from mmfuse.data.annotations.coco import read_coco
@@ -55,117 +50,6 @@ def scan_split(card: Card, split: str) -> Reading:
     if card.reader not in READERS:
         raise UserError(f"{card.path}: reader: {unknown_name(card.reader, READERS, 'reader')}")
     return READERS[card.reader](card, split)
-
-
-def split_digest(records: Sequence[Record]) -> str:
-    """Returns the SHA-256, in hex, of the records: ids, files (wherever their folder lies) and objects."""
-    files = [str(path) for record in records for path in record.files.values()]
-    folder = os.path.commonpath([os.path.dirname(path) for path in files]) if files else ""
-    digest = hashlib.sha256()
-    for record in records:
-        names = [(m, Path(os.path.relpath(path, folder)).as_posix()) for m, path in sorted(record.files.items())]
-        digest.update(json.dumps([record.image_id, names, record.boxes.tolist()]).encode())
-        digest.update(json.dumps([record.labels.tolist(), record.ignore.tolist()]).encode())
-        if record.occlusion is not None:
-            digest.update(json.dumps({"occlusion": record.occlusion.tolist()}).encode())
-        if record.calibration or record.onto:
-            digest.update(json.dumps(_calibration(record)).encode())
-        if record.objects_of:
-            others = {m: _annotations(objects) for m, objects in sorted(record.objects_of.items())}
-            digest.update(json.dumps({"objects_of": others}).encode())
-    return digest.hexdigest()
-
-
-def coco_ground_truth(records: Sequence[Record], classes: Sequence[str]) -> dict[str, Any]:
-    """Returns the records as a COCO dictionary, whose category id is label + 1 and whose annotation ids start at 1."""
-    annotations: list[dict[str, Any]] = []
-    for record in records:
-        size = (record.width, record.height)
-        objects = Objects(record.boxes, record.labels, record.ignore, size, record.occlusion)
-        for annotation in _annotations(objects):
-            annotations.append({"id": len(annotations) + 1, "image_id": record.image_id, **annotation})
-    return {
-        "info": {},
-        "images": [{"id": r.image_id, "width": r.width, "height": r.height} for r in records],
-        "annotations": annotations,
-        "categories": [{"id": i, "name": name} for i, name in enumerate(classes, 1)],
-    }
-
-
-def coco_split(card: Card, records: Sequence[Record]) -> dict[str, Any]:
-    """Returns records of a card as a COCO dictionary that the reader `coco` turns back into the same records.
-
-    Files are relative to the card's root, boxes in the pixels of the files. `coco_card` makes the card to go with it.
-    """
-    truth = coco_ground_truth(records, card.classes)
-    _uncut(truth["annotations"], card, card.reference)
-    for image, record in zip(truth["images"], records, strict=True):
-        image["width"], image["height"] = card.modalities[card.reference].whole((record.width, record.height))
-        names = {m: path.relative_to(card.root).as_posix() for m, path in record.files.items()}
-        image |= {"file_name": names.get(card.labels.reference or "", next(iter(names.values()))), "modalities": names}
-        tags = {"condition": record.condition, "sequence": record.sequence}
-        image |= {key: value for key, value in tags.items() if value is not None}
-        if record.objects_of:
-            image["objects_of"] = {m: _annotations(objects) for m, objects in record.objects_of.items()}
-            for m, table in image["objects_of"].items():
-                _uncut(table, card, m)
-        image |= _calibration(record)
-    return truth
-
-
-def _uncut(annotations: list[dict[str, Any]], card: Card, modality: str) -> None:
-    """Moves boxes from the image within the border to the whole file."""
-    left, top, *_ = card.modalities[modality].border
-    for annotation in annotations:
-        x, y, w, h = annotation["bbox"]
-        annotation["bbox"] = [x + left, y + top, w, h]
-
-
-def coco_card(card: Card, files: dict[str, str]) -> dict[str, Any]:
-    """Returns the plain values of a COCO card of the same dataset; `files` maps each split to its JSON file."""
-    values = {
-        "name": card.name,
-        "root": str(card.root),
-        "reader": "coco",
-        "modalities": {m: sensor.to_dict() for m, sensor in card.modalities.items()},
-        "classes": card.classes,
-        "splits": files,
-        "conditions": card.conditions,
-        "licence": card.licence,
-        "source": card.source,
-        "notes": card.notes,
-        "labels": {"reference": card.labels.reference, "source": card.labels.source},
-        "missing": card.missing,
-        "metrics": card.metrics,
-    }
-    result: dict[str, Any] = plain(values)
-    return result
-
-
-def _calibration(record: Record) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    if record.calibration:
-        values["calibration"] = {m: asdict(of) for m, of in sorted(record.calibration.items())}
-    if record.onto:
-        values["onto"] = asdict(record.onto)
-    return values
-
-
-def _annotations(objects: Objects) -> list[dict[str, Any]]:
-    columns = (objects.boxes.tolist(), objects.labels.tolist(), objects.ignore.tolist())
-    annotations = [
-        {
-            "category_id": label + 1,
-            "bbox": [x1, y1, x2 - x1, y2 - y1],
-            "area": (x2 - x1) * (y2 - y1),
-            "iscrowd": int(ignore),
-        }
-        for (x1, y1, x2, y2), label, ignore in zip(*columns, strict=True)
-    ]
-    if objects.occlusion is not None:
-        for annotation, degree in zip(annotations, objects.occlusion.tolist(), strict=True):
-            annotation["occlusion"] = degree
-    return annotations
 
 
 def _read_each(parse: Parse, card: Card, split: str) -> Reading:

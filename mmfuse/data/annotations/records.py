@@ -1,8 +1,12 @@
 """What every reader makes: one record for each image, from the objects that its annotation file names."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -192,3 +196,48 @@ def _box(mark: Mark, corner: tuple[int, int], size: tuple[int, int], card: Card,
         return None
     reading.clipped += max(-x1, -y1, x2 - width, y2 - height) > 1
     return inside_image
+
+
+def split_digest(records: Sequence[Record]) -> str:
+    """Returns the SHA-256, in hex, of the records: ids, files (wherever their folder lies) and objects."""
+    files = [str(path) for record in records for path in record.files.values()]
+    folder = os.path.commonpath([os.path.dirname(path) for path in files]) if files else ""
+    digest = hashlib.sha256()
+    for record in records:
+        names = [(m, Path(os.path.relpath(path, folder)).as_posix()) for m, path in sorted(record.files.items())]
+        digest.update(json.dumps([record.image_id, names, record.boxes.tolist()]).encode())
+        digest.update(json.dumps([record.labels.tolist(), record.ignore.tolist()]).encode())
+        if record.occlusion is not None:
+            digest.update(json.dumps({"occlusion": record.occlusion.tolist()}).encode())
+        if record.calibration or record.onto:
+            digest.update(json.dumps(calibrations_of(record)).encode())
+        if record.objects_of:
+            others = {m: annotations_of(objects) for m, objects in sorted(record.objects_of.items())}
+            digest.update(json.dumps({"objects_of": others}).encode())
+    return digest.hexdigest()
+
+
+def calibrations_of(record: Record) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    if record.calibration:
+        values["calibration"] = {m: asdict(of) for m, of in sorted(record.calibration.items())}
+    if record.onto:
+        values["onto"] = asdict(record.onto)
+    return values
+
+
+def annotations_of(objects: Objects) -> list[dict[str, Any]]:
+    columns = (objects.boxes.tolist(), objects.labels.tolist(), objects.ignore.tolist())
+    annotations = [
+        {
+            "category_id": label + 1,
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "area": (x2 - x1) * (y2 - y1),
+            "iscrowd": int(ignore),
+        }
+        for (x1, y1, x2, y2), label, ignore in zip(*columns, strict=True)
+    ]
+    if objects.occlusion is not None:
+        for annotation, degree in zip(annotations, objects.occlusion.tolist(), strict=True):
+            annotation["occlusion"] = degree
+    return annotations

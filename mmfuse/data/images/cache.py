@@ -15,15 +15,23 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from mmfuse.data.images.scenes import read_record
 from mmfuse.data.annotations.records import Record
+from mmfuse.data.images.scenes import read_record
 from mmfuse.errors import UserError
 from mmfuse.sensor import Sensor
 
 _IMAGE, _SUM = "image", "sum"
 _KINDS = {"U8": np.uint8, "U16": np.uint16, "F32": np.float32}
 _NOT_PREPARED_WITH = ("mean", "std", "range", "dtype")
-_PREPARING = ("images.py", "encodings.py", "registration.py", "geometry.py", "../sensor.py", "../calibration.py")
+_PREPARING = (
+    "decode.py",
+    "scenes.py",
+    "encodings.py",
+    "registration.py",
+    "geometry.py",
+    "../sensor.py",
+    "../calibration.py",
+)
 
 
 class CacheError(UserError):

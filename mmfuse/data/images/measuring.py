@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mmfuse.recipes import DataRecipe
-from mmfuse.data.images.cache import CacheError, ImageCache
-from mmfuse.data.images.scenes import read_image
 from mmfuse.data.annotations.records import Record
+from mmfuse.data.images.cache import CacheError, ImageCache
+from mmfuse.data.images.decode import read_image
 from mmfuse.errors import UserError
+from mmfuse.recipes import DataRecipe
 from mmfuse.sensor import Sensor
 
 _MEASURED_IMAGES = 256

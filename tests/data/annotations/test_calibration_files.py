@@ -123,7 +123,7 @@ def test_files_are_read_by_their_format(tmp_path):
 
 
 def test_a_real_kitti_file_is_read():
-    path = Path(__file__).parents[2].parent / "shared/data/kitti_sample/training/calib/000000.txt"
+    path = Path(__file__).parents[3].parent / "shared/data/kitti_sample/training/calib/000000.txt"
     if not path.is_file():
         pytest.skip("the KITTI sample isn't here")
     colour, grey = (read_calibration(path, "kitti", key) for key in ("P2", "P0"))

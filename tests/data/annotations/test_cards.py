@@ -8,7 +8,7 @@ from mmfuse.data.annotations.cards import Split, load_card
 from mmfuse.errors import UserError
 from mmfuse.sensor import Sensor
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 
 
 def write_card(folder, **changes):

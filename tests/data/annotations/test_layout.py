@@ -10,13 +10,15 @@ import yaml
 from PIL import Image
 
 from mmfuse.calibration import Calibration
-from mmfuse.recipes import save_yaml
 from mmfuse.data.annotations.cards import load_card
-from mmfuse.data.checks.check import check
+from mmfuse.data.annotations.coco import coco_card, coco_split
 from mmfuse.data.annotations.layout import image_size
+from mmfuse.data.annotations.readers import read_split, scan_split
+from mmfuse.data.annotations.records import split_digest
+from mmfuse.data.checks.check import check
 from mmfuse.data.images.measuring import measure
-from mmfuse.data.annotations.readers import coco_card, coco_split, read_split, scan_split, split_digest
 from mmfuse.errors import UserError
+from mmfuse.strict_yaml import save_yaml
 
 FAST = ["10.00", "10.10", "10.20", "10.30", "10.40"]
 SLOW = ["10.01", "10.21", "10.46"]

@@ -12,14 +12,16 @@ from PIL import Image
 from test_sunrgbd import write_sun_rgbd
 from test_ultralytics import write_trees
 
-from mmfuse.recipes import save_yaml
 from mmfuse.data.annotations.cards import load_card
+from mmfuse.data.annotations.coco import coco_card, coco_split
+from mmfuse.data.annotations.readers import read_split, scan_split
+from mmfuse.data.annotations.records import split_digest
 from mmfuse.data.checks.check import check
 from mmfuse.data.images.scenes import load_sample
-from mmfuse.data.annotations.readers import coco_card, coco_split, read_split, scan_split, split_digest
 from mmfuse.errors import UserError
+from mmfuse.strict_yaml import save_yaml
 
-CARDS = Path(__file__).parents[2] / "datasets"
+CARDS = Path(__file__).parents[3] / "datasets"
 WIDTH, HEIGHT = 64, 48
 
 

@@ -8,12 +8,13 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from mmfuse.data.annotations.cards import Card, Labels, Layout, Split, load_card
-from mmfuse.data.annotations.readers import coco_ground_truth, read_split, scan_split, split_digest
-from mmfuse.data.annotations.records import Objects
+from mmfuse.data.annotations.coco import coco_ground_truth
+from mmfuse.data.annotations.readers import read_split, scan_split
+from mmfuse.data.annotations.records import Objects, split_digest
 from mmfuse.errors import UserError
 from mmfuse.sensor import Sensor
 
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+SHARED = Path(__file__).parents[3].parent / "shared" / "data"
 
 
 def make_card(root, **changes):
@@ -244,7 +245,7 @@ def test_ground_truth_is_what_pycocotools_reads(tmp_path, capsys):
 
 @pytest.mark.skipif(not (SHARED / "roadscene").is_dir(), reason="the RoadScene data is not here")
 def test_roadscene_has_the_published_counts():
-    card = load_card(Path(__file__).parents[2] / "datasets" / "roadscene.yaml", str(SHARED / "roadscene"))
+    card = load_card(Path(__file__).parents[3] / "datasets" / "roadscene.yaml", str(SHARED / "roadscene"))
     splits = [read_split(card, split) for split in ("train", "val", "test")]
     assert [len(records) for records in splits] == [95, 25, 45]
     assert [sum(len(r.boxes) for r in records) for records in splits] == [631, 213, 286]

@@ -10,13 +10,13 @@ import scipy.io
 from PIL import Image
 
 from mmfuse.data.annotations.cards import Card, load_card
-from mmfuse.data.checks.check import check
-from mmfuse.data.images.scenes import read_image
 from mmfuse.data.annotations.readers import read_split, scan_split
 from mmfuse.data.annotations.records import Record
+from mmfuse.data.checks.check import check
+from mmfuse.data.images.decode import read_image
 from mmfuse.errors import UserError
 
-CARD = Path(__file__).parents[2] / "datasets" / "sun_rgbd.yaml"
+CARD = Path(__file__).parents[3] / "datasets" / "sun_rgbd.yaml"
 SPLIT = "SUNRGBDtoolbox/traintestSUNRGBD/allsplit.mat"
 META = "SUNRGBDMeta2DBB_v2.mat"
 WIDTH, HEIGHT = 73, 53

@@ -11,7 +11,7 @@ from PIL import Image
 from mmfuse.data.checks import check as check_module
 from mmfuse.data.checks.check import Report, check
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 SHARED = REPOSITORY.parent / "shared" / "data"
 
 

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from mmfuse.calibration import Calibration
+from mmfuse.data.annotations.records import Record
 from mmfuse.data.images import cache as cache_module
 from mmfuse.data.images.cache import CacheError, ImageCache
 from mmfuse.data.images.scenes import read_record
-from mmfuse.data.annotations.records import Record
 from mmfuse.errors import UserError
 from mmfuse.sensor import Sensor
 

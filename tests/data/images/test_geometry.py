@@ -326,7 +326,7 @@ def test_pixels_that_the_lens_cannot_reach_stay_empty():
 def test_scanned_points_lie_on_the_labelled_objects(frame):
     from pathlib import Path
 
-    folder = Path(__file__).parents[2].parent / "shared/data/kitti_sample/training"
+    folder = Path(__file__).parents[3].parent / "shared/data/kitti_sample/training"
     if not folder.is_dir():
         pytest.skip("the KITTI sample isn't here")
     file = folder / f"calib/{frame}.txt"

@@ -6,11 +6,11 @@ import torch
 from PIL import Image
 
 from mmfuse.calibration import Calibration
-from mmfuse.recipes import DataRecipe
-from mmfuse.data.loader import eval_loader
-from mmfuse.data.images.measuring import measure
 from mmfuse.data.annotations.records import Record
+from mmfuse.data.images.measuring import measure
+from mmfuse.data.loader import eval_loader
 from mmfuse.errors import UserError
+from mmfuse.recipes import DataRecipe
 from mmfuse.sensor import Sensor
 
 SENSORS = {"rgb": Sensor(3), "thermal": Sensor(1)}

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from mmfuse.calibration import Calibration
-from mmfuse.recipes import DataRecipe
 from mmfuse.data.images.registration import register
 from mmfuse.data.transforms import letterbox
 from mmfuse.errors import UserError
+from mmfuse.recipes import DataRecipe
 from mmfuse.sensor import Sensor
 
 REFERENCE = Calibration((160, 120), (150, 150, 79.5, 59.5))

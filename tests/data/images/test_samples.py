@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from mmfuse.recipes import save_yaml
 from mmfuse.data.annotations.cards import load_card
-from mmfuse.data.checks.check import check
 from mmfuse.data.annotations.readers import read_split
+from mmfuse.data.checks.check import check
+from mmfuse.strict_yaml import save_yaml
 
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+SHARED = Path(__file__).parents[3].parent / "shared" / "data"
 RGB, GREY = {"channels": 3}, {"channels": 1}
 
 

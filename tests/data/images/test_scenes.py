@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from mmfuse.data.images.scenes import load_sample, read_image
 from mmfuse.data.annotations.records import Objects, Record
+from mmfuse.data.images.decode import read_image
+from mmfuse.data.images.scenes import load_sample
 from mmfuse.errors import UserError
 from mmfuse.sensor import Sensor
 

@@ -1,0 +1,135 @@
+"""Decodes one image file to a tensor, in the sensor's own type."""
+
+import io
+import os
+import struct
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg, decode_png
+
+from mmfuse.errors import UserError
+from mmfuse.sensor import Sensor
+
+_MODES = {1: "L", 3: "RGB"}
+_JPEG_MODES = {1: ImageReadMode.GRAY, 3: ImageReadMode.RGB}
+_POINTS = (".bin", ".npy")
+_ORIENTATION = 0x0112
+
+
+def read_image(path: str | os.PathLike[str], sensor: Sensor) -> Tensor:
+    """Reads the file of a sensor: (C, H, W) of its channels, uint8, uint16 or float32 as the file holds.
+
+    An 8-bit file that isn't depth is turned into grey or colour where the sensor has one channel or three, without its
+    alpha and palette; deeper files and depth must have the sensor's channels. An orientation tag (EXIF) is applied,
+    then `sensor.border` is cut and `sensor.counts` undone. The result may lie in memory with its channels last.
+
+    A .bin (KITTI: float32 x, y, z, reflectance) or .npy file (N, 3 or more) of a depth sensor in a rig holds points:
+    they are returned as (N, 3) float32.
+
+    Raises:
+        UserError: the file is missing, too large, of another type than `sensor.dtype`, can't be decoded whole and in
+            its own depth, or has other channels.
+    """
+    if Path(path).suffix.lower() in _POINTS:
+        return _of_type(_read_points(Path(path), sensor), path, sensor)
+    pixels = _decoded(path, sensor)
+    if pixels.shape[2] != sensor.channels:
+        fix = f"the sensor has {sensor.channels}: mend the card or the file"
+        raise UserError(f"{path}: has {pixels.shape[2]} channels; {fix}")
+    left, top, right, bottom = sensor.border
+    height, width = pixels.shape[:2]
+    if left + right >= width or top + bottom >= height:
+        raise UserError(f"{path}: is {width} x {height}, of which border {list(sensor.border)} leaves nothing; mend it")
+    pixels = pixels[top : height - bottom, left : width - right]
+    if sensor.counts != "plain":
+        if pixels.dtype != np.uint16:
+            raise UserError(f"{path}: holds {pixels.dtype}, but {sensor.counts} counts have 16 bits; use counts: plain")
+        pixels = pixels.byteswap() if sensor.counts == "swapped" else (pixels >> 3) | (pixels << 13)
+    return _of_type(torch.from_numpy(pixels).permute(2, 0, 1), path, sensor)
+
+
+def _of_type(raw: Tensor, path: str | os.PathLike[str], sensor: Sensor) -> Tensor:
+    kind = str(raw.dtype).removeprefix("torch.")
+    if sensor.dtype and kind != sensor.dtype:
+        fix = "give all files of a sensor one type, or mend its dtype"
+        raise UserError(f"{path}: holds {kind}, but the sensor's files are {sensor.dtype}; {fix}")
+    return raw
+
+
+def _decoded(path: str | os.PathLike[str], sensor: Sensor) -> np.ndarray:
+    """Returns the pixels (H, W, C) of an image file, of type uint8, uint16 or float32."""
+    try:
+        content = np.fromfile(path, np.uint8)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what PIL only warns of is either harmless or fails when decoding
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(content.tobytes())) as file:
+                pixels = _fast(file, content, sensor)
+                pixels = _careful(file, path, sensor) if pixels is None else pixels
+    except UnidentifiedImageError:
+        raise UserError(f"{path}: is not an image; give a PNG, JPEG, TIFF or WebP file") from None
+    except OSError as error:
+        raise UserError(f"{path}: can't be read: {error.strerror or error}; give a whole image file") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        limit = f"{(Image.MAX_IMAGE_PIXELS or 0) // 10**6} million"
+        raise UserError(f"{path}: has more than {limit} pixels; give a smaller image, or cut it into several") from None
+    except (SyntaxError, ValueError, EOFError, struct.error, MemoryError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: can't be decoded: {error}; give a whole image file") from None
+    if pixels.dtype.kind in "iu" and pixels.dtype not in (np.uint8, np.uint16):
+        if pixels.min() < 0 or pixels.max() > np.iinfo(np.uint16).max:
+            raise UserError(f"{path}: holds values outside 0 to 65535; write 16 bits without sign, or 32-bit float")
+        pixels = pixels.astype(np.uint16)
+    if pixels.dtype == bool:
+        pixels = pixels.astype(np.uint8)
+    return pixels if pixels.ndim == 3 else pixels[:, :, None]
+
+
+def _fast(file: ImageFile.ImageFile, content: np.ndarray, sensor: Sensor) -> np.ndarray | None:
+    """Decodes what torchvision decodes faster than PIL or, 16-bit colour, at all; None for the rest."""
+    try:
+        if file.format == "PNG" and ";16" in str(file.tile) and file.mode in ("RGB", "RGBA", "LA"):
+            return decode_png(torch.from_numpy(content), ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
+        mode = None if sensor.is_depth else _JPEG_MODES.get(sensor.channels)
+        if mode and file.format == "JPEG" and file.mode in ("L", "RGB") and file.getexif().get(_ORIENTATION, 1) == 1:
+            return decode_jpeg(torch.from_numpy(content), mode).permute(1, 2, 0).numpy()
+    except RuntimeError:
+        pass  # PIL says what is wrong
+    return None
+
+
+def _careful(file: ImageFile.ImageFile, path: str | os.PathLike[str], sensor: Sensor) -> np.ndarray:
+    deep = file.mode in ("I", "F") or file.mode.startswith("I;16")
+    if not deep and ";16" in str(file.tile):
+        raise UserError(f"{path}: holds several 16-bit channels, which can't be read; write PNG, or a file for each")
+    image = ImageOps.exif_transpose(file)
+    if not deep and not sensor.is_depth and sensor.channels in _MODES:
+        image = image.convert(_MODES[sensor.channels])
+    elif image.mode in ("P", "PA"):
+        raise UserError(f"{path}: has a palette, whose numbers measure nothing; write grey levels")
+    return np.array(image)
+
+
+def _read_points(path: Path, sensor: Sensor) -> Tensor:
+    if not sensor.is_depth or sensor.register != "rig":
+        raise UserError(f"{path}: holds points; use a depth encoding and register: rig, or give an image")
+    try:
+        if path.suffix.lower() == ".npy":
+            points = np.load(path, mmap_mode="r", allow_pickle=False)
+        else:
+            points = np.fromfile(path, "<f4").reshape(-1, 4)
+    except OSError as error:
+        raise UserError(f"{path}: can't be read: {error.strerror or error}; give a whole file") from None
+    except (ValueError, EOFError) as error:
+        fix = "give x, y, z and reflectance as float32 (.bin), or a .npy file of numbers"
+        raise UserError(f"{path}: can't be decoded: {error}; {fix}") from None
+    if points.ndim != 2 or points.shape[1] < 3 or points.dtype.kind not in "fiu":
+        shape = " x ".join(str(n) for n in points.shape)
+        raise UserError(f"{path}: holds {shape} {points.dtype}; give N x 3 numbers or more columns: x, y, z in metres")
+    return torch.from_numpy(points[:, :3].astype(np.float32))

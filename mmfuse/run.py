@@ -1,0 +1,115 @@
+"""A run folder and what lies in it, and how its recipe becomes a card, an input size and a detector."""
+
+import csv
+import dataclasses
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmfuse import scaling
+from mmfuse.data.annotations.cards import Card, load_card
+from mmfuse.data.annotations.records import Record, seen_alone
+from mmfuse.errors import UserError, unknown_name
+from mmfuse.model import checkpoint
+from mmfuse.model.build import create_detector
+from mmfuse.model.detector import Detector
+from mmfuse.recipes import Recipe
+from mmfuse.strict_yaml import build, read_yaml
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run folder and what lies in it."""
+
+    folder: Path
+
+    @property
+    def best(self) -> Path:
+        """The detector that was best on the validation split."""
+        return self.folder / "best.safetensors"
+
+    @property
+    def last(self) -> Path:
+        """The training state after the last epoch, to resume from."""
+        return self.folder / "last.safetensors"
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe, with every default written out.
+
+        Raises:
+            UserError: the folder holds no run.
+        """
+        path = self.folder / "config.yaml"
+        if not path.exists():
+            raise UserError(f"{self.folder}: is not a run folder (no config.yaml); train first, or check the path")
+        return build(Recipe, read_yaml(path), str(path))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the labels."""
+        return tuple(checkpoint.read(self.best, with_tensors=False)[1]["spec"]["classes"])
+
+    @property
+    def metrics(self) -> list[dict[str, float]]:
+        """A row for each epoch; a number that wasn't measured in an epoch is left out.
+
+        Epoch 0 is what a recipe with `init` starts from.
+        """
+        path = self.folder / "metrics.csv"
+        if not path.exists():
+            return []
+        rows = csv.DictReader(io.StringIO(path.read_text()))
+        return [{key: float(value) for key, value in row.items() if value} for row in rows]
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs of the recipe are done."""
+        rows = self.metrics
+        return self.best.exists() and bool(rows) and rows[-1]["epoch"] >= self.recipe.train.epochs
+
+
+def prepare(recipe: Recipe) -> tuple[Card, tuple[int, int]]:
+    """Returns the card of a recipe and the input size (H, W).
+
+    Raises:
+        UserError: a modality isn't in the card, or the input size doesn't fit.
+    """
+    card = load_card(recipe.card, recipe.data.root)
+    for modality in recipe.modalities:
+        if modality not in card.modalities:
+            raise UserError(f"modalities: {unknown_name(modality, card.modalities, f'modality of {card.path}')}")
+    for key, moved in (("shift", recipe.data.shift), ("rotation", recipe.data.rotation)):
+        for modality in moved:
+            if modality not in card.modalities:
+                raise UserError(f"data.{key}: {unknown_name(modality, card.modalities, f'modality of {card.path}')}")
+    return card, prepare_size(recipe)
+
+
+def counted(recipe: Recipe, card: Card, records: list[Record], seen: Sequence[str]) -> list[Record]:
+    """Returns records with the objects that count for a detector that sees the modalities `seen`."""
+    if recipe.data.boxes == "own" and len(seen) == 1:
+        records = seen_alone(records, seen[0], card.modalities[seen[0]])
+    return records
+
+
+def prepare_size(recipe: Recipe) -> tuple[int, int]:
+    """Returns the input size (H, W) of a recipe.
+
+    Raises:
+        UserError: it isn't a multiple of the coarsest stride.
+    """
+    size = scaling.size(recipe.model.size)
+    height, width = recipe.data.input_size or (size.resolution, size.resolution)
+    stride = size.coarsest_stride
+    if height <= 0 or width <= 0 or height % stride or width % stride:
+        raise UserError(f"data.input_size: [{height}, {width}] doesn't fit; use positive multiples of {stride}")
+    return height, width
+
+
+def build_detector(recipe: Recipe, card: Card) -> Detector:
+    """Builds the detector of a recipe for a card whose sensors are measured."""
+    sensors = {m: card.modalities[m] for m in recipe.modalities}
+    model = dataclasses.asdict(recipe.model)
+    channels = {m: sensor.encoded_channels for m, sensor in sensors.items()}
+    return create_detector(model.pop("size"), channels, classes=card.classes, sensors=sensors, **model)

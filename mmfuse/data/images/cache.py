@@ -29,8 +29,8 @@ _PREPARING = (
     "encodings.py",
     "registration.py",
     "geometry.py",
-    "../sensor.py",
-    "../calibration.py",
+    "../../sensor.py",
+    "../../calibration.py",
 )
 
 

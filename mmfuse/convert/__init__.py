@@ -1,0 +1,1 @@
+"""Datasets, archives and effdet's checkpoints: in and out."""

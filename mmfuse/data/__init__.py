@@ -1,0 +1,1 @@
+"""What a training reads: from a card to batches."""

@@ -1,0 +1,1 @@
+"""The detector: backbones, pyramids as data, weighted fusion, heads, loss, detection."""

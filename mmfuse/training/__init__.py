@@ -1,0 +1,1 @@
+"""The loop, the optimizer, losses of single sensors, starts, processes."""

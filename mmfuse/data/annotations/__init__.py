@@ -1,0 +1,1 @@
+"""Cards, and the readers and writers of annotations."""

@@ -1,0 +1,54 @@
+"""What the pages name is there: links and pictures, files, commands."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import MODULES
+from mmfuse.cli import main
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+STANDS_FOR_ANY = re.compile("my_rig|MODEL|NAME")
+
+
+def named(pattern):
+    """Pairs of page and what a pattern finds in its code: fenced blocks and what stands between backticks."""
+    found = []
+    for page in PAGES:
+        code = re.findall(r"^```.*?^```|`[^`\n]+`", page.read_text(), re.M | re.S)
+        found += [(page.name, name) for text in code for name in re.findall(pattern, text, re.M)]
+    assert found
+    return found
+
+
+def test_links_and_pictures_resolve():
+    links = [(page, link) for page in PAGES for link in re.findall(r"\]\(([^)#\s]+)", page.read_text())]
+    assert len(links) > 20
+    assert [
+        (p.name, link) for p, link in links if not re.match("https?:", link) and not (p.parent / link).exists()
+    ] == []
+
+
+def test_files_that_pages_name_are_there():
+    paths = named(r"(?<![\w./])((?:configs|datasets|docs|benchmarks|tests|mmfuse)/[\w./-]*\w)")
+    assert [(page, path) for page, path in paths if not ((ROOT / path).exists() or STANDS_FOR_ANY.search(path))] == []
+
+
+def test_verbs_that_pages_name_exist(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    verbs = set(re.findall(r"^    (\w+)", capsys.readouterr().out, re.M))
+    assert "train" in verbs
+    assert [(page, verb) for page, verb in named(r"(?:^|`|-m )mmfuse ([a-z]+)") if verb not in verbs] == []
+
+
+def test_benchmarks_that_pages_name_exist():
+    names = {"tables", "NAME", *MODULES}
+    assert [(page, name) for page, name in named(r"python -m benchmarks (\w+)") if name not in names] == []
+
+
+def test_targets_of_make_that_pages_name_exist():
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
+    assert [(page, target) for page, target in named(r"(?:^ *|`)make (\w+)") if target not in targets] == []

@@ -19,15 +19,29 @@ RECIPES = sorted((ROOT / "configs").rglob("*.yaml"))
 ABLATIONS = sorted(path for path in (ROOT / "configs" / "ablations").iterdir())
 
 
+@pytest.fixture(scope="module")
+def detector_of():
+    """Builds the detector that a recipe asks for, once for all that ask for the same."""
+    built = {}
+
+    def build(recipe):
+        card = read_yaml(Path(recipe.card))
+        sensors = {m: Sensor(**card["modalities"][m]) for m in recipe.modalities}
+        channels = {m: sensor.encoded_channels for m, sensor in sensors.items()}
+        options = recipe.to_dict()["model"] | {"pretrained": False, "classes": card["classes"], "sensors": sensors}
+        key = repr((channels, options))
+        if key not in built:
+            with torch.device("meta"):
+                built[key] = create_detector(modalities=channels, **options)
+        return built[key]
+
+    return build
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_recipe_builds_the_detector_of_its_card(path):
+def test_every_recipe_builds_the_detector_of_its_card(path, detector_of):
     recipe = load_recipe(path)
-    card = read_yaml(Path(recipe.card))
-    sensors = {m: Sensor(**card["modalities"][m]) for m in recipe.modalities}
-    channels = {m: sensor.encoded_channels for m, sensor in sensors.items()}
-    options = recipe.to_dict()["model"] | {"pretrained": False}
-    with torch.device("meta"):
-        detector = create_detector(modalities=channels, classes=card["classes"], sensors=sensors, **options)
+    detector = detector_of(recipe)
     assert detector.modalities == recipe.modalities
     assert all(side % detector.size.coarsest_stride == 0 for side in prepare_size(recipe))
 

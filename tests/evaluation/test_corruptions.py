@@ -63,6 +63,8 @@ def invalid(sensor, image):
 def test_every_corruption_keeps_the_contract(corruption, kind):
     sensor, image = raw(kind)
     kept = image.clone()
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
     assert same(corruption(image, sensor, 0, 5), image)
     for severity in range(1, SEVERITIES + 1):
         changed = corruption(image, sensor, severity, 5)
@@ -77,19 +79,11 @@ def test_every_corruption_keeps_the_contract(corruption, kind):
         assert not changed.float().isinf().any()
     assert not same(changed, image)
     assert same(image, kept)
-    others = [corruption(image, sensor, 4, seed) for seed in range(20)]
+    others = [corruption(image, sensor, 4, seed) for seed in range(8)]
     assert any(not same(others[0], other) for other in others) == (corruption.name in BY_CHANCE)
-
-
-@pytest.mark.parametrize(("corruption", "kind"), PAIRS, ids=lambda x: getattr(x, "name", x))
-def test_the_global_generator_neither_matters_nor_moves(corruption, kind):
-    sensor, image = raw(kind)
-    torch.manual_seed(1)
-    state = torch.get_rng_state()
-    first = corruption(image, sensor, 3, 7)
-    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(torch.get_rng_state(), state)  # the global generator neither moves nor matters
     torch.manual_seed(2)
-    assert same(first, pickle.loads(pickle.dumps(corruption))(image, sensor, 3, 7))
+    assert same(changed, pickle.loads(pickle.dumps(corruption))(image, sensor, SEVERITIES, 5))
 
 
 def test_the_sensor_decides_what_suits():

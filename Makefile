@@ -52,7 +52,7 @@ test: system .venv/.installed-dev
 	.venv/bin/python -m ruff format --check
 	.venv/bin/python -m ruff check
 	.venv/bin/python -m mypy
-	.venv/bin/python -m pytest -m "not gpu and not network"
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist worksteal -m "not gpu and not network"
 
 bench: .venv/.installed-dev
 	for name in forward training losses postprocess growth epoch; do \

@@ -13,7 +13,7 @@ from mmfuse.model.effdet_weights import import_effdet
 from mmfuse.scaling import PUBLISHED
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", FutureWarning)  # effdet uses torch.jit.script
+    warnings.simplefilter("ignore")  # effdet uses torch.jit.script, which torch warns of
     from effdet import DetBenchTrain, EfficientDet, get_efficientdet_config
     from effdet.anchors import AnchorLabeler, Anchors
     from effdet.bench import _batch_detection, _post_process

@@ -2,12 +2,12 @@
 
 import json
 import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from effdet import EfficientDet, get_efficientdet_config
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -25,10 +25,6 @@ from mmfuse.model import checkpoint
 from mmfuse.model import effdet_weights as weights
 from mmfuse.model.build import create_detector
 from mmfuse.model.effdet_weights import PUBLISHED
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", FutureWarning)  # effdet uses torch.jit.script
-    from effdet import EfficientDet, get_efficientdet_config
 
 State = dict[str, Tensor]
 

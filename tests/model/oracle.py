@@ -1,21 +1,16 @@
 """effdet's models with random weights, and detectors that hold the same ones."""
 
-import warnings
-
 import torch
+from effdet import EfficientDet, get_efficientdet_config
+from effdet.anchors import AnchorLabeler, Anchors
+from effdet.bench import _batch_detection, _post_process
+from effdet.config.model_config import efficientdet_model_param_dict
+from effdet.loss import DetectionLoss
 from torch import Tensor, nn
 
 from mmfuse.model.build import create_detector
 from mmfuse.model.detector import FusionDetector
 from mmfuse.model.effdet_weights import import_effdet
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", FutureWarning)  # effdet uses torch.jit.script
-    from effdet import EfficientDet, get_efficientdet_config
-    from effdet.anchors import AnchorLabeler, Anchors
-    from effdet.bench import _batch_detection, _post_process
-    from effdet.config.model_config import efficientdet_model_param_dict
-    from effdet.loss import DetectionLoss
 
 __all__ = [
     "AnchorLabeler",

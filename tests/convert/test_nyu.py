@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.io
 import yaml
-from test_matlab import finish, start, write_texts
+from matlab_files import finish, start, write_texts
 
 from mmfuse.convert import datasets as convert
 from mmfuse.convert.datasets import from_nyu

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from PIL import Image
+from ultralytics_files import write_image, write_trees
 
 from mmfuse.convert.datasets import from_ultralytics
 from mmfuse.convert.ultralytics import card_values
@@ -15,20 +15,6 @@ from mmfuse.data.annotations.readers import read_split
 from mmfuse.data.checks.check import check
 from mmfuse.errors import UserError
 from mmfuse.strict_yaml import save_yaml
-
-WIDTH, HEIGHT = 64, 48
-
-
-def write_image(path: Path, text: str | None = "1 0.5 0.5 0.25 0.5\n") -> None:
-    """An image of noise, the same for the same name, and its label file unless the text is None."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(list(str(path).encode()))
-    Image.fromarray(rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)).save(path)
-    before, _, after = str(path.with_suffix(".txt")).rpartition("/images/")
-    label = Path(before) / "labels" / after
-    label.parent.mkdir(parents=True, exist_ok=True)
-    if text is not None:
-        label.write_text(text)
 
 
 def write_data(root: Path, **values: object) -> Path:
@@ -188,13 +174,6 @@ def test_a_planted_fault_is_one_line_that_names_it(
 
 
 # ---- the template for a tree per sensor
-
-
-def write_trees(root: Path) -> None:
-    for split in ("train", "val", "test"):
-        for sensor in ("rgb", "thermal"):
-            write_image(root / sensor / "images" / split / f"{split}1.jpg", "2 0.5 0.5 0.25 0.5\n")
-            write_image(root / sensor / "images" / split / f"{split}2.jpg", None)
 
 
 def test_the_card_of_a_tree_for_each_sensor(tmp_path: Path) -> None:

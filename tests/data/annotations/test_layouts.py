@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from test_sunrgbd import write_sun_rgbd
-from test_ultralytics import write_trees
+from sun_rgbd_files import write_sun_rgbd
+from ultralytics_files import write_trees
 
 from mmfuse.data.annotations.cards import load_card
 from mmfuse.data.annotations.coco import coco_card, coco_split

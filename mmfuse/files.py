@@ -1,19 +1,64 @@
-"""Writes files whole or not at all."""
+"""The one way to write a file or a folder: whole, or not at all."""
 
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mmfuse.errors import UserError
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file by way of a neighbour that is renamed, so that a good file is never replaced by half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+def write_whole(path: Path, content: bytes, *, fix: str = "check the path and the space on the disk") -> None:
+    """Writes a file by way of a neighbour that is renamed, so that a good file is never replaced by half of one.
+
+    The neighbour is a new file of a name that nobody knows beforehand, so no link that lies there is followed; it is
+    removed on any failure. A link at `path` itself is replaced, what it points to stays as it is.
+
+    Raises:
+        UserError: the file can't be written; the message names it and ends with `fix`.
+    """
+    partial = _neighbour(path)
     try:
-        partial.write_bytes(content)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("xb") as file:
+            file.write(content)
         partial.replace(path)
+    except FileExistsError as error:
+        raise UserError(f"{error.filename}: lies in the way of {path}; {fix}") from None
+    except OSError as error:
+        raise UserError(f"{path}: can't be written: {error.strerror or error}; {fix}") from None
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Gives a hidden folder to write into, which becomes `folder` when all is written.
+
+    On any failure it is removed, and so are the folders above it that were made for it.
+
+    Raises:
+        UserError: there is such a folder with something in it, or a file.
+    """
+    folder = folder.resolve()
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"out: {folder} is not an empty folder; give a new one")
+    made = [above for above in folder.parents if not above.exists()]
+    partial = _neighbour(folder)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if folder.exists():
+            folder.rmdir()
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        for above in made:
+            with suppress(OSError):
+                above.rmdir()
+        raise
 
 
 def named_like(out: str | Path, *suffixes: str) -> Path:
@@ -26,3 +71,7 @@ def named_like(out: str | Path, *suffixes: str) -> Path:
     if out.suffix not in suffixes or out.is_dir():
         raise UserError(f"out: {str(out)!r} is not a file name for this; end it in {' or '.join(suffixes)}")
     return out
+
+
+def _neighbour(path: Path) -> Path:
+    return path.with_name(f".{secrets.token_hex(8)}.partial")

@@ -4,7 +4,6 @@ from pathlib import Path
 import pytest
 
 from mmfuse.errors import UserError
-from mmfuse.files import write_whole
 from mmfuse.recipes import DataRecipe, Recipe, load_recipe, unknown_name
 from mmfuse.strict_yaml import build, override, parse_yaml, plain, read_yaml, save_yaml
 
@@ -241,30 +240,6 @@ def test_a_recipe_survives_yaml(tmp_path: Path):
 
 def test_plain_has_no_tuples():
     assert plain({"a": (1, [(2,)])}) == {"a": [1, [[2]]]}
-
-
-@pytest.mark.parametrize("step", ["write_bytes", "replace"])
-def test_a_failed_write_leaves_the_old_file_alone(tmp_path: Path, monkeypatch, step):
-    path = tmp_path / "last.json"
-    write_whole(path, b"old")
-
-    def broken(self: Path, *_: object) -> None:
-        if step == "write_bytes":
-            self.open("wb").close()
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, step, broken)
-    with pytest.raises(OSError, match="No space"):
-        write_whole(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert [p.name for p in tmp_path.iterdir()] == ["last.json"]
-
-
-def test_a_write_replaces_the_whole_file(tmp_path: Path):
-    path = tmp_path / "last.json"
-    for content in (b"longer than before", b"short"):
-        write_whole(path, content)
-        assert path.read_bytes() == content
 
 
 def test_a_card_that_an_assignment_gives_is_looked_up_from_the_current_folder(tmp_path, monkeypatch):

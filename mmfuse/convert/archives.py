@@ -11,7 +11,7 @@ import tarfile
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import IO, Any, Literal
 from tqdm import tqdm
 
 from mmfuse.errors import UserError
+from mmfuse.files import new_folder
 
 LARGEST_RATIO = 200
 """How many times larger than the archive its files may be, if they are more than 100 MB."""
@@ -57,7 +58,7 @@ class _Member:
     kind: Literal["file", "folder", "link", "hard link"]
     size: int
     target: str
-    source: zipfile.ZipInfo | tarfile.TarInfo
+    source: Any
 
 
 class _Archive(ABC):
@@ -68,8 +69,8 @@ class _Archive(ABC):
         """Yields what the archive declares, without writing anything."""
 
     @abstractmethod
-    def read(self, member: _Member) -> IO[bytes]:
-        """Opens the content of a file."""
+    def extract(self, member: _Member, folder: Path) -> None:
+        """Writes one member below the folder."""
 
 
 def unpack(archive: str | Path, folder: str | Path) -> int:
@@ -79,29 +80,23 @@ def unpack(archive: str | Path, folder: str | Path) -> int:
     there and their checksums agree; until then, they lie in a hidden folder beside it, which is removed on any failure.
     Links within the folder are kept; owners, permissions and times are not.
 
+    Python's own extraction does the writing, tarfile's by its filter for data. What it lets through or mends in
+    silence (a way out by links below links, names cut to fit, one file over another) is refused before.
+
     Raises:
         UserError: the folder holds something; the file is no such archive, is cut off or damaged; a member is encrypted
             or neither file, folder nor link, stands twice, leaves the folder (by an absolute path, by `..` or by a
             link) or lies below something that isn't a folder; or its files are more than 100 MB and 200 times the
             archive's size, or take more than 90 % of the free disk space.
     """
-    archive, folder = Path(archive), Path(folder).resolve()
+    archive, folder = Path(archive), Path(folder)
     try:
-        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-            raise UserError(f"{folder}: is there already and not an empty folder; give a new one with --out")
-        partial = folder.with_name(f".{folder.name}.partial")
-        with _open(archive) as opened:
-            members = _checked(opened, archive, folder)
-            try:
-                partial.mkdir(parents=True)
-            except FileExistsError:
-                fix = "if no other unpacking is running, remove it"
-                raise UserError(f"{partial}: is left from an unpacking that was cut off; {fix}") from None
-            try:
-                _write(opened, members, partial)
-                partial.replace(folder)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
+        with new_folder(folder) as partial, _open(archive) as opened:
+            members = _checked(opened, archive, partial)
+            with tqdm(total=sum(m.size for m in members), desc="unpacking", unit="B", unit_scale=True) as bar:
+                for member in members:
+                    opened.extract(member, partial)
+                    bar.update(member.size)
     except UserError:
         raise
     except OSError as error:
@@ -122,8 +117,7 @@ def _damaged(archive: Path, error: Exception) -> UserError:
 def _checked(opened: _Archive, archive: Path, folder: Path) -> list[_Member]:
     """Returns the members; raises at the first that may not be unpacked."""
     compressed = archive.stat().st_size
-    above = next(parent for parent in folder.parents if parent.is_dir())
-    room = int(shutil.disk_usage(above).free * SHARE_OF_DISK)
+    room = int(shutil.disk_usage(folder).free * SHARE_OF_DISK)
     found: dict[tuple[str, ...], _Member] = {}
     size = on_disk = 0
     for member in opened.members():
@@ -136,7 +130,7 @@ def _checked(opened: _Archive, archive: Path, folder: Path) -> list[_Member]:
             ratio = f"its files are more than {LARGEST_RATIO} times its {compressed / 1e6:.1f} MB"
             raise UserError(f"{archive}: {ratio}, as those of a decompression bomb; unpack it by hand if you trust it")
         if on_disk > room:
-            free = f"of the {room / 1e9:.1f} GB that may be used on {above}"
+            free = f"of the {room / 1e9:.1f} GB that may be used on {folder.parent}"
             raise UserError(f"{archive}: its files take more than {free}; make room or give another disk with --out")
     if not any(member.kind == "file" for member in found.values()):
         raise UserError(f"{archive}: holds no file; get it anew")
@@ -178,25 +172,6 @@ def _steps(path: str) -> tuple[str, ...]:
     return tuple(part for part in path.replace("\\", "/").split("/") if part not in ("", "."))
 
 
-def _write(opened: _Archive, members: Sequence[_Member], folder: Path) -> None:
-    total = sum(member.size for member in members)
-    with tqdm(total=total, desc="unpacking", unit="B", unit_scale=True) as bar:
-        for member in members:
-            path = folder.joinpath(*member.parts)
-            (path if member.kind == "folder" else path.parent).mkdir(parents=True, exist_ok=True)
-            if member.kind == "file":
-                with opened.read(member) as content, path.open("xb") as file:
-                    while chunk := content.read(_CHUNK):
-                        file.write(chunk)
-                        bar.update(len(chunk))
-                if path.stat().st_size != member.size:
-                    raise EOFError(f"{member.name!r} is shorter than it says")
-            elif member.kind == "link":
-                path.symlink_to(member.target)
-            elif member.kind == "hard link":
-                os.link(folder.joinpath(*_steps(member.target)), path)
-
-
 @contextmanager
 def _open(path: Path) -> Iterator[_Archive]:
     """Opens an archive by its first bytes."""
@@ -224,17 +199,26 @@ class _Zip(_Archive):
         for info in self.file.infolist():
             if info.flag_bits & 1:
                 raise UserError(f"{self.path}: {info.filename!r} is encrypted; unpack it by hand with its password")
-            form, target = stat.S_IFMT(info.external_attr >> 16), ""
-            kind: Literal["file", "folder", "link"] = "folder" if info.is_dir() else "file"
+            form, parts = stat.S_IFMT(info.external_attr >> 16), _steps(info.filename)
             if form == stat.S_IFLNK and info.file_size <= _BLOCK:
-                kind, target = "link", os.fsdecode(self.file.read(info))
+                yield _Member(info.filename, parts, "link", 0, os.fsdecode(self.file.read(info)), info)
             elif form not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise _special(self.path, info.filename)
-            yield _Member(info.filename, _steps(info.filename), kind, info.file_size * (kind == "file"), target, info)
+            elif info.is_dir():
+                yield _Member(info.filename, parts, "folder", 0, "", info)
+            else:
+                yield _Member(info.filename, parts, "file", info.file_size, "", info)
 
-    def read(self, member: _Member) -> IO[bytes]:
-        assert isinstance(member.source, zipfile.ZipInfo)
-        return self.file.open(member.source)
+    def extract(self, member: _Member, folder: Path) -> None:
+        if member.kind == "link":  # zipfile would write its target as a text
+            path = folder.joinpath(*member.parts)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.symlink_to(member.target)
+        else:
+            member.source.filename = "/".join(member.parts) + ("/" if member.kind == "folder" else "")
+            path = Path(self.file.extract(member.source, folder))
+            if member.kind == "file" and path.stat().st_size != member.size:
+                raise EOFError(f"{member.name!r} is shorter than it says")
 
 
 class _Bounded:
@@ -255,9 +239,17 @@ class _Bounded:
         return self.stream.tell()
 
 
+_TAR_KINDS: dict[Callable[[tarfile.TarInfo], bool], Literal["file", "folder", "link", "hard link"]] = {
+    tarfile.TarInfo.isreg: "file",
+    tarfile.TarInfo.isdir: "folder",
+    tarfile.TarInfo.issym: "link",
+    tarfile.TarInfo.islnk: "hard link",
+}
+
+
 class _Tar(_Archive):
     def __init__(self, stream: _Bounded, path: Path, raw: IO[bytes]) -> None:
-        self.file = tarfile.open(fileobj=stream, mode="r:")  # type: ignore[call-overload]  # noqa: SIM115
+        self.file = tarfile.open(fileobj=stream, mode="r:", errorlevel=2)  # type: ignore[call-overload]  # noqa: SIM115
         self.stream = stream
         self.path = path
         self.raw = raw
@@ -268,12 +260,8 @@ class _Tar(_Archive):
                 bar.update(self.raw.tell() - bar.n)
                 if info.size < 0:
                     raise tarfile.ReadError(f"{info.name!r} has {info.size} bytes")
-                kind: Literal["file", "folder", "link", "hard link"] = "file"
-                if info.isdir():
-                    kind = "folder"
-                elif info.issym() or info.islnk():
-                    kind = "link" if info.issym() else "hard link"
-                elif not info.isreg():
+                kind = next((kind for told, kind in _TAR_KINDS.items() if told(info)), None)
+                if kind is None:
                     raise _special(self.path, info.name)
                 size = info.size if kind == "file" else 0
                 yield _Member(info.name, _steps(info.name), kind, size, info.linkname, info)
@@ -293,11 +281,10 @@ class _Tar(_Archive):
         if padding < tarfile.BLOCKSIZE:
             raise tarfile.ReadError("it has no end")
 
-    def read(self, member: _Member) -> IO[bytes]:
-        assert isinstance(member.source, tarfile.TarInfo)
-        content = self.file.extractfile(member.source)
-        assert content is not None
-        return content
+    def extract(self, member: _Member, folder: Path) -> None:
+        target = "/".join(_steps(member.target)) if member.kind == "hard link" else member.target
+        source = member.source.replace(name="/".join(member.parts) or ".", linkname=target, deep=False)
+        self.file.extract(source, folder, set_attrs=False, filter="data")
 
 
 def _special(path: Path, name: str) -> UserError:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from mmfuse.data.annotations.cards import load_card
 from mmfuse.data.annotations.coco import coco_card, coco_split
 from mmfuse.data.annotations.readers import read_split
 from mmfuse.errors import UserError
-from mmfuse.files import named_like, write_whole
+from mmfuse.files import named_like, new_folder, write_whole
 from mmfuse.strict_yaml import save_yaml
 
 
@@ -74,18 +73,8 @@ def from_nyu(
         UserError: a file isn't the published one, a class isn't in it, or `out` is there and not empty.
     """
     out = Path(out)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"out: {out} is not an empty folder; give a new one")
-    partial = out.absolute().with_name(f".{out.absolute().name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-        counts = nyu.write_nyu(Path(labelled), Path(splits), partial, nyu.CLASSES if classes is None else classes)
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with new_folder(out) as folder:
+        counts = nyu.write_nyu(Path(labelled), Path(splits), folder, nyu.CLASSES if classes is None else classes)
     splits_of = {split: {**found, "file": str(out / str(found["file"]))} for split, found in counts.items()}
     return ConvertedCard(str(out / "card.yaml"), splits_of)
 

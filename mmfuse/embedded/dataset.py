@@ -63,12 +63,12 @@ def generate(
     card = root / "card.yaml"
     try:
         card.unlink(missing_ok=True)
-        with tqdm(total=sum(counts.values()), desc=f"drawing {root.name}", unit="image") as bar:
-            for split, count in counts.items():
-                _write_split(root, split, count, seed, size, bar)
-        save_yaml(card, _card(counts, seed, size))
     except OSError as error:
-        raise UserError(f"{error.filename or root}: {error.strerror}; give a folder that can be written") from None
+        raise UserError(f"{card}: {error.strerror}; give a folder that can be written") from None
+    with tqdm(total=sum(counts.values()), desc=f"drawing {root.name}", unit="image") as bar:
+        for split, count in counts.items():
+            _write_split(root, split, count, seed, size, bar)
+    save_yaml(card, _card(counts, seed, size))
     return card
 
 

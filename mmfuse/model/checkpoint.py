@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mmfuse.errors import UserError
+from mmfuse.files import write_whole
 from mmfuse.model.build import create_detector
 from mmfuse.model.detector import Detector
 from mmfuse.sensor import Sensor
@@ -23,16 +24,9 @@ def save(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None
     Raises:
         UserError: the file can't be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
     metadata = {"format": FORMAT, "header": json.dumps(header)}
-    try:
-        safetensors.torch.save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, metadata)
-        partial.replace(path)
-    except SafetensorError as error:
-        raise UserError(f"{path}: can't be written ({error}); check the path and the space on the disk") from None
-    finally:
-        partial.unlink(missing_ok=True)
+    content = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    write_whole(path, safetensors.torch.save(content, metadata))
 
 
 def read(path: Path, *, with_tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:

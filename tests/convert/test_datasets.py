@@ -305,22 +305,6 @@ def test_an_output_that_cannot_be_written_is_one_line(file: Path, tmp_path: Path
     assert not list((tmp_path / "folder.safetensors").iterdir())
 
 
-def test_a_failed_write_leaves_the_good_file(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = tmp_path / "x.safetensors"
-    from_effdet(file, out)
-    good = out.read_bytes()
-
-    def fail(tensors: State, target: Path, metadata: dict[str, str]) -> None:
-        target.write_bytes(b"half")
-        raise checkpoint.SafetensorError("I/O error: no space left")
-
-    monkeypatch.setattr(checkpoint.safetensors.torch, "save_file", fail)
-    with pytest.raises(UserError, match=r"x\.safetensors: can't be written \(I/O error: no space left\)"):
-        from_effdet(file, out)
-    assert out.read_bytes() == good
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["theirs.pth", "x.safetensors"]
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -1,6 +1,5 @@
 """Prepared images kept on disk: costly encodings are worked out once, and files are decoded once."""
 
-import contextlib
 import hashlib
 import json
 import os
@@ -8,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -18,6 +16,7 @@ from torch import Tensor
 from mmfuse.data.annotations.records import Record
 from mmfuse.data.images.scenes import read_record
 from mmfuse.errors import UserError
+from mmfuse.files import write_whole
 from mmfuse.sensor import Sensor
 
 _IMAGE, _SUM = "image", "sum"
@@ -158,14 +157,8 @@ def _load(path: Path, verify: bool) -> Tensor | None:
 
 
 def _save(path: Path, stored: Tensor) -> None:
-    partial = path.with_name(f".{uuid4().hex}.partial")
+    content = save({_IMAGE: stored}, {_SUM: _checksum(stored)})
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(save({_IMAGE: stored}, {_SUM: _checksum(stored)}))
-        partial.replace(path)
-    except OSError as error:
-        fix = "make room there, or give another folder as data.cache"
-        raise CacheError(f"{path.parent}: can't be written: {error.strerror}; {fix}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+        write_whole(path, content, fix="make room there, or give another folder as data.cache")
+    except UserError as error:
+        raise CacheError(str(error)) from None

@@ -227,18 +227,6 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, record):
         ImageCache(tmp_path / "cache").images(record, CHEAP)
 
 
-def test_a_disk_that_is_full_leaves_nothing_behind(tmp_path, record, monkeypatch):
-    def full(path, content):
-        with path.open("wb") as file:
-            file.write(content[:10])
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(type(tmp_path), "write_bytes", full)
-    with pytest.raises(CacheError, match="No space left on device"):
-        ImageCache(tmp_path / "cache").images(record, CHEAP)
-    assert entries(tmp_path / "cache") == []
-
-
 def test_another_version_of_our_code_makes_other_entries(tmp_path, record, prepared, monkeypatch):
     sensors = {"thermal": SENSORS["thermal"]}
     ImageCache(tmp_path / "cache").images(record, sensors)

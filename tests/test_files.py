@@ -1,0 +1,136 @@
+"""Files and folders that are written whole or not at all, whatever happens in between."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from mmfuse import files
+from mmfuse.errors import UserError
+from mmfuse.files import new_folder, write_whole
+
+FULL = OSError(28, "No space left on device")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def test_a_write_replaces_the_whole_file(tmp_path):
+    path = tmp_path / "new" / "last.json"
+    for content in (b"longer than before", b"short"):
+        write_whole(path, content)
+        assert path.read_bytes() == content
+    assert names(tmp_path) == ["new", "new/last.json"]
+
+
+def test_a_file_may_be_read_by_whom_the_umask_lets(tmp_path):
+    (tmp_path / "plain").write_bytes(b"")
+    write_whole(tmp_path / "whole", b"")
+    assert (tmp_path / "whole").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("error", [FULL, KeyboardInterrupt()])
+@pytest.mark.parametrize("step", ["write", "replace"])
+def test_a_failed_write_leaves_the_old_file_alone_and_nothing_else(tmp_path, monkeypatch, step, error):
+    path = tmp_path / "last.json"
+    write_whole(path, b"old")
+
+    def fail(*_):  # the disk, when something lies there already
+        assert names(tmp_path) != ["last.json"]
+        raise error
+
+    if step == "replace":
+        monkeypatch.setattr(Path, "replace", fail)
+    else:
+        opened = Path.open
+
+        def open_full(self, mode):
+            with opened(self, mode) as file:
+                file.write(b"ne")
+            fail()
+
+        monkeypatch.setattr(Path, "open", open_full)
+    with pytest.raises((UserError, KeyboardInterrupt)) as raised:
+        write_whole(path, b"new")
+    monkeypatch.undo()
+    if error is FULL:
+        message = f"{path}: can't be written: No space left on device; check the path and the space on the disk"
+        assert str(raised.value) == message
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["last.json"]
+
+
+def test_the_fix_is_the_caller_s(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UserError, match=r"file: lies in the way of .*/file/x; give another folder$"):
+        write_whole(tmp_path / "file" / "x", b"", fix="give another folder")
+
+
+def test_links_are_not_followed(tmp_path, monkeypatch):
+    """One that lies where the file goes is replaced; one that lies where the partial file goes stops the write."""
+    other = tmp_path / "other"
+    other.write_bytes(b"mine")
+    (tmp_path / "x").symlink_to(other)
+    write_whole(tmp_path / "x", b"new")
+    assert not (tmp_path / "x").is_symlink()
+    monkeypatch.setattr(files.secrets, "token_hex", lambda count: "guessed")
+    (tmp_path / ".guessed.partial").symlink_to(other)
+    with pytest.raises(UserError, match=r"\.guessed\.partial: lies in the way of .*/x; check the path"):
+        write_whole(tmp_path / "x", b"newer")
+    assert (other.read_bytes(), (tmp_path / "x").read_bytes()) == (b"mine", b"new")
+
+
+def test_no_two_writes_share_a_partial_file(tmp_path, monkeypatch):
+    seen = set()
+    monkeypatch.setattr(Path, "replace", lambda self, path: seen.add(self.name))
+    for _ in range(20):
+        write_whole(tmp_path / "x", b"")
+    assert len(seen) == 20
+    assert all(name.startswith(".") and name.endswith(".partial") for name in seen)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_folder_appears_when_all_of_it_is_there(tmp_path, there):
+    folder = tmp_path / "deep" / "set"
+    if there:
+        folder.mkdir(parents=True)
+    with new_folder(folder) as partial:
+        (partial / "a").write_bytes(b"a")
+        assert not there or not any(folder.iterdir())
+        assert there == folder.exists()
+    assert names(tmp_path) == ["deep", "deep/set", "deep/set/a"]
+    mode = (tmp_path / "deep").stat().st_mode
+    assert folder.stat().st_mode == mode
+
+
+def fail(folder, error):
+    (folder / "a").mkdir()
+    raise error
+
+
+@pytest.mark.parametrize("error", [UserError("x"), FULL, KeyboardInterrupt()])
+def test_a_folder_that_fails_leaves_nothing(tmp_path, error):
+    (tmp_path / "empty").mkdir()
+    for folder in (tmp_path / "deep" / "er" / "set", tmp_path / "empty"):
+        with pytest.raises(type(error)), new_folder(folder) as partial:
+            fail(partial, error)
+        assert names(tmp_path) == ["empty"]
+
+
+def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "mine").write_bytes(b"")
+    (tmp_path / "link").symlink_to(tmp_path / "set")
+    for name in ("set", "link", "set/mine"):
+        with pytest.raises(UserError, match="is not an empty folder; give a new one"), new_folder(tmp_path / name):
+            pass
+    assert names(tmp_path) == ["link", "set", "set/mine"]
+
+
+def test_a_folder_may_be_a_link_to_an_empty_one(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    with new_folder(tmp_path / "link") as partial:
+        (partial / "a").write_bytes(b"")
+    assert os.listdir(tmp_path / "disk") == ["a"]

@@ -243,15 +243,15 @@ def check(name: str, found: Tensor, expected: Tensor) -> None:
 def branched(detector: FusionDetector, images: Mapping[str, Tensor]) -> Maps:
     """Runs the backbone of each modality on a stream of its own."""
     main, features = torch.cuda.current_stream(), {}
+    size, presence = detector.checked(images, None)
     streams = {m: torch.cuda.Stream() for m in images}
     for modality, x in images.items():
         streams[modality].wait_stream(main)
         with torch.cuda.stream(streams[modality]):
-            features.update(detector.features({modality: x}, None))
+            features.update(detector.features({modality: x}, presence))
     for stream in streams.values():
         main.wait_stream(stream)
-    height, width = next(iter(images.values())).shape[2:]
-    outputs = detector.merge(features, None, (height, width))
+    outputs = detector.merge(features, size, presence)
     return outputs.class_logits, outputs.box_codes
 
 

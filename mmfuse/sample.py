@@ -20,7 +20,7 @@ class Targets:
     def to(self, device: torch.device) -> "Targets":
         """Returns the targets on another device; the host doesn't wait for it."""
         counts = [len(x) for x in self.labels]
-        boxes, labels = (sent(torch.cat(x), device).split(counts) for x in (self.boxes, self.labels))
+        boxes, labels = (to_device(torch.cat(x), device).split(counts) for x in (self.boxes, self.labels))
         return Targets(list(boxes), list(labels))
 
 
@@ -71,7 +71,7 @@ class Batch:
             {m: x.to(device, non_blocking=True) for m, x in self.images.items()},
             self.present,
             self.targets.to(device),
-            sent(self.scale, device),
+            to_device(self.scale, device),
             {m: targets.to(device) for m, targets in self.own.items()},
         )
 
@@ -118,7 +118,7 @@ class Detections:
         return Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
 
 
-def sent(x: Tensor, device: torch.device) -> Tensor:
+def to_device(x: Tensor, device: torch.device) -> Tensor:
     """Returns a tensor on another device. The host doesn't wait for CUDA; what runs there later waits for the copy."""
     if device.type == "cuda" and not x.is_cuda:
         x = x.pin_memory()

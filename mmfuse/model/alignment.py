@@ -10,8 +10,7 @@ from torchvision.ops import deform_conv2d
 from mmfuse.model.layers import Lateral, Separable, initialise
 from mmfuse.model.nodes import Feature, Graph, outputs_of
 from mmfuse.model.norms import batch_norm
-from mmfuse.model.pyramid import rows_of
-from mmfuse.sample import sent
+from mmfuse.model.presence import Presence, Rows
 
 
 class OffsetNet(nn.Module):
@@ -58,29 +57,23 @@ class Alignment(nn.Module):
             }
         )
 
-    def forward(
-        self, features: Mapping[str, Sequence[Tensor]], present: Mapping[str, Tensor] | None = None
-    ) -> dict[str, Sequence[Tensor]]:
+    def forward(self, features: Mapping[str, Sequence[Tensor]], presence: Presence) -> dict[str, Sequence[Tensor]]:
         """Returns features as `Pyramid` takes them, aligned in the images that have modality and reference."""
         aligned = dict(features)
         for modality in self.nets:
-            if modality in features and self.reference in features:
-                both = None if present is None else rows_of(present[modality] & present[self.reference])
-                if both is None or bool(both.any()):
-                    aligned[modality] = self._aligned(modality, features, both)
+            both = presence.rows[modality] & presence.rows[self.reference]
+            if not both.nothing:
+                aligned[modality] = self._aligned(modality, features, both)
         return aligned
 
-    def _aligned(self, modality: str, features: Mapping[str, Sequence[Tensor]], both: Tensor | None) -> list[Tensor]:
+    def _aligned(self, modality: str, features: Mapping[str, Sequence[Tensor]], both: Rows) -> list[Tensor]:
         maps, references = list(features[modality]), features[self.reference]
         nets = self.nets[modality]
         assert isinstance(nets, nn.ModuleDict)
-        at = None if both is None else sent(both.nonzero()[:, 0], maps[0].device)
         for place, net in nets.items():
-            x, reference = maps[int(place)], references[int(place)]
-            if at is None:
-                maps[int(place)] = sample(x, net(x, reference))
-            else:
-                maps[int(place)] = x.index_copy(0, at, sample(x[at], net(x[at], reference[at])))
+            x = maps[int(place)]
+            made = both.run(lambda x, reference, net=net: sample(x, net(x, reference)), x, references[int(place)])
+            maps[int(place)] = both.keep(made, x)
         return maps
 
 

@@ -21,8 +21,9 @@ from mmfuse.model.merge import Merge
 from mmfuse.model.nodes import Graph
 from mmfuse.model.packing import Packing
 from mmfuse.model.postprocess import DEFAULT, Selection, decode, decode_padded
-from mmfuse.model.pyramid import Pyramid, on_rows, rows_of
-from mmfuse.sample import Detections, Targets, sent
+from mmfuse.model.presence import Presence
+from mmfuse.model.pyramid import Pyramid
+from mmfuse.sample import Detections, Targets, to_device
 from mmfuse.sensor import Sensor
 
 STACKED, SHARED = "stacked", "shared"
@@ -69,13 +70,17 @@ class Detector(nn.Module, ABC):
         """The modalities that the detector can read."""
         return tuple(self.sensors)
 
-    @abstractmethod
     def forward(self, images: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> Any:
         """Runs the network on encoded, normalised images (see `normalise`) and returns what `loss` and `decode` take.
 
         Raises:
             UserError: an unknown modality, a shape that doesn't fit, an image without any sensor.
         """
+        return self.run(images, *self.checked(images, present))
+
+    @abstractmethod
+    def run(self, images: Mapping[str, Tensor], size: tuple[int, int], presence: Presence) -> Any:
+        """Does what `forward` does with what `checked` returns."""
 
     @abstractmethod
     def loss(self, outputs: Any, targets: Targets) -> dict[str, Tensor]:
@@ -182,7 +187,7 @@ class Detector(nn.Module, ABC):
 
     def _pad(self, modality: str, x: Tensor) -> Tensor:
         stride, (batch, _, height, width) = self.size.coarsest_stride, x.shape
-        fill = sent(torch.tensor(self.sensors[modality].fill, dtype=x.dtype), x.device)[None, :, None, None]
+        fill = to_device(torch.tensor(self.sensors[modality].fill, dtype=x.dtype), x.device)[None, :, None, None]
         padded = self.normalise({modality: fill})[modality].repeat(
             batch, 1, height + -height % stride, width + -width % stride
         )
@@ -191,13 +196,13 @@ class Detector(nn.Module, ABC):
 
     def checked(
         self, images: Mapping[str, Tensor], present: Mapping[str, Tensor] | None
-    ) -> tuple[tuple[int, int], dict[str, Tensor] | None]:
-        """Returns the size (H, W) of encoded images, and a mask for every modality or None; see `forward`."""
-        batch, height, width = self._check(images, {m: s.encoded_channels for m, s in self.sensors.items()})
+    ) -> tuple[tuple[int, int], Presence]:
+        """Returns the size (H, W) of encoded images, and which of them have which sensors; see `forward`."""
+        _, height, width = self._check(images, {m: s.encoded_channels for m, s in self.sensors.items()})
         stride = self.size.coarsest_stride
         if height % stride or width % stride:
             raise UserError(f"images: {height}x{width} is not a multiple of {stride} in height and width; pad them")
-        return (height, width), self._check_present(images, present, batch)
+        return (height, width), Presence.given(self.modalities, images, present)
 
     def _check(self, images: Mapping[str, Tensor], channels: Mapping[str, int]) -> tuple[int, int, int]:
         if not images:
@@ -215,31 +220,6 @@ class Detector(nn.Module, ABC):
         if 0 in first:
             raise UserError(f"images: (batch, height, width) is {first}; give at least one image and pixel")
         return first
-
-    def _check_present(
-        self, images: Mapping[str, Tensor], present: Mapping[str, Tensor] | None, batch: int
-    ) -> dict[str, Tensor] | None:
-        """Returns a mask for every modality, or None where everything is there or missing as a whole."""
-        if present is None:
-            return None
-        for modality, mask in present.items():
-            if modality not in self.sensors:
-                raise UserError(f"present: {unknown_name(modality, self.sensors, 'modality of this detector')}")
-            if mask.shape != (batch,) or mask.dtype != torch.bool:
-                raise UserError(f"present: {modality} is {mask.dtype} {tuple(mask.shape)}; give torch.bool ({batch},)")
-        host = next(iter(present.values())).device if present else torch.device("cpu")
-        masks = {
-            m: present.get(m, torch.ones(batch, dtype=torch.bool, device=host))
-            if m in images
-            else torch.zeros(batch, dtype=torch.bool, device=host)
-            for m in self.sensors
-        }
-        alone = ~torch.stack(list(masks.values())).any(0)
-        if bool(alone.any()):
-            raise UserError(
-                f"present: image {int(alone.nonzero()[0, 0])} of the batch has no sensor at all; leave it out"
-            )
-        return None if all(bool(masks[m].all()) for m in images) else masks
 
 
 class FusionDetector(Detector):
@@ -281,31 +261,24 @@ class FusionDetector(Detector):
         assert isinstance(backbone, Backbone)
         return backbone
 
-    def forward(self, images: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> Outputs:
-        """Runs the network on encoded, normalised images; see `Detector.forward`."""
-        size, present = self.checked(images, present)
-        return self.merge(self.features(images, present), present, size)
+    def run(self, images: Mapping[str, Tensor], size: tuple[int, int], presence: Presence) -> Outputs:
+        """Runs backbones, pyramid and heads on what `checked` let pass."""
+        return self.merge(self.features(images, presence), size, presence)
 
-    def features(
-        self, images: Mapping[str, Tensor], present: Mapping[str, Tensor] | None
-    ) -> dict[str, Sequence[Tensor]]:
-        """Runs the backbones on images and masks that `checked` let pass; returns maps, finest first, by modality."""
+    def features(self, images: Mapping[str, Tensor], presence: Presence) -> dict[str, Sequence[Tensor]]:
+        """Runs the backbones on those of `images` that are there; returns maps, finest first, by modality."""
         if self.stacked:
-            return {STACKED: self._backbone(STACKED)(self._stack(images, present))}
-        features = {}
-        for modality, x in images.items():
-            rows = None if present is None else rows_of(present[modality])
-            if rows is None or bool(rows.any()):
-                features[modality] = on_rows(rows, self._backbone(modality), x)
-        return features
+            return {STACKED: self._backbone(STACKED)(self._stack(images, presence))}
+        rows = {m: presence.rows[m] for m in images}
+        return {m: own.run(self._backbone(m), images[m]) for m, own in rows.items() if not own.nothing}
 
-    def merge(
-        self, features: Mapping[str, Sequence[Tensor]], present: Mapping[str, Tensor] | None, size: tuple[int, int]
-    ) -> Outputs:
-        """Runs pyramid and heads on `features` of an input of `size` (H, W); `present` can mask more than they lack."""
+    def merge(self, features: Mapping[str, Sequence[Tensor]], size: tuple[int, int], presence: Presence) -> Outputs:
+        """Runs pyramid and heads on `features` of an input of `size` (H, W); `presence` may leave out some of them."""
         if self.alignment is not None:
-            features = self.alignment(features, present)
-        levels = self.pyramid(features, None if self.stacked else present)
+            features = self.alignment(features, presence)
+        if self.stacked:
+            presence = Presence.whole([STACKED], len(features[STACKED][0]))
+        levels = self.pyramid(features, presence)
         if self.training:
             return Outputs(self.class_head(levels), self.box_head(levels), size)
         key = (*size, levels[0].device, levels[0].dtype)
@@ -321,17 +294,15 @@ class FusionDetector(Detector):
         )
         return Outputs(class_logits, box_codes, size)
 
-    def _stack(self, images: Mapping[str, Tensor], present: Mapping[str, Tensor] | None) -> Tensor:
+    def _stack(self, images: Mapping[str, Tensor], presence: Presence) -> Tensor:
         """Returns the encoded images of all modalities as channels of one (B, C, H, W), 0 where absent."""
         like = next(iter(images.values()))
         channels = []
         for modality, sensor in self.sensors.items():
-            x = images.get(modality)
-            if x is None:
-                x = like.new_zeros(len(like), sensor.encoded_channels, *like.shape[2:])
-            elif present is not None:
-                x = torch.where(sent(present[modality], x.device)[:, None, None, None], x, 0)
-            channels.append(x)
+            if (rows := presence.rows[modality]).nothing:
+                channels.append(like.new_zeros(len(like), sensor.encoded_channels, *like.shape[2:]))
+            else:
+                channels.append(rows.keep(images[modality]))
         return torch.cat(channels, 1)
 
     def loss(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:

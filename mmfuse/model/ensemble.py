@@ -13,7 +13,8 @@ from mmfuse import boxes as box_maths
 from mmfuse.errors import UserError
 from mmfuse.model.detector import CLASS_PRIOR, Detector, Outputs
 from mmfuse.model.postprocess import DEFAULT, Selection, suppress
-from mmfuse.sample import Detections, Targets, sent
+from mmfuse.model.presence import Presence
+from mmfuse.sample import Detections, Targets
 
 CLAMP = 1e-6
 """Scores are held this far from 0 and 1, so that their log-odds are finite."""
@@ -60,18 +61,12 @@ class BoxEnsemble(Detector):
         assert isinstance(member, Detector)
         return member
 
-    def forward(self, images: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> EnsembleOutputs:
-        """Runs each modality's detector on the images that have it; see `Detector.forward`."""
-        size, present = self.checked(images, present)
-        batch = len(next(iter(images.values())))
-        members, rows = {}, {}
-        for modality, x in images.items():
-            here = torch.arange(batch) if present is None else present[modality].nonzero()[:, 0]
-            if len(here):
-                rows[modality] = here
-                alone = x if len(here) == batch else x[sent(here, x.device)]
-                members[modality] = self.member(modality)({modality: alone})
-        return EnsembleOutputs(members, rows, batch, size)
+    def run(self, images: Mapping[str, Tensor], size: tuple[int, int], presence: Presence) -> EnsembleOutputs:
+        """Runs each modality's detector on the images that have it."""
+        rows = {m: presence.rows[m] for m in presence.there}
+        members = {m: self.member(m)({m: own.take(images[m])}) for m, own in rows.items()}
+        places = {m: own.places(torch.device("cpu")) for m, own in rows.items()}
+        return EnsembleOutputs(members, places, len(next(iter(images.values()))), size)
 
     def loss(self, outputs: EnsembleOutputs, targets: Targets) -> dict[str, Tensor]:
         """Returns "class", "box" and "total", added over the members, each on its own images."""

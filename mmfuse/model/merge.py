@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mmfuse.sample import sent
+from mmfuse.model.presence import Rows
 
 EPSILON = 1e-4
 
@@ -14,8 +14,8 @@ class Merge(nn.Module):
     """The plain sum of `count` inputs, and the frame of the weighted ones.
 
     Absent inputs can't change the result, whatever they hold: a missing one is None in the list, one that is missing
-    in some images is False in `present`, and the weights of the others are normalised again, per image. `gain`
-    multiplies the result: 1, but where imported weights add up to something else (`weights.import_effdet`).
+    in some images isn't in its `rows`, and the weights of the others are normalised again, per image. `gain`
+    multiplies the result: 1, but where imported weights add up to something else (`effdet_weights.import_effdet`).
     """
 
     weight: Tensor
@@ -55,28 +55,33 @@ class Merge(nn.Module):
     def forward(
         self,
         inputs: Sequence[Tensor | None],
-        present: Tensor | None = None,
+        rows: Sequence[Rows] | None = None,
         weights: Sequence[Tensor] | None = None,
     ) -> Tensor:
-        """Merges maps (B, W, h, w), None where absent in the whole batch, under a mask `present` (B, count) or None.
+        """Merges maps (B, W, h, w), None where absent in the whole batch; `rows` are the images that have each input.
 
-        `weights` are those of each input, broadcastable to its map, found by `self.weights` if None.
+        By default these are all that are given. `weights` are those of each input, broadcastable to its map, found by
+        `self.weights` if None.
         """
         given = next(x for x in inputs if x is not None)
-        there = None if present is None else sent(present, given.device)
+        rows = rows or [Rows(len(given), x is not None) for x in inputs]
         if weights is None:
-            mask = torch.cat([self.weight.new_full((1, 1), x is not None) for x in inputs], 1)  # without a copy
-            mask = mask if there is None else mask * there
-            weights = self.weights(inputs, mask).to(given.dtype).unbind(1)
+            weights = self.weights(inputs, self._present(rows)).to(given.dtype).unbind(1)
         total: Tensor | None = None
-        for index, (x, weight) in enumerate(zip(inputs, weights, strict=True)):
-            if x is None:
+        for x, weight, own in zip(inputs, weights, rows, strict=True):
+            if x is None or own.nothing:
                 continue
-            if present is not None and there is not None and not bool(present[:, index].all()):
-                x = torch.where(there[:, index, None, None, None], x, 0)
+            x = own.keep(x)
             total = x * weight if total is None else torch.addcmul(total, x, weight)
         assert total is not None
         return total
+
+    def _present(self, rows: Sequence[Rows]) -> Tensor:
+        """Returns which inputs are there (B or 1, count), as 0 or 1."""
+        if all(own.everything for own in rows):
+            return self.weight.new_ones(1, self.count)
+        masks = torch.broadcast_tensors(*(own.on(self.weight.device) for own in rows))
+        return torch.stack(masks, 1).to(self.weight.dtype)
 
     def shares(self) -> Tensor:
         """Returns the share of each input (count,) when all are present, adding up to 1."""

@@ -9,7 +9,7 @@ from torchvision.ops import nms
 
 from mmfuse import boxes as box_maths
 from mmfuse.boxes import iou
-from mmfuse.sample import Detections, sent
+from mmfuse.sample import Detections, to_device
 
 SIGMA, SOFT_THRESHOLD = 0.5, 0.001
 
@@ -88,7 +88,7 @@ def select(boxes: Tensor, scores: Tensor, labels: Tensor, selection: Selection) 
     image = kept // max(labels.shape[1], 1)
     counts = image.bincount(minlength=len(boxes))
     rank = torch.arange(len(kept)) - (counts.cumsum(0) - counts)[image]
-    kept = sent(kept[rank < selection.max_detections], boxes.device)
+    kept = to_device(kept[rank < selection.max_detections], boxes.device)
     found = counts.clamp(max=selection.max_detections).tolist()
     columns = (values.flatten(0, 1)[kept].split(found) for values in (boxes, scores, labels))
     return [Detections(b, s, c) for b, s, c in zip(*columns, strict=True)]

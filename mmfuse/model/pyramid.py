@@ -1,8 +1,7 @@
 """The one module that runs any pyramid graph over the features of any modalities."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +11,7 @@ from mmfuse.model.layers import GateUnit, Lateral, Separable
 from mmfuse.model.merge import Merge
 from mmfuse.model.nodes import Feature, Graph, Node, Source, modalities_of, outputs_of
 from mmfuse.model.norms import batch_norm
-from mmfuse.sample import sent
+from mmfuse.model.presence import Presence, Rows
 
 
 class PyramidNode(nn.Module):
@@ -23,9 +22,18 @@ class PyramidNode(nn.Module):
     """
 
     def __init__(
-        self, node: Node, channels: Sequence[int], shifts: Sequence[int], width: int, merge: type[Merge], bias: bool
+        self,
+        node: Node,
+        channels: Sequence[int],
+        shifts: Sequence[int],
+        width: int,
+        merge: type[Merge],
+        *,
+        same: bool,
+        bias: bool,
     ) -> None:
         super().__init__()
+        self.same = same
         self.merged, self.gate, self.transfer, self.shifts = list(node.merged), node.gate, node.transfer, tuple(shifts)
         if node.transfer:
             channels = [-(-c // 4**-shift) if shift < 0 else c for c, shift in zip(channels, shifts, strict=True)]
@@ -41,52 +49,45 @@ class PyramidNode(nn.Module):
     def forward(
         self,
         inputs: Sequence[Tensor | None],
-        same: bool,
-        present: Tensor | None,
+        rows: Sequence[Rows],
         weights: Sequence[Tensor] | None,
     ) -> Tensor:
-        """Merges `inputs` (B, C, h, w), None where absent in the whole batch, under a mask (B, n) or None.
+        """Merges `inputs` (B, C, h, w), None where absent in the whole batch; `rows` are the images that have each.
 
         `weights` are those of each input, None for a merge that finds them itself; see `Merge`.
         """
-        rows = [rows_of(mask) for mask in present.unbind(1)] if present is not None else [None] * len(inputs)
-        maps = [self._resampled(place, x, rows[place], same) for place, x in enumerate(inputs)]
+        maps = [self._resampled(place, x, rows[place]) for place, x in enumerate(inputs)]
         if self.gate:
-            scale = self._scale(maps, same, present)
+            scale = self._scale(maps, rows)
             for place in self.gate.scaled:
                 x = maps[place]
                 maps[place] = None if x is None else x * scale
-        mask = None if present is None else present[:, self.merged]
         theirs = None if weights is None else [weights[place] for place in self.merged]
-        merged = self.merge([maps[place] for place in self.merged], mask, theirs)
+        merged = self.merge([maps[place] for place in self.merged], [rows[place] for place in self.merged], theirs)
         return self.norm(self.conv(F.silu(merged, inplace=not self.training)))
 
-    def _resampled(self, place: int, x: Tensor | None, rows: Tensor | None, same: bool) -> Tensor | None:
+    def _resampled(self, place: int, x: Tensor | None, rows: Rows) -> Tensor | None:
         if x is None:
             return None
         shift = self.shifts[place] if place in self.merged else 0
         if self.transfer and shift < 0:
             x = pixels_from_channels(x, 2**-shift)
         if str(place) in self.laterals:
-            x = on_rows(rows, self.laterals[str(place)], x)
+            x = rows.run(self.laterals[str(place)], x)
         if self.transfer:
             return F.avg_pool2d(x, 2**shift) if shift > 0 else x
-        return resample(x, shift, same)
+        return resample(x, shift, self.same)
 
-    def _scale(self, maps: Sequence[Tensor | None], same: bool, present: Tensor | None) -> Tensor:
+    def _scale(self, maps: Sequence[Tensor | None], rows: Sequence[Rows]) -> Tensor:
         """Returns what the gate multiplies by: (B, W, 1, 1) or (B, W, h, w); absent maps don't count."""
         assert self.gate is not None
-        attention = self.gate.kind == "attention"
-        found = {place: x for place in self.gate.by if (x := maps[place]) is not None}
-        stack = torch.stack([x.amax((2, 3), keepdim=True) if attention else x for x in found.values()])
-        there = stack.new_ones(stack.shape[:2], dtype=torch.bool)
-        if present is not None:
-            there = sent(present[:, list(found)].T, stack.device)
-        there = there[..., None, None, None]
-        if attention:
-            return torch.where(there, stack, -torch.inf).amax(0).sigmoid()
-        mean = torch.where(there, stack, 0).sum(0) / there.sum(0)
-        return resample(self.unit(mean), self.shifts[self.gate.by[0]], same)
+        by = [(x, rows[place]) for place in self.gate.by if (x := maps[place]) is not None]
+        if self.gate.kind == "attention":
+            largest = [own.keep(x.amax((2, 3), keepdim=True), -torch.inf) for x, own in by]
+            return torch.stack(largest).amax(0).sigmoid()
+        total = torch.stack([own.keep(x) for x, own in by]).sum(0)
+        count = torch.stack(torch.broadcast_tensors(*(own.on(total.device) for _, own in by))).sum(0).clamp(min=1)
+        return resample(self.unit(total / count[:, None, None, None]), self.shifts[self.gate.by[0]], self.same)
 
 
 class Pyramid(nn.Module):
@@ -98,6 +99,7 @@ class Pyramid(nn.Module):
 
     _edges: Tensor
     _merged: Tensor
+    _group_of: Tensor
 
     def __init__(
         self,
@@ -132,98 +134,88 @@ class Pyramid(nn.Module):
                 [node.level - self._level(source) for source in node.inputs],
                 width,
                 merge,
-                bias,
+                same=same,
+                bias=bias,
             )
             for node in graph
         )
         last_use = {source: index for index, node in enumerate(graph) for source in node.inputs}
         self._last_use = {i: last_use[i] for i in range(len(graph)) if i in last_use}
         most = max(len(node.inputs) for node in graph)
-        self._reached_by = torch.zeros(len(graph), most, len(channels), dtype=torch.bool, device="cpu")
+        self._read = [[self._modalities(source) for source in node.inputs] for node in graph]
+        self._groups = sorted({group for groups in self._read for group in groups}, key=sorted)
         edges = torch.full((len(graph), most), sum(merge.count for merge in self.merges))
-        first = 0
-        for index, node in enumerate(graph):
-            for place, source in enumerate(node.inputs):
-                for number, modality in enumerate(channels):
-                    self._reached_by[index, place, number] = modality in self._modalities(source)
+        group_of, first = torch.zeros_like(edges), 0
+        for index, (node, groups) in enumerate(zip(graph, self._read, strict=True)):
+            group_of[index, : len(groups)] = torch.tensor([self._groups.index(group) for group in groups])
             edges[index, list(node.merged)] = torch.arange(first, first + len(node.merged))
             first += len(node.merged)
         self.register_buffer("_edges", edges, persistent=False)
+        self.register_buffer("_group_of", group_of, persistent=False)
         self.register_buffer("_merged", (edges < first).float()[None, :, :, None], persistent=False)
 
-    def forward(
-        self, features: Mapping[str, Sequence[Tensor]], present: Mapping[str, Tensor] | None = None
-    ) -> list[Tensor]:
+    def forward(self, features: Mapping[str, Sequence[Tensor]], presence: Presence) -> list[Tensor]:
         """Fuses the features of the modalities that are there.
 
-        `features` maps a modality to its maps (B, C, h, w), finest first; one that is absent in the whole batch has no
-        entry. `present` maps a modality to (B,) bool. Returns a map (B, W, h, w) for each level, finest first.
+        `features` maps a modality to its maps (B, C, h, w), finest first; one that is absent in the whole batch needs
+        no entry. Returns a map (B, W, h, w) for each level, finest first.
         """
         known: dict[Source, Tensor] = {}
-        for modality, maps in features.items():
+        for modality in presence.there:
+            maps = features[modality]
             known.update({Feature(modality, level): x for level, x in zip(self.levels, maps, strict=False)})
             if modality in self.extend:
-                rows = None if present is None else rows_of(present[modality])
-                x = on_rows(rows, self.extend[modality], maps[-1])
+                x = presence.rows[modality].run(self.extend[modality], maps[-1])
                 for level in self.levels[len(maps) :]:
                     x = known[Feature(modality, level)] = resample(x, 1, self.same)
-        there = self._there(features, present)
-        weights = self._weights(features, present, there)
+        weights = self._weights(presence, next(iter(known.values())).dtype)
         kept = outputs_of(self.graph)
-        for index, (node, module) in enumerate(zip(self.graph, self.nodes, strict=True)):
-            inputs = [known.get(source) for source in node.inputs]
-            if any(x is not None for x in inputs):
-                mask = rows = None
-                if present is not None and there is not None and not bool(there[index, : len(inputs)].all()):
-                    mask = there[index, : len(inputs)].T
-                    rows = rows_of(mask.any(1))
-                    mask = mask if rows is None else mask[rows]
-
-                def run(*given: Tensor | None, module: nn.Module = module, mask: Tensor | None = mask) -> Tensor:
-                    count = len(given) // 2 if weights else len(given)
-                    return module(given[:count], self.same, mask, given[count:] or None)
-
-                known[index] = on_rows(rows, run, *inputs, *(weights[index][: len(inputs)] if weights else ()))
+        for index, node in enumerate(self.graph):
+            if not presence.any(self.reached[index]).nothing:
+                known[index] = self._run(index, known, presence, None if weights is None else weights[index])
             for source in node.inputs:
                 if isinstance(source, int) and self._last_use[source] == index and kept[self._level(source)] != source:
                     known.pop(source, None)
         return [known[index] for index in kept.values()]
 
-    def _there(self, features: Mapping[str, Sequence[Tensor]], present: Mapping[str, Tensor] | None) -> Tensor | None:
-        """Returns which inputs of every node are there (nodes, n, B or 1) bool, or None where all are."""
-        if present is None:
-            if len(features) == len(self.channels):
-                return None
-            present = {m: torch.tensor([m in features]) for m in self.channels}
-        masks = torch.stack([present[m] for m in self.channels])
-        return (self._reached_by[..., None].to(masks.device) & masks).any(2)
+    def _run(
+        self, index: int, known: Mapping[Source, Tensor], presence: Presence, weights: Sequence[Tensor] | None
+    ) -> Tensor:
+        """Runs a node on the images that have something of what it reads."""
+        images, node = presence.any(self.reached[index]), self.nodes[index]
+        rows = [presence.any(group).within(images) for group in self._read[index]]
+        theirs = None if weights is None else [images.take(x) for x in weights[: len(rows)]]
+        inputs = [known.get(source) for source in self.graph[index].inputs]
+        made: Tensor = images.run(lambda *maps: node(maps, rows, theirs), *inputs)
+        return made
 
-    def _weights(
-        self, features: Mapping[str, Sequence[Tensor]], present: Mapping[str, Tensor] | None, there: Tensor | None
-    ) -> list[list[Tensor]] | None:
+    def _weights(self, presence: Presence, dtype: torch.dtype) -> list[list[Tensor]] | None:
         """Returns the weights of the inputs of every node, normalised at once, each (B or 1, 1 or W, 1, 1).
 
         None where images change them.
         """
         if self.merges[0].by_image:
             return None
-        weights = getattr(self, _constant_of(features), None) if present is None else None
+        weights = getattr(self, _constant_of(presence.there), None) if presence.plain else None
         if weights is None:
-            weights = self._normalised(there)
-        flat = weights.to(next(iter(features.values()))[0].dtype).flatten(1, 2).unbind(1)
+            weights = self._normalised(presence)
+        flat = weights.to(dtype).flatten(1, 2).unbind(1)
         most = self._edges.shape[1]
         return [list(flat[first : first + most]) for first in range(0, len(flat), most)]
 
-    def _normalised(self, there: Tensor | None) -> Tensor:
-        """Returns weights (B or 1, nodes, n, 1 or W, 1, 1) of inputs that are `there`; a node without any counts as
-        whole, since it doesn't run.
+    def _normalised(self, presence: Presence) -> Tensor:
+        """Returns weights (B or 1, nodes, n, 1 or W, 1, 1) of inputs that are there.
+
+        A node without any counts as whole, since it doesn't run or nobody reads what it makes.
         """
         merges = self.merges
         kind, last = type(merges[0]), merges[0].weight
         weight = torch.cat([*(merge.weight for merge in merges), last.new_zeros(1, *last.shape[1:])])[self._edges]
         present = self._merged
-        if there is not None:
-            masked = present * sent(there, present.device).permute(2, 0, 1)[..., None]
+        if not all(rows.everything for rows in presence.rows.values()):
+            masks = [presence.any(group).on(present.device) for group in self._groups]
+            there = torch.stack(torch.broadcast_tensors(*masks), 1)[:, self._group_of]
+            masked = present * there[..., None]
             present = torch.where(masked.any(2, keepdim=True), masked, present)
         gain = torch.stack([merge.gain for merge in merges]).view(-1, 1, 1, 1, 1)
         return kind.normalise(weight.view(1, *self._edges.shape, -1), present)[..., None, None] * gain
@@ -234,9 +226,9 @@ class Pyramid(nn.Module):
             return
         every = tuple(self.channels)
         for count in range(1, len(every) + 1):
-            for present in combinations(every, count):
-                there = None if present == every else self._there(dict.fromkeys(present, ()), None)
-                self.register_buffer(_constant_of(present), self._normalised(there).detach(), persistent=False)
+            for there in combinations(every, count):
+                weights = self._normalised(Presence({m: Rows(1, m in there) for m in every})).detach()
+                self.register_buffer(_constant_of(there), weights, persistent=False)
 
     def _modalities(self, source: Source) -> frozenset[str]:
         return frozenset({source.modality}) if isinstance(source, Feature) else self.reached[source]
@@ -280,28 +272,6 @@ def propagated(graph: Graph, weights: Sequence[Tensor], modalities: Sequence[str
         found = torch.stack([weight[..., None] * share for weight, share in parts]).sum(0)
         shares.append(found / found.sum(-1, keepdim=True).clamp(min=1e-12))
     return shares
-
-
-def rows_of(mask: Tensor) -> Tensor | None:
-    """Returns a mask (B,) bool as `on_rows` takes it: None where it is all of the batch."""
-    return None if bool(mask.all()) else mask
-
-
-def on_rows(rows: Tensor | None, run: Callable[..., Any], *tensors: Tensor | None) -> Any:
-    """Runs on those images of a batch that `rows` (B,) bool names, all of them if None; the others' results are 0.
-
-    So what is absent costs nothing and doesn't enter the statistics of batch norms. `run` returns a tensor or a list.
-    """
-    if rows is None:
-        return run(*tensors)
-    device = next(x.device for x in tensors if x is not None)
-    at = sent(rows.nonzero()[:, 0], device)  # found on the host, so that no device is waited for
-    made = run(*(None if x is None else x.index_select(0, at) for x in tensors))
-
-    def spread(x: Tensor) -> Tensor:
-        return x.new_zeros(len(rows), *x.shape[1:]).index_copy(0, at, x)
-
-    return spread(made) if isinstance(made, Tensor) else [spread(x) for x in made]
 
 
 def pixels_from_channels(x: Tensor, factor: int) -> Tensor:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from mmfuse.model.detector import Detector, FusionDetector, Outputs
 from mmfuse.model.losses import BOX_WEIGHT, DELTA, GAMMA
+from mmfuse.model.presence import Presence
 from mmfuse.recipes import TrainRecipe
-from mmfuse.sample import Targets, sent
+from mmfuse.sample import Targets, to_device
 
 _NONE: Mapping[str, Targets] = {}
 
@@ -123,8 +124,8 @@ def _with_each_alone(
     Also whose outputs they are: the image's place in the batch (n,), and for each of the second kind the modality.
     Images of one sensor have no second row: the first says it all.
     """
-    size, _ = detector.checked(images, present)
-    features = detector.features(images, present)
+    size, presence = detector.checked(images, present)
+    features = detector.features(images, presence)
     there = torch.stack([present[m] for m in detector.modalities])
     alone = [(mask & (there.sum(0) > 1)).nonzero()[:, 0] for mask in there]
     rows = torch.cat([torch.arange(there.shape[1]), *alone])
@@ -134,12 +135,12 @@ def _with_each_alone(
         )
         for m in detector.modalities
     }
-    places = sent(rows, next(iter(images.values())).device)
+    places = to_device(rows, next(iter(images.values())).device)
     repeated = {m: [x[places] for x in maps] for m, maps in features.items()}
     seen_by = [m for m, own in zip(detector.modalities, alone, strict=True) for _ in range(len(own))]
-    return detector.merge(repeated, masks, size), rows, seen_by
+    return detector.merge(repeated, size, Presence.of(masks)), rows, seen_by
 
 
 def _part(outputs: Outputs, rows: slice | Tensor) -> Outputs:
-    rows = sent(rows, outputs.box_codes.device) if isinstance(rows, Tensor) else rows
+    rows = to_device(rows, outputs.box_codes.device) if isinstance(rows, Tensor) else rows
     return Outputs(outputs.class_logits[rows], outputs.box_codes[rows], outputs.size)

@@ -14,12 +14,14 @@ from mmfuse.model.alignment import Alignment, OffsetNet, sample
 from mmfuse.model.build import create_detector
 from mmfuse.model.effdet_weights import export_effdet, import_effdet
 from mmfuse.model.grafting import graft
+from mmfuse.model.presence import Presence
 from mmfuse.recipes import ModelRecipe, Recipe, TrainRecipe
 from mmfuse.sample import Targets
 from mmfuse.training.branches import StepLoss
 
 pytestmark = pytest.mark.usefixtures("tiny_sizes")
 
+ALL = Presence.whole("abc", 2)
 TARGETS = Targets([torch.tensor([[4.0, 4, 60, 70]])] * 2, [torch.tensor([1])] * 2)
 
 
@@ -218,8 +220,8 @@ def test_it_costs_less_than_a_tenth():
 def test_the_others_are_aligned_with_the_reference_which_stays():
     detector = make_aligned("abc", align="b")
     with torch.no_grad():
-        features = detector.features(inputs("abc"), None)
-        aligned = detector.alignment(features)
+        features = detector.features(inputs("abc"), ALL)
+        aligned = detector.alignment(features, ALL)
     assert list(aligned) == list(features)
     assert aligned["b"] is features["b"]
     for m in "ac":
@@ -237,15 +239,15 @@ def test_images_that_lack_one_of_the_two_keep_their_features():
         "c": torch.tensor([False, True, False, False]),
     }
     with torch.no_grad():
-        features = detector.features(images, None)
-        aligned = detector.alignment(features, present)
+        features = detector.features(images, Presence.whole("abc", 4))
+        aligned = detector.alignment(features, Presence.of(present))
         both = {m: [x[[0, 3]] for x in maps] for m, maps in features.items()}
-        expected = detector.alignment(both)
+        expected = detector.alignment(both, ALL)
         for noise in (torch.nan, torch.inf, 1e30):
             for m, mask in present.items():
                 for x in features[m]:
                     x[~mask] = noise
-            got = detector.alignment(features, present)
+            got = detector.alignment(features, Presence.of(present))
             for x, y, before in zip(got["b"], expected["b"], features["b"], strict=True):
                 torch.testing.assert_close(x[[0, 3]], y)
                 assert torch.equal(x[1], before[1])
@@ -292,8 +294,9 @@ def test_images_that_lack_one_of_the_two_don_t_enter_the_statistics():
     masked, alone = (make_aligned("ab").train() for _ in range(2))
     generator = torch.Generator().manual_seed(1)
     maps = {m: [torch.randn(4, c, 4, 4, generator=generator) for c in masked.backbones[m].channels] for m in "ab"}
-    masked.alignment(maps, {"a": torch.tensor([True, True, False, True]), "b": torch.tensor([True, False, True, True])})
-    alone.alignment({m: [x[[0, 3]] for x in own] for m, own in maps.items()})
+    present = {"a": torch.tensor([True, True, False, True]), "b": torch.tensor([True, False, True, True])}
+    masked.alignment(maps, Presence.of(present))
+    alone.alignment({m: [x[[0, 3]] for x in own] for m, own in maps.items()}, ALL)
     fresh = make_aligned("ab").alignment.state_dict()
     moved = 0
     for key, value in masked.alignment.state_dict().items():

@@ -13,6 +13,7 @@ from mmfuse.model.detector import FusionDetector, Outputs
 from mmfuse.model.fusion import FUSIONS
 from mmfuse.model.graphs import PYRAMIDS, Placement
 from mmfuse.model.nodes import Feature
+from mmfuse.model.presence import Presence
 from mmfuse.sample import Targets
 from mmfuse.sensor import Sensor
 
@@ -179,10 +180,11 @@ def test_one_checkpoint_detects_with_any_sensors(kept, arrangement):
 def test_features_serve_several_masks():
     detector, images = make("abc"), inputs("abc")
     with torch.no_grad():
-        features = detector.features(images, None)
+        features = detector.features(images, Presence.whole("abc", 2))
         for kept in ("a", "bc", "abc"):
             masks = {m: torch.full((2,), m in kept) for m in "abc"}
-            same_outputs(detector.merge(features, masks, (128, 128)), detector({m: images[m] for m in kept}))
+            merged = detector.merge(features, (128, 128), Presence.of(masks))
+            same_outputs(merged, detector({m: images[m] for m in kept}))
 
 
 def test_training_reaches_every_weight(arrangement):

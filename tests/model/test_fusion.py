@@ -6,6 +6,7 @@ from mmfuse.errors import UserError
 from mmfuse.model.build import create_detector
 from mmfuse.model.fusion import EPSILON, FUSIONS, merge_type
 from mmfuse.model.nodes import Feature
+from mmfuse.model.presence import Rows
 
 COUNT, WIDTH = 3, 4
 
@@ -30,6 +31,11 @@ def maps(count=COUNT, batch=2):
     return [torch.randn(batch, WIDTH, 5, 3, generator=generator) for _ in range(count)]
 
 
+def rows_of(present):
+    """Which images have each input, given a mask (B, n)."""
+    return [Rows.of(mask) for mask in present.unbind(1)]
+
+
 def smaller(name, merge, kept):
     """The merge of fewer inputs with the same parameters."""
     other = FUSIONS[name](len(kept), WIDTH)
@@ -42,7 +48,7 @@ def smaller(name, merge, kept):
 
 def test_all_present_equals_no_mask(name):
     merge, inputs = make(name), maps()
-    assert torch.equal(merge(inputs, torch.ones(2, COUNT, dtype=torch.bool)), merge(inputs))
+    assert torch.equal(merge(inputs, rows_of(torch.ones(2, COUNT, dtype=torch.bool))), merge(inputs))
 
 
 def test_one_input_works(name):
@@ -58,8 +64,8 @@ def test_what_an_absent_input_holds_changes_nothing(name, pixels):
     present = torch.tensor([[True, False, True], [True, True, False]])
     clean = [x.where(present[:, i, None, None, None], 0) for i, x in enumerate(inputs)]
     dirty = [x.where(present[:, i, None, None, None], pixels).requires_grad_() for i, x in enumerate(inputs)]
-    out = merge(dirty, present)
-    assert torch.equal(out, merge(clean, present))
+    out = merge(dirty, rows_of(present))
+    assert torch.equal(out, merge(clean, rows_of(present)))
     out.square().sum().backward()
     for i, x in enumerate(dirty):
         assert x.grad.isfinite().all()
@@ -72,10 +78,10 @@ def test_none_and_a_mask_say_the_same(name, absent):
     merge, inputs = make(name), maps()
     present = torch.ones(2, COUNT, dtype=torch.bool)
     present[:, absent] = False
-    by_mask = merge(inputs, present)
+    by_mask = merge(inputs, rows_of(present))
     without = [None if i == absent else x for i, x in enumerate(inputs)]
     torch.testing.assert_close(merge(without), by_mask)
-    torch.testing.assert_close(merge(without, present), by_mask)
+    torch.testing.assert_close(merge(without, rows_of(present)), by_mask)
 
 
 @pytest.mark.parametrize("kept", [[0, 1], [1, 2], [2]])
@@ -90,8 +96,8 @@ def test_the_others_are_normalised_again(name, kept):
 def test_images_don_t_see_each_other(name):
     merge, inputs = make(name), maps(batch=3)
     present = torch.tensor([[True, False, True], [True, True, True], [False, False, True]])
-    each = [merge([x[i : i + 1] for x in inputs], present[i : i + 1]) for i in range(3)]
-    torch.testing.assert_close(merge(inputs, present), torch.cat(each))
+    each = [merge([x[i : i + 1] for x in inputs], rows_of(present[i : i + 1])) for i in range(3)]
+    torch.testing.assert_close(merge(inputs, rows_of(present)), torch.cat(each))
 
 
 def test_gradients_reach_every_present_input_and_every_weight(name):

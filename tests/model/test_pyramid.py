@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from mmfuse.model import graphs
 from mmfuse.model.fusion import FUSIONS, Fast
 from mmfuse.model.nodes import Feature, Gate, Node
+from mmfuse.model.presence import Presence, Rows
 from mmfuse.model.pyramid import Pyramid, propagated, resample
 
 LEVELS, WIDTH = (3, 4, 5, 6, 7), 8
@@ -16,6 +17,10 @@ def make(modalities, *, cell="bifpn", depth=2, inputs="first", merge=Fast, same=
     graph = graphs.build(graphs.PYRAMIDS[cell], LEVELS, modalities, depth, inputs)
     pyramid = Pyramid(graph, {m: CHANNELS[m] for m in modalities}, WIDTH, merge, same=same, bias=same)
     return pyramid.eval()
+
+
+def there(modalities, batch=2):
+    return Presence.whole(modalities, batch)
 
 
 def features(modalities, batch=2, height=16, width=32):
@@ -31,7 +36,7 @@ def features(modalities, batch=2, height=16, width=32):
 @pytest.mark.parametrize("cell", graphs.PYRAMIDS)
 def test_levels_of_one_to_three_modalities(cell, inputs, modalities):
     pyramid = make(modalities, cell=cell, inputs=inputs)
-    out = pyramid(features(modalities))
+    out = pyramid(features(modalities), there(modalities))
     assert [tuple(x.shape) for x in out] == [(2, WIDTH, 16 >> i, 32 >> i) for i in range(5)]
 
 
@@ -60,7 +65,7 @@ def test_a_graph_run_by_hand():
     n1 = node(1, p3, up(n0))
     n2 = node(2, n0, down(n1))
     n3 = node(3, p5, down(n2))
-    for got, wanted in zip(pyramid({"a": [p3, p4, p5]}), (n1, n2, n3), strict=True):
+    for got, wanted in zip(pyramid({"a": [p3, p4, p5]}, there("a", 1)), (n1, n2, n3), strict=True):
         torch.testing.assert_close(got, wanted)
 
 
@@ -72,7 +77,7 @@ def of_one_node(node, maps, channels=(8, 8, 8), levels=(3, 4, 5)):
     seen = []
     pyramid.nodes[-1].conv.register_forward_hook(lambda module, inputs, out: seen.append(inputs[0]))
     with torch.no_grad():
-        pyramid({"a": maps})
+        pyramid({"a": maps}, there("a", len(maps[0])))
     return seen[0], pyramid.nodes[-1]
 
 
@@ -103,7 +108,7 @@ def test_gates_of_several_modalities_take_those_that_are_there(kind):
     module.conv.register_forward_hook(lambda module, inputs, out: seen.append(inputs[0]))
     maps = {m: [torch.randn(2, 8, n, n) for n in (8, 4, 2)] for m in "ab"}
     with torch.no_grad():
-        pyramid(maps, {"a": torch.tensor([True, True]), "b": torch.tensor([True, False])})
+        pyramid(maps, Presence.of({"a": torch.tensor([True, True]), "b": torch.tensor([True, False])}))
 
     def up(x):
         return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
@@ -172,13 +177,13 @@ def test_each_modality_keeps_its_laterals_where_it_is_read_again():
 @pytest.mark.parametrize("inputs", ["first", "every"])
 def test_an_absent_modality_changes_nothing_whatever_its_features_hold(fusion, inputs):
     pyramid, maps = make("abc", merge=FUSIONS[fusion], inputs=inputs), features("abc")
-    present = {m: torch.tensor([True, m != "b"]) for m in "abc"}
+    present = Presence.of({m: torch.tensor([True, m != "b"]) for m in "abc"})
     out = pyramid(maps, present)
     for pixels in (torch.nan, torch.inf, 3.0):
         dirty = {**maps, "b": [torch.cat((x[:1], torch.full_like(x[1:], pixels))) for x in maps["b"]]}
         for got, wanted in zip(pyramid(dirty, present), out, strict=True):
             assert torch.equal(got, wanted)
-    without = pyramid({m: [x[1:] for x in maps[m]] for m in "ac"})
+    without = pyramid({m: [x[1:] for x in maps[m]] for m in "ac"}, Presence({m: Rows(1, m != "b") for m in "abc"}))
     for got, wanted in zip(out, without, strict=True):
         torch.testing.assert_close(got[1:], wanted)
 
@@ -186,8 +191,8 @@ def test_an_absent_modality_changes_nothing_whatever_its_features_hold(fusion, i
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_a_mask_of_ones_is_no_mask(fusion):
     pyramid, maps = make("ab", merge=FUSIONS[fusion]), features("ab")
-    out = pyramid(maps, {m: torch.ones(2, dtype=torch.bool) for m in "ab"})
-    for got, wanted in zip(out, pyramid(maps), strict=True):
+    out = pyramid(maps, Presence.of({m: torch.ones(2, dtype=torch.bool) for m in "ab"}))
+    for got, wanted in zip(out, pyramid(maps, there("ab")), strict=True):
         torch.testing.assert_close(got, wanted)
 
 
@@ -196,7 +201,7 @@ def test_a_mask_of_ones_is_no_mask(fusion):
 def test_gradients_reach_every_parameter_and_feature(cell, fusion):
     pyramid = make("ab", cell=cell, merge=FUSIONS[fusion])
     maps = {m: [x.requires_grad_() for x in part] for m, part in features("ab").items()}
-    sum(x.square().sum() for x in pyramid(maps)).backward()
+    sum(x.square().sum() for x in pyramid(maps, there("ab"))).backward()
     read = {source for node in pyramid.graph for source in node.inputs}
     for m, part in maps.items():
         for level, x in zip(LEVELS, part, strict=False):

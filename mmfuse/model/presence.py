@@ -1,0 +1,197 @@
+"""Which sensors the images of a batch have: the one form of absence inside a detector."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmfuse.errors import UserError, unknown_name
+from mmfuse.sample import to_device
+
+
+class Rows:
+    """Those images of a batch of `batch` that have something.
+
+    The host knows them: `mask` is (B,) bool there, or True for all of them and False for none. What it leaves out isn't
+    run at all. `trusted` (B,) bool, if given, may leave out more, on the device, which the host doesn't read: that is
+    run, and must count for nothing.
+    """
+
+    def __init__(self, batch: int, mask: Tensor | bool, trusted: Tensor | None = None) -> None:
+        self.batch = batch
+        self.mask = mask
+        self.trusted = trusted
+        self._on: dict[torch.device, Tensor] = {}
+        self._places: dict[torch.device, Tensor] = {}
+
+    @classmethod
+    def of(cls, mask: Tensor, trusted: Tensor | None = None) -> "Rows":
+        """Reads a mask (B,) bool."""
+        host = mask.cpu()
+        return cls(len(host), True if bool(host.all()) else host if bool(host.any()) else False, trusted)
+
+    @property
+    def everything(self) -> bool:
+        """Whether all images have it for certain, so that nothing needs to be masked."""
+        return self.mask is True and self.trusted is None
+
+    @property
+    def nothing(self) -> bool:
+        """Whether no image has it."""
+        return self.mask is False
+
+    @property
+    def host(self) -> Tensor:
+        """The mask (B,) bool of what is run, on the host."""
+        return self.mask if isinstance(self.mask, Tensor) else torch.full((self.batch,), self.mask, device="cpu")
+
+    def places(self, device: torch.device) -> Tensor:
+        """Returns the places in the batch of what is run (n,) int64; they are found on the host, which doesn't wait."""
+        if device not in self._places:
+            self._places[device] = to_device(self.host.nonzero()[:, 0], device)
+        return self._places[device]
+
+    def on(self, device: torch.device) -> Tensor:
+        """Returns a mask on a device, (B,) bool, or (1,) where it is the same for all images."""
+        if device not in self._on:
+            known = isinstance(self.mask, Tensor)
+            mask = to_device(self.host, device) if known else torch.full((1,), bool(self.mask), device=device)
+            self._on[device] = mask if self.trusted is None else mask & self.trusted
+        return self._on[device]
+
+    def take(self, x: Tensor) -> Tensor:
+        """Returns those of `x` (B, …) that are run."""
+        return x if self.mask is True else x.index_select(0, self.places(x.device))
+
+    def run(self, function: Callable[..., Any], *maps: Tensor | None) -> Any:
+        """Runs a function of `maps` (B, …) on these images; the results of the others are 0.
+
+        So what is absent costs nothing and doesn't enter the statistics of batch norms. The function returns a tensor
+        or a list.
+        """
+        if self.mask is True:
+            return function(*maps)
+        made = function(*(None if x is None else self.take(x) for x in maps))
+        return self._spread(made) if isinstance(made, Tensor) else [self._spread(x) for x in made]
+
+    def _spread(self, x: Tensor) -> Tensor:
+        return x.new_zeros(self.batch, *x.shape[1:]).index_copy(0, self.places(x.device), x)
+
+    def keep(self, x: Tensor, otherwise: Tensor | float = 0.0) -> Tensor:
+        """Returns `x` (B, C, H, W) in these images and `otherwise` in the others, whatever `x` holds there."""
+        return x if self.everything else torch.where(self.on(x.device)[:, None, None, None], x, otherwise)
+
+    def within(self, other: "Rows") -> "Rows":
+        """Returns which of the images that `other` runs these are."""
+        if other.mask is True:
+            return self
+        count = int(other.host.sum())
+        trusted = None if self.trusted is None else other.take(self.trusted)
+        if not isinstance(self.mask, Tensor):
+            return Rows(count, self.mask, trusted)
+        return Rows.of(self.mask[other.host], trusted)
+
+    def __or__(self, other: "Rows") -> "Rows":
+        if self.everything or other.nothing:
+            return self
+        if other.everything or self.nothing:
+            return other
+        trusted = self._combined(other, torch.logical_or)
+        if self.mask is True or other.mask is True:
+            return Rows(self.batch, True, trusted)
+        return Rows.of(self.host | other.host, trusted)
+
+    def __and__(self, other: "Rows") -> "Rows":
+        if self.everything or other.nothing:
+            return other
+        if other.everything or self.nothing:
+            return self
+        trusted = self._combined(other, torch.logical_and)
+        if self.mask is True and other.mask is True:
+            return Rows(self.batch, True, trusted)
+        return Rows.of(self.host & other.host, trusted)
+
+    def _combined(self, other: "Rows", combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor | None:
+        given = self.trusted if self.trusted is not None else other.trusted
+        return None if given is None else combine(self.on(given.device), other.on(given.device))
+
+
+class Presence:
+    """Which images of a batch have which sensors: `rows` for every modality; each image has one at least.
+
+    Made once, where a detector checks what it is given. What turns a sensor off turns it off here: `without` before
+    anything of it has run or where the host may wait, `doubted` where only the device knows.
+    """
+
+    def __init__(self, rows: Mapping[str, Rows]) -> None:
+        self.rows = dict(rows)
+        self._any: dict[frozenset[str], Rows] = {}
+
+    @classmethod
+    def of(cls, masks: Mapping[str, Tensor]) -> "Presence":
+        """Reads the masks (B,) bool of every modality."""
+        return cls({m: Rows.of(mask) for m, mask in masks.items()})
+
+    @classmethod
+    def whole(cls, modalities: Sequence[str], batch: int) -> "Presence":
+        """All images have all `modalities`."""
+        return cls({m: Rows(batch, True) for m in modalities})
+
+    @classmethod
+    def given(
+        cls, modalities: Sequence[str], images: Mapping[str, Tensor], present: Mapping[str, Tensor] | None
+    ) -> "Presence":
+        """Reads what a detector of `modalities` is given: a modality that `present` doesn't name is in all images if it
+        is in `images`, and in none if it isn't.
+
+        Raises:
+            UserError: an unknown modality, a mask of another shape or type, an image without any sensor.
+        """
+        batch = len(next(iter(images.values())))
+        if present is None:
+            return cls({m: Rows(batch, m in images) for m in modalities})
+        for modality, mask in present.items():
+            if modality not in modalities:
+                raise UserError(f"present: {unknown_name(modality, modalities, 'modality of this detector')}")
+            if mask.shape != (batch,) or mask.dtype != torch.bool:
+                raise UserError(f"present: {modality} is {mask.dtype} {tuple(mask.shape)}; give torch.bool ({batch},)")
+        rows = {
+            m: Rows.of(present[m]) if m in images and m in present else Rows(batch, m in images) for m in modalities
+        }
+        alone = ~torch.stack([own.host for own in rows.values()]).any(0)
+        if bool(alone.any()):
+            raise UserError(
+                f"present: image {int(alone.nonzero()[0, 0])} of the batch has no sensor at all; leave it out"
+            )
+        return cls(rows)
+
+    @property
+    def there(self) -> tuple[str, ...]:
+        """The modalities that some image has."""
+        return tuple(m for m, rows in self.rows.items() if not rows.nothing)
+
+    @property
+    def plain(self) -> bool:
+        """Whether all images have the same sensors for certain, so that no mask is needed."""
+        return all(rows.everything or rows.nothing for rows in self.rows.values())
+
+    def any(self, modalities: frozenset[str]) -> Rows:
+        """Returns the images that have at least one of `modalities`."""
+        if modalities not in self._any:
+            first, *others = (self.rows[m] for m in self.rows if m in modalities)
+            for rows in others:
+                first = first | rows
+            self._any[modalities] = first
+        return self._any[modalities]
+
+    def without(self, off: Mapping[str, Tensor]) -> "Presence":
+        """Returns it less the sensors that `off` names, (B,) bool by modality, which the host reads."""
+        return Presence(self.rows | {m: self.rows[m] & Rows.of(~mask) for m, mask in off.items()})
+
+    def doubted(self, off: Mapping[str, Tensor]) -> "Presence":
+        """Returns it less the sensors that `off` names, (B,) bool by modality on the device, which nobody waits for.
+
+        They run, and count for nothing. Batch norms in training mode count them: it is for a detector in use.
+        """
+        return Presence(self.rows | {m: self.rows[m] & Rows(len(mask), True, ~mask) for m, mask in off.items()})

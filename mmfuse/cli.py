@@ -159,9 +159,9 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
 def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
     _no_rest(options, rest)
     found = evaluate(options.run, split=options.split, without=options.without, soft=options.soft_nms)
-    scores = found.scores.to_dict()
-    text = "\n\n".join(part for part in (scores_text(scores), other_scores_text(found.others)) if part)
-    _print(options, scores | found.others, text)
+    text = "\n\n".join(part for part in (scores_text(found.scores), other_scores_text(found.others)) if part)
+    others = {metric: dataclasses.asdict(scores) for metric, scores in found.others.items()}
+    _print(options, dataclasses.asdict(found.scores) | others, text)
     return 0
 
 
@@ -175,7 +175,7 @@ def _robustness(options: argparse.Namespace, rest: list[str]) -> int:
         limit=options.limit,
         seed=options.seed,
     )
-    _print(options, result, robustness_markdown(result).strip())
+    _print(options, dataclasses.asdict(result), robustness_markdown(result).strip())
     return 0
 
 
@@ -187,7 +187,7 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> int:
         inputs, assignments, seeds=options.seeds, split=options.split, reference=options.reference, out=options.out
     )
     if options.json:
-        print(json.dumps(comparison, indent=2))
+        print(json.dumps(dataclasses.asdict(comparison), indent=2))
     else:
         _show_report(Path(options.out))
     return 0
@@ -258,7 +258,7 @@ def _channels(words: Sequence[str]) -> dict[str, int]:
 def _shares(options: argparse.Namespace, rest: list[str]) -> int:
     _no_rest(options, rest)
     result = shares(options.run, split=options.split)
-    _print(options, result, shares_markdown(result).strip())
+    _print(options, dataclasses.asdict(result), shares_markdown(result).strip())
     return 0
 
 

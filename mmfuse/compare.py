@@ -2,12 +2,10 @@
 
 import dataclasses
 import itertools
-import json
 import statistics
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +16,7 @@ from mmfuse.data.annotations.records import Record
 from mmfuse.data.images.scenes import load_sample
 from mmfuse.environment import environment
 from mmfuse.errors import UserError, unknown_name
+from mmfuse.evaluation.results import Comparison, DifferenceTo, ModelRow, SubsetRow, Verdict, write_json
 from mmfuse.evaluation.score import Evaluation, evaluate
 from mmfuse.evaluation.significance import Difference, difference, hardest, match, resampled_ap
 from mmfuse.files import write_whole
@@ -67,7 +66,7 @@ def compare(
     reference: str | None = None,
     out: str | Path = "runs/comparison",
     rounds: int = 1000,
-) -> dict[str, Any]:
+) -> Comparison:
     """Compares models on one split and writes `report.md`, `comparison.json` and pictures into `out`.
 
     A run folder is scored as it is; run folders that differ only in the seed are one model. A recipe is trained first,
@@ -100,7 +99,7 @@ def compare(
     models = _group(runs, split)
     records = models[0].evaluations[0].records
     comparison = _comparison(models, split, reference, rounds)
-    write_whole(out / "comparison.json", json.dumps(comparison, indent=2).encode())
+    write_json(out / "comparison.json", comparison)
     write_whole(out / "report.md", _report(comparison, models).encode())
     _pictures(out, comparison, models, records)
     return comparison
@@ -143,7 +142,7 @@ def _group(runs: Sequence[Run], split: str) -> list[_Model]:
     return sorted(models.values(), key=lambda model: len(model.recipe.modalities))
 
 
-def _comparison(models: Sequence[_Model], split: str, reference: str | None, rounds: int) -> dict[str, Any]:
+def _comparison(models: Sequence[_Model], split: str, reference: str | None, rounds: int) -> Comparison:
     by_name = {model.name: model for model in models}
     if reference is not None and reference not in by_name:
         raise UserError(f"reference: {unknown_name(reference, by_name, 'model of this comparison')}")
@@ -164,38 +163,38 @@ def _comparison(models: Sequence[_Model], split: str, reference: str | None, rou
         detector = model.evaluations[0].detector
         _, input_size = prepare(model.recipe)
         rows.append(
-            {
-                "name": model.name,
-                "modalities": list(model.recipe.modalities),
-                "seeds": [run.recipe.train.seed for run in model.runs],
-                "epochs": model.recipe.train.epochs,
-                "ap": [e.scores.ap for e in model.evaluations],
-                "ap50": [e.scores.ap50 for e in model.evaluations],
-                "scores": [e.scores.to_dict() for e in model.evaluations],
-                "parameters": sum(p.numel() for p in detector.parameters()),
-                "gmacs": gmacs(detector, input_size),
-                "latency_ms": latency_ms(detector, input_size),
-                "difference": {"to": to, **shown.to_dict()} if shown else None,
-                "differences": {name: d.to_dict() for name, d in differences.items()},
-                "per_condition": {c: {name: d.to_dict() for name, d in of.items()} for c, of in per_condition.items()},
-                "subsets": _subsets(model, models, split) if model.fused else [],
-            }
+            ModelRow(
+                name=model.name,
+                modalities=model.recipe.modalities,
+                seeds=tuple(run.recipe.train.seed for run in model.runs),
+                epochs=model.recipe.train.epochs,
+                ap=tuple(e.scores.ap for e in model.evaluations),
+                ap50=tuple(e.scores.ap50 for e in model.evaluations),
+                scores=tuple(e.scores for e in model.evaluations),
+                parameters=sum(p.numel() for p in detector.parameters()),
+                gmacs=gmacs(detector, input_size),
+                latency_ms=latency_ms(detector, input_size),
+                difference=DifferenceTo(**dataclasses.asdict(shown), to=to) if shown else None,
+                differences=differences,
+                per_condition=per_condition,
+                subsets=_subsets(model, models, split) if model.fused else (),
+            )
         )
     facts = environment(next(models[0].evaluations[0].detector.parameters()).device)
     recipes = [model.recipe for model in models]
     budgets = [(r.train, r.data, r.model, r.init) for r in recipes]
-    return {
-        "card": prepare(recipes[0])[0].name,
-        "split": split,
-        "digest": models[0].evaluations[0].digest,
-        "models": rows,
-        "reference": reference or best.name,
-        "verdicts": verdicts,
-        "same_budget": all(budget == budgets[0] for budget in budgets),
-        "command": "mmfuse compare " + " ".join(str(run.folder) for model in models for run in model.runs),
-        "date": facts["date"],
-        "hardware": f"{facts['hardware']}, torch {facts['versions']['torch']}",
-    }
+    return Comparison(
+        card=prepare(recipes[0])[0].name,
+        split=split,
+        digest=models[0].evaluations[0].digest,
+        models=tuple(rows),
+        reference=reference or best.name,
+        verdicts=tuple(verdicts),
+        same_budget=all(budget == budgets[0] for budget in budgets),
+        command="mmfuse compare " + " ".join(str(run.folder) for model in models for run in model.runs),
+        date=facts.date,
+        hardware=f"{facts.hardware}, torch {facts.versions['torch']}",
+    )
 
 
 def _resampled(models: Sequence[_Model], rounds: int) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
@@ -224,7 +223,7 @@ def _against(model: _Model, rivals: Sequence[_Model], ap: dict[str, np.ndarray])
     return {rival.name: difference(ap[model.name], ap[rival.name]) for rival in rivals if rival is not model}
 
 
-def _verdict(model: _Model, singles: Sequence[_Model], against: dict[str, Difference]) -> dict[str, Any]:
+def _verdict(model: _Model, singles: Sequence[_Model], against: dict[str, Difference]) -> Verdict:
     own = model.ap_by_seed
     shared = {single.name: own.keys() & single.ap_by_seed.keys() for single in singles}
     seeds = set().union(*shared.values())
@@ -245,14 +244,11 @@ def _verdict(model: _Model, singles: Sequence[_Model], against: dict[str, Differ
         count = len(shared[fewest])
         fix = " ".join(map(str, range(SEEDS_NEEDED)))
         figures += f"; {count} seed{'s' * (count != 1)} shared with {fewest}, give --seeds {fix}"
-    return {"model": model.name, "verdict": verdict, "text": f"{model.name} ≥ best single: {verdict} ({figures})"}
+    return Verdict(model.name, verdict, f"{model.name} ≥ best single: {verdict} ({figures})")
 
 
-def _subsets(model: _Model, models: Sequence[_Model], split: str) -> list[dict[str, Any]]:
-    """Scores a model with each subset of its modalities, all of them first, then by falling size.
-
-    `alone` names the best model that was trained on just this subset, `share` is the AP relative to its AP.
-    """
+def _subsets(model: _Model, models: Sequence[_Model], split: str) -> tuple[SubsetRow, ...]:
+    """Scores a model with each subset of its modalities, all of them first, then by falling size."""
     names = model.recipe.modalities
     rows = []
     for kept in (kept for count in range(len(names), 0, -1) for kept in itertools.combinations(names, count)):
@@ -263,15 +259,8 @@ def _subsets(model: _Model, models: Sequence[_Model], split: str) -> list[dict[s
         trained = [other for other in models if without and set(other.recipe.modalities) == set(kept)]
         alone = max(trained, key=lambda other: other.mean_ap, default=None)
         share = statistics.mean(s.ap for s in scores) / alone.mean_ap if alone and alone.mean_ap else None
-        rows.append(
-            {
-                "modalities": list(kept),
-                "scores": [s.to_dict() for s in scores],
-                "alone": alone.name if alone else None,
-                "share": share,
-            }
-        )
-    return rows
+        rows.append(SubsetRow(kept, tuple(scores), alone.name if alone else None, share))
+    return tuple(rows)
 
 
 def gmacs(detector: Detector, size: tuple[int, int]) -> float:
@@ -306,9 +295,9 @@ def _blank(detector: Detector, size: tuple[int, int]) -> dict[str, torch.Tensor]
     return {m: torch.zeros(1, s.encoded_channels, *size, device=device) for m, s in detector.sensors.items()}
 
 
-def _report(comparison: dict[str, Any], models: Sequence[_Model]) -> str:
+def _report(comparison: Comparison, models: Sequence[_Model]) -> str:
     text = comparison_markdown(comparison)
-    if not comparison["same_budget"]:
+    if not comparison.same_budget:
         text += "\nThe models differ in more than their modalities: see the recipes below `runs`.\n"
     shares = "![Share of each modality](shares.png)\n\n" if _weighing(models) else ""
     return (
@@ -317,7 +306,7 @@ def _report(comparison: dict[str, Any], models: Sequence[_Model]) -> str:
     )
 
 
-def _pictures(out: Path, comparison: dict[str, Any], models: Sequence[_Model], records: Sequence[Record]) -> None:
+def _pictures(out: Path, comparison: Comparison, models: Sequence[_Model], records: Sequence[Record]) -> None:
     comparison_bars(comparison, out / "ap.png")
     training_curves({run.folder.name: run.metrics for model in models for run in model.runs}, out / "training.png")
     detector = models[-1].evaluations[0].detector

@@ -3,10 +3,10 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from mmfuse.compare import compare
 from mmfuse.embedded.dataset import generate
+from mmfuse.evaluation.results import Comparison
 from mmfuse.recipes import DataRecipe, ModelRecipe, Recipe, TrainRecipe
 from mmfuse.strict_yaml import save_yaml
 
@@ -23,7 +23,7 @@ RECIPE = Recipe(
 MODALITIES = (("rgb",), ("thermal",), ("rgb", "thermal"))
 
 
-def demo(out: str | Path = "runs/demo", seeds: Sequence[int] = (0,)) -> dict[str, Any]:
+def demo(out: str | Path = "runs/demo", seeds: Sequence[int] = (0,)) -> Comparison:
     """Runs the main job in `out`, once for each training seed, and returns the comparison of all.
 
     What is there already is used again.

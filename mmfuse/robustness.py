@@ -3,8 +3,8 @@
 import hashlib
 import json
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -13,12 +13,14 @@ from mmfuse.environment import environment
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.evaluation.coco import coco_scores
 from mmfuse.evaluation.corruptions import CORRUPTIONS, SEVERITIES
+from mmfuse.evaluation.results import Clean, Curve, Robustness, write_json
 from mmfuse.evaluation.robustness import Trial
 from mmfuse.evaluation.score import evaluate
 from mmfuse.files import write_whole
 from mmfuse.report.charts import robustness_curves
 from mmfuse.report.tables import robustness_markdown
 from mmfuse.run import Run, prepare_size
+from mmfuse.strict_yaml import build
 
 
 def robustness(
@@ -29,7 +31,7 @@ def robustness(
     corruptions: Collection[str] = (),
     limit: int | None = None,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> Robustness:
     """Corrupts one modality at a time and writes `robustness-SPLIT.json`, `.md` and `.png` into the run folder.
 
     Each corruption is scored at severities 1 to 5 for each modality that it suits; severity 0 is what `evaluate` says.
@@ -43,9 +45,6 @@ def robustness(
         corruptions: names of `mmfuse.evaluation.corruptions.CORRUPTIONS`; all that suit if empty.
         limit: how many images to score, evenly spaced over the split; all if None.
         seed: seed of the corruptions.
-
-    Returns:
-        What the JSON file holds: the clean scores and every curve with its relative area (see `Curve.to_dict`).
 
     Raises:
         UserError: the run, the split, a modality or a corruption doesn't exist, or suits nothing; a limit below 1.
@@ -75,35 +74,34 @@ def robustness(
     clean = coco_scores(scored, {r.image_id: evaluation.detections[r.image_id] for r in scored}, detector.classes)
     size, batch, workers = prepare_size(recipe), recipe.train.batch_size, recipe.data.workers
     trial = Trial(detector, evaluation.records, scored, size, batch, workers, seed)
-    basis = {
-        "split": split,
-        "digest": split_digest(scored),
-        "detector": hashlib.sha256(run.best.read_bytes()).hexdigest(),
-        "seed": seed,
-    }
     path = run.folder / f"robustness-{split}.json"
-    curves = _known_curves(path, basis)
-    result: dict[str, Any] = {}
+    found = Robustness(
+        split=split,
+        digest=split_digest(scored),
+        detector=hashlib.sha256(run.best.read_bytes()).hexdigest(),
+        seed=seed,
+        name=recipe.name,
+        images=len(scored),
+        clean=Clean(clean.ap, clean.ap50),
+        curves=(),
+        environment=environment(next(detector.parameters()).device),
+    )
+    curves = _known_curves(path, found)
 
-    def keep() -> None:
-        result.update(
-            basis,
-            name=recipe.name,
-            images=len(scored),
-            clean={"ap": clean.ap, "ap50": clean.ap50},
-            curves=[curves[c.name, m] for c in CORRUPTIONS for m in detector.modalities if (c.name, m) in curves],
-            environment=environment(next(detector.parameters()).device),
-        )
-        write_whole(path, json.dumps(result, indent=2).encode())
+    def keep() -> Robustness:
+        order = [(c.name, m) for c in CORRUPTIONS for m in detector.modalities]
+        result = replace(found, curves=tuple(curves[key] for key in order if key in curves))
+        write_json(path, result)
+        return result
 
     todo = {key: c for key, c in chosen.items() if key not in curves}
     total = len(todo) * SEVERITIES * len(scored)
     with tqdm(total=total, desc=f"robustness of {recipe.name}", unit="image", leave=False) as bar:
         for (name, modality), corruption in todo.items():
             bar.set_postfix_str(f"{name} of {modality}")
-            curves[name, modality] = trial.curve(corruption, modality, clean, bar.update).to_dict()
+            curves[name, modality] = trial.curve(corruption, modality, clean, bar.update)
             keep()
-    keep()
+    result = keep()
     write_whole(path.with_suffix(".md"), robustness_markdown(result).encode())
     robustness_curves(result, path.with_suffix(".png"))
     return result
@@ -114,14 +112,18 @@ def _spread(records: Sequence[Record], limit: int | None) -> list[Record]:
     return [records[i * len(records) // count] for i in range(count)]
 
 
-def _known_curves(path: Path, basis: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
-    """Returns the curves of a file that has the same basis, by corruption and modality; those of other levels not."""
-    levels = {c.name: list(c.levels) for c in CORRUPTIONS}
+def _known_curves(path: Path, found: Robustness) -> dict[tuple[str, str], Curve]:
+    """Returns the curves of a file of the same detector, images and seed, by corruption and modality.
+
+    Those of other levels are left out.
+    """
+    if not path.exists():
+        return {}
+    levels = {c.name: c.levels for c in CORRUPTIONS}
     try:
-        stored = json.loads(path.read_text()) if path.exists() else {}
-        if {key: stored.get(key) for key in basis} != basis:
-            return {}
-        known = [curve for curve in stored["curves"] if curve["levels"] == levels.get(curve["corruption"])]
-        return {(curve["corruption"], curve["modality"]): curve for curve in known}
-    except (ValueError, KeyError, TypeError, AttributeError):
+        stored = build(Robustness, json.loads(path.read_text()), str(path))
+    except ValueError:
         raise UserError(f"{path}: holds no robustness curves; remove it, and they will be scored anew") from None
+    if any(getattr(stored, key) != getattr(found, key) for key in ("split", "digest", "detector", "seed")):
+        return {}
+    return {(c.corruption, c.modality): c for c in stored.curves if c.levels == levels.get(c.corruption)}

@@ -1,12 +1,10 @@
 """Tests the fusion weights of a trained run as an explanation: a modality's share beside what AP loses without it."""
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +16,7 @@ from mmfuse.environment import environment
 from mmfuse.errors import UserError
 from mmfuse.evaluation.coco import Scores
 from mmfuse.evaluation.inference import collect
+from mmfuse.evaluation.results import CellShares, Correlation, ShareGroup, Shares, write_json
 from mmfuse.evaluation.score import evaluate
 from mmfuse.files import write_whole
 from mmfuse.model.checkpoint import load
@@ -36,7 +35,7 @@ TIE = 1e-6
 """Shares, and differences of AP, that are as near as this have one rank: they differ by rounding."""
 
 
-def shares(run: str | Path | Run, *, split: str = "test") -> dict[str, Any]:
+def shares(run: str | Path | Run, *, split: str = "test") -> Shares:
     """Writes `shares-SPLIT.json`, `.md` and `.png` into the run folder: each modality's share and its worth.
 
     A modality's share of a pyramid's node is what the weights give it, multiplied along the graph (see
@@ -44,12 +43,6 @@ def shares(run: str | Path | Run, *, split: str = "test") -> dict[str, Any]:
     each image of the split got, averaged over places, padding included; images that lack a sensor don't count. Its
     worth, ΔAP, is the AP of all sensors less the AP without this one, by `evaluate`. Both are given for the whole split
     and each condition, with the correlation of their ranks: see `rank_correlation`.
-
-    Returns:
-        What the JSON file holds. "whole" and each of "per_condition" have the "shares" of the pyramid's output by
-        modality, in the order of "levels", their mean over levels, the "ap" and, by modality, the "ap_without" it and
-        "delta_ap"; "images" are those whose weights count, None where weights are fixed. "cells" holds the shares after
-        each cell (None at a level that it doesn't make), but for those before modalities meet.
 
     Raises:
         UserError: the run or the split doesn't exist; the detector has one modality, or merges them without weights; no
@@ -83,44 +76,44 @@ def shares(run: str | Path | Run, *, split: str = "test") -> dict[str, Any]:
     found = torch.stack(propagated(pyramid.graph, weights, names))
     lost = {m: evaluate(run, split=split, without=[m]).scores for m in names}
 
-    def group(condition: str | None) -> dict[str, Any]:
+    def group(condition: str | None) -> ShareGroup:
         rows = [i for i, r in enumerate(images) if condition in (None, r.condition)] if by_image else [0]
         by_level = found[list(outputs_of(pyramid.graph).values())][:, rows].mean(1).T.tolist()
         shown = dict(zip(names, by_level, strict=True)) if rows else None
         ap, without = _ap(evaluation.scores, condition), {m: _ap(scores, condition) for m, scores in lost.items()}
-        return {
-            "images": len(rows) if by_image else None,
-            "shares": shown,
-            "mean_share": shown and {m: mean(values) for m, values in shown.items()},
-            "ap": ap,
-            "ap_without": without,
-            "delta_ap": {m: None if ap is None or left is None else ap - left for m, left in without.items()},
-        }
+        return ShareGroup(
+            images=len(rows) if by_image else None,
+            shares=shown,
+            mean_share=shown and {m: mean(values) for m, values in shown.items()},
+            ap=ap,
+            ap_without=without,
+            delta_ap={m: None if ap is None or left is None else ap - left for m, left in without.items()},
+        )
 
     whole, per_condition = group(None), {c: group(c) for c in evaluation.scores.per_condition}
     pairs = [
-        (one["mean_share"][m], one["delta_ap"][m])
+        (one.mean_share[m], delta)
         for one in per_condition.values() or [whole]
-        for m in names
-        if one["mean_share"] and one["delta_ap"][m] is not None
+        for m, delta in one.delta_ap.items()
+        if one.mean_share and delta is not None
     ]
-    result = {
-        "split": split,
-        "digest": evaluation.digest,
-        "detector": hashlib.sha256(run.best.read_bytes()).hexdigest(),
-        "name": recipe.name,
-        "modalities": list(names),
-        "levels": pyramid.levels,
-        "by_image": by_image,
-        "left_out": len(evaluation.records) - len(images) if by_image else None,
-        "whole": whole,
-        "cells": _by_cell(pyramid, found.mean(1)),
-        "per_condition": per_condition,
-        "correlation": rank_correlation(pairs),
-        "environment": environment(next(detector.parameters()).device),
-    }
+    result = Shares(
+        split=split,
+        digest=evaluation.digest,
+        detector=hashlib.sha256(run.best.read_bytes()).hexdigest(),
+        name=recipe.name,
+        modalities=names,
+        levels=tuple(pyramid.levels),
+        by_image=by_image,
+        left_out=len(evaluation.records) - len(images) if by_image else None,
+        whole=whole,
+        cells=_by_cell(pyramid, found.mean(1)),
+        per_condition=per_condition,
+        correlation=rank_correlation(pairs),
+        environment=environment(next(detector.parameters()).device),
+    )
     path = run.folder / f"shares-{split}.json"
-    write_whole(path, json.dumps(result, indent=2).encode())
+    write_json(path, result)
     write_whole(path.with_suffix(".md"), shares_markdown(result).encode())
     share_panels(result, path.with_suffix(".png"))
     return result
@@ -148,21 +141,21 @@ def _recorder(rows: list[Tensor]) -> Callable[[Merge, tuple[Sequence[Tensor], Te
     return record
 
 
-def _by_cell(pyramid: Pyramid, found: Tensor) -> list[dict[str, Any]]:
+def _by_cell(pyramid: Pyramid, found: Tensor) -> tuple[CellShares, ...]:
     """Returns the shares after each cell, given those of each node (nodes, M)."""
     last = {(node.cell, node.level): index for index, node in enumerate(pyramid.graph)}
     cells = sorted({cell for (cell, _), index in last.items() if len(pyramid.reached[index]) > 1})
     places = {cell: [last.get((cell, level)) for level in pyramid.levels] for cell in cells}
-    return [
-        {
-            "cell": cell,
-            "shares": {
+    return tuple(
+        CellShares(
+            cell,
+            {
                 m: [None if place is None else float(found[place, i]) for place in places[cell]]
                 for i, m in enumerate(pyramid.channels)
             },
-        }
+        )
         for cell in cells
-    ]
+    )
 
 
 def _ap(scores: Scores, condition: str | None) -> float | None:
@@ -172,20 +165,18 @@ def _ap(scores: Scores, condition: str | None) -> float | None:
     return None if ap is None else float(ap)
 
 
-def rank_correlation(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    """Returns Spearman's rank correlation of pairs of share and ΔAP as "spearman", and how many "pairs" there are.
+def rank_correlation(pairs: Sequence[tuple[float, float]]) -> Correlation:
+    """Returns Spearman's rank correlation of pairs of share and ΔAP; ties get their mean rank.
 
-    Ties get their mean rank. Where it isn't defined it is None, and "why" says so: fewer than 3 pairs, or one of both
-    is the same in all.
+    It isn't defined for fewer than 3 pairs, or where one of both is the same in all.
     """
-    found: dict[str, Any] = {"spearman": None, "pairs": len(pairs), "why": None}
     if len(pairs) < FEWEST_PAIRS:
-        return found | {"why": f"fewer than {FEWEST_PAIRS} pairs"}
+        return Correlation(None, len(pairs), f"fewer than {FEWEST_PAIRS} pairs")
     of_shares, of_deltas = (_ranks(np.array(values)) for values in zip(*pairs, strict=True))
     for name, own in (("all shares", of_shares), ("all Δ AP", of_deltas)):
         if np.ptp(own) == 0:
-            return found | {"why": f"{name} are equal"}
-    return found | {"spearman": float(np.corrcoef(of_shares, of_deltas)[0, 1])}
+            return Correlation(None, len(pairs), f"{name} are equal")
+    return Correlation(float(np.corrcoef(of_shares, of_deltas)[0, 1]), len(pairs))
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from mmfuse import compare as compare_module
 from mmfuse.data.annotations.records import Record
 from mmfuse.errors import UserError
 from mmfuse.evaluation.coco import coco_scores
+from mmfuse.evaluation.results import DifferenceTo
 from mmfuse.evaluation.score import Evaluation, evaluate
 from mmfuse.predict import predict
 from mmfuse.recipes import Recipe
@@ -143,33 +145,33 @@ def table(text, title):
 
 
 def test_recipes_are_trained_for_each_seed_and_set_in_one_table(report, folder):
-    assert [model["name"] for model in report["models"]] == ["rgb", "thermal", "rgb_thermal"]
-    assert all(model["seeds"] == [0, 1] and len(model["ap"]) == 2 for model in report["models"])
-    assert json.loads((folder / "comparison.json").read_text()) == report
-    assert report["card"] == "Synthetic streets"
-    assert report["models"][2]["parameters"] > 1.5 * report["models"][0]["parameters"]
+    assert [model.name for model in report.models] == ["rgb", "thermal", "rgb_thermal"]
+    assert all(model.seeds == (0, 1) and len(model.ap) == 2 for model in report.models)
+    assert json.loads((folder / "comparison.json").read_text()) == json.loads(json.dumps(asdict(report)))
+    assert report.card == "Synthetic streets"
+    assert report.models[2].parameters > 1.5 * report.models[0].parameters
     text = (folder / "report.md").read_text()
-    assert f"**{report['verdicts'][0]['text']}**" in text
+    assert f"**{report.verdicts[0].text}**" in text
     for picture in ("ap.png", "training.png", "shares.png", "gallery.png"):
         assert picture in text
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
 
 
 def test_real_runs_have_a_row_for_each_subset(report, folder):
-    one, other, both = report["models"]
-    assert one["subsets"] == other["subsets"] == []
-    assert one["per_condition"] == other["per_condition"] == {}
-    assert [row["modalities"] for row in both["subsets"]] == [["rgb", "thermal"], ["rgb"], ["thermal"]]
-    assert both["subsets"][0]["scores"] == both["scores"]
-    for row, alone in zip(both["subsets"][1:], ("rgb", "thermal"), strict=True):
-        assert row["alone"] == alone
+    one, other, both = report.models
+    assert one.subsets == other.subsets == ()
+    assert one.per_condition == other.per_condition == {}
+    assert [row.modalities for row in both.subsets] == [("rgb", "thermal"), ("rgb",), ("thermal",)]
+    assert both.subsets[0].scores == both.scores
+    for row, alone in zip(both.subsets[1:], ("rgb", "thermal"), strict=True):
+        assert row.alone == alone
         left_out = "thermal" if alone == "rgb" else "rgb"
-        for seed, scores in enumerate(row["scores"]):
+        for seed, scores in enumerate(row.scores):
             stored = json.loads(
                 (folder / "runs" / f"rgb_thermal-seed{seed}" / f"test-without-{left_out}.json").read_text()
             )
-            assert scores == stored["scores"]
-    assert set(both["per_condition"]) == {c for c, s in both["scores"][0]["per_condition"].items() if s["boxes"]}
+            assert asdict(scores) == stored["scores"]
+    assert set(both.per_condition) == {c for c, s in both.scores[0].per_condition.items() if s["boxes"]}
 
 
 def test_stacked_channels_and_boxes_lose_sensors_too(report, folder, recipes, tmp_path, monkeypatch):
@@ -179,10 +181,10 @@ def test_stacked_channels_and_boxes_lose_sensors_too(report, folder, recipes, tm
         recipe = tmp_path / f"{placement}.yaml"
         recipe.write_text(recipes["rgb_thermal"].read_text().replace("d-4", f"d-4, placement: {placement}"))
         runs.append(train(recipe, ["train.epochs=1"], folder=tmp_path / placement).folder)
-    for model in compare(runs, out=tmp_path / "out", rounds=5)["models"][1:]:
-        assert [row["modalities"] for row in model["subsets"]] == [["rgb", "thermal"], ["rgb"], ["thermal"]]
-        assert [row["alone"] for row in model["subsets"]] == [None, "rgb", None]
-        assert (tmp_path / model["name"] / "test-without-thermal.json").exists()
+    for model in compare(runs, out=tmp_path / "out", rounds=5).models[1:]:
+        assert [row.modalities for row in model.subsets] == [("rgb", "thermal"), ("rgb",), ("thermal",)]
+        assert [row.alone for row in model.subsets] == [None, "rgb", None]
+        assert (tmp_path / model.name / "test-without-thermal.json").exists()
 
 
 def test_three_modalities_have_seven_subsets_each_beside_its_own_model(staged):
@@ -198,35 +200,35 @@ def test_three_modalities_have_seven_subsets_each_beside_its_own_model(staged):
         lost |= {("all", seed, ("thermal", "rgb")): 0.3 + seed / 10, ("all", seed, ("thermal",)): 0.6}
         lost |= {("all", seed, ("thermal", "depth")): 0.5, ("pair", seed, ("thermal",)): 0.2}
     comparison, text = staged(models, lost)
-    by_name = {model["name"]: model for model in comparison["models"]}
-    assert by_name["warm"]["subsets"] == []
-    assert [len(by_name[name]["subsets"]) for name in ("weak_pair", "pair")] == [3, 3]
-    rows = by_name["all"]["subsets"]
-    assert [tuple(row["modalities"]) for row in rows] == [
+    by_name = {model.name: model for model in comparison.models}
+    assert by_name["warm"].subsets == ()
+    assert [len(by_name[name].subsets) for name in ("weak_pair", "pair")] == [3, 3]
+    rows = by_name["all"].subsets
+    assert [row.modalities for row in rows] == [
         *(order, ("thermal", "depth"), ("thermal", "rgb"), ("depth", "rgb")),
         *(("thermal",), ("depth",), ("rgb",)),
     ]
-    assert [row["alone"] for row in rows] == [None, None, "pair", None, "warm", None, None]
-    measured = [[scores["ap"] for scores in row["scores"]] for row in rows]
+    assert [row.alone for row in rows] == [None, None, "pair", None, "warm", None, None]
+    measured = [[scores.ap for scores in row.scores] for row in rows]
     assert measured[:3] == [[ap(0.8), ap(0.9)], [ap(0.5), ap(0.5)], [ap(0.3), ap(0.4)]]
-    assert rows[2]["share"] == pytest.approx((ap(0.3) + ap(0.4)) / (ap(0.6) + ap(0.7)))
-    assert rows[4]["share"] == pytest.approx(2 * ap(0.6) / (ap(0.4) + ap(0.5)))
-    assert [row["share"] is None for row in rows] == [row["alone"] is None for row in rows]
+    assert rows[2].share == pytest.approx((ap(0.3) + ap(0.4)) / (ap(0.6) + ap(0.7)))
+    assert rows[4].share == pytest.approx(2 * ap(0.6) / (ap(0.4) + ap(0.5)))
+    assert [row.share is None for row in rows] == [row.alone is None for row in rows]
     shown = table(text, "When sensors are lost")
-    assert [row[:2] for row in shown[-7:]] == [["all", " + ".join(row["modalities"])] for row in rows]
+    assert [row[:2] for row in shown[-7:]] == [["all", " + ".join(row.modalities)] for row in rows]
     assert shown[-3][-1] == f"{100 * 2 * ap(0.6) / (ap(0.4) + ap(0.5)):.0f} %"
     assert shown[-3][4] == f"{ap(0.6, 'night'):.3f} ± 0.000"
 
 
 def test_a_model_that_finds_nothing_has_no_shares(staged):
     comparison, _ = staged({**singles([0.0], [0.5]), **fused(0.6)})
-    assert [row["share"] is None for row in comparison["models"][2]["subsets"]] == [True, True, False]
+    assert [row.share is None for row in comparison.models[2].subsets] == [True, True, False]
 
 
 def test_single_modalities_have_no_matrix(staged):
     comparison, text = staged(singles([0.4], [0.5]))
-    assert [model["subsets"] for model in comparison["models"]] == [[], []]
-    assert comparison["verdicts"] == []
+    assert [model.subsets for model in comparison.models] == [(), ()]
+    assert comparison.verdicts == ()
     assert "When sensors are lost" not in text
     assert "By condition" not in text
 
@@ -262,23 +264,22 @@ BY_DAY, BY_NIGHT = {"day": 0.9, "night": 0.35}, {"day": 0.4, "night": 0.8}
 )
 def test_verdict_takes_images_and_seeds(models, verdict, words, staged):
     comparison, text = staged(models)
-    (given,) = comparison["verdicts"]
-    assert set(given) == {"model", "verdict", "text"}
-    assert (given["model"], given["verdict"]) == ("both", verdict)
-    assert given["text"].startswith(f"both ≥ best single: {verdict} (")
-    assert words in given["text"]
-    assert f"**{given['text']}**" in text.splitlines()
+    (given,) = comparison.verdicts
+    assert (given.model, given.verdict) == ("both", verdict)
+    assert given.text.startswith(f"both ≥ best single: {verdict} (")
+    assert words in given.text
+    assert f"**{given.text}**" in text.splitlines()
 
 
 def test_verdict_shows_the_figures_of_the_hardest_single(staged):
     comparison, _ = staged({**singles([0.3] * 3, [0.4, 0.4, 0.5]), **fused(0.6, 0.7, 0.8)})
-    both = comparison["models"][2]
-    against = both["differences"]["thermal"]
-    assert against["mean"] == pytest.approx((ap(0.6) + ap(0.7) + ap(0.8) - 2 * ap(0.4) - ap(0.5)) / 3)
-    assert both["difference"] == {"to": "thermal", **against}
-    assert comparison["verdicts"][0]["text"] == (
-        f"both ≥ best single: yes ({against['mean']:+.3f} AP against thermal, 95 % interval {against['low']:+.3f} to "
-        f"{against['high']:+.3f}; ahead in 3 of 3 seeds)"
+    both = comparison.models[2]
+    against = both.differences["thermal"]
+    assert against.mean == pytest.approx((ap(0.6) + ap(0.7) + ap(0.8) - 2 * ap(0.4) - ap(0.5)) / 3)
+    assert both.difference == DifferenceTo(**asdict(against), to="thermal")
+    assert comparison.verdicts[0].text == (
+        f"both ≥ best single: yes ({against.mean:+.3f} AP against thermal, 95 % interval {against.low:+.3f} to "
+        f"{against.high:+.3f}; ahead in 3 of 3 seeds)"
     )
 
 
@@ -286,7 +287,7 @@ def test_a_condition_is_judged_on_its_own_images(staged):
     rounds = 6
     models = {**singles([0.3, 0.4], [{"day": 0.3, "night": 0.9}] * 2), **fused(0.6, 0.5)}
     comparison, text = staged(models, rounds=rounds)
-    both = comparison["models"][2]
+    both = comparison.models[2]
     for condition in ("day", "night"):
         records = sorted((r for r in RECORDS if r.condition == condition), key=lambda r: r.image_id)
         n = len(records)
@@ -300,12 +301,12 @@ def test_a_condition_is_judged_on_its_own_images(staged):
                 for skill in (0.6, 0.5, 0.3, 0.4)
             }
             apart.append((of[0.6] + of[0.5] - of[0.3] - of[0.4]) / 2)
-        ahead = both["per_condition"][condition]["rgb"]
+        ahead = both.per_condition[condition]["rgb"]
         whole = sum(sign * ap(skill, condition) for skill, sign in ((0.6, 1), (0.5, 1), (0.3, -1), (0.4, -1))) / 2
-        assert ahead["mean"] == pytest.approx(whole)
-        assert (ahead["low"], ahead["high"]) == pytest.approx(tuple(np.quantile(apart, (0.025, 0.975))), abs=2e-3)
-        assert ahead["rounds"] == rounds
-    assert set(both["per_condition"]["day"]) == {"rgb", "thermal"}
+        assert ahead.mean == pytest.approx(whole)
+        assert (ahead.low, ahead.high) == pytest.approx(tuple(np.quantile(apart, (0.025, 0.975))), abs=2e-3)
+        assert ahead.rounds == rounds
+    assert set(both.per_condition["day"]) == {"rgb", "thermal"}
     day, night = table(text, "By condition")
     assert (day[:2], day[-1]) == (["day", "both"], "not below")
     assert (night[:2], night[3], night[-1]) == (["night", "both"], "thermal", "below")
@@ -322,7 +323,7 @@ def test_models_of_other_images_or_without_rounds_are_refused(staged):
 @pytest.mark.parametrize(("epochs", "same"), [(30, True), (31, False)])
 def test_models_that_differ_in_more_than_modalities_are_told(epochs, same, staged):
     comparison, text = staged(singles([0.4], [0.5]), epochs={"rgb": 30, "thermal": epochs})
-    assert comparison["same_budget"] is same
+    assert comparison.same_budget is same
     assert ("The models differ in more than their modalities" in text) is not same
 
 
@@ -348,8 +349,8 @@ def test_a_run_is_scored_with_and_without_a_sensor(report, folder):
     assert stored["digest"] == json.loads((run / "test.json").read_text())["digest"]
     assert len(whole.detections) == 4
     soft = evaluate(run, soft=True)
-    assert json.loads((run / "test-soft.json").read_text())["scores"] == soft.scores.to_dict()
-    assert json.loads((run / "test.json").read_text())["scores"] == whole.scores.to_dict()
+    assert json.loads((run / "test-soft.json").read_text())["scores"] == asdict(soft.scores)
+    assert json.loads((run / "test.json").read_text())["scores"] == asdict(whole.scores)
     assert any(soft.detections[k].scores.tolist() != whole.detections[k].scores.tolist() for k in whole.detections)
     for options, message in (
         ({"without": ["depth"]}, "'depth' is not a known modality"),
@@ -391,10 +392,10 @@ def test_an_existing_run_is_used_again(report, folder, recipes):
 def test_differences_are_taken_to_the_reference(staged):
     models = {**singles([0.3], [0.5]), **fused(0.6)}
     comparison, _ = staged(models, reference="rgb")
-    assert comparison["reference"] == "rgb"
-    assert [m["difference"] and m["difference"]["to"] for m in comparison["models"]] == [None, "rgb", "rgb"]
-    assert set(comparison["models"][2]["differences"]) == {"rgb", "thermal"}
-    assert " AP against thermal, " in comparison["verdicts"][0]["text"]
+    assert comparison.reference == "rgb"
+    assert [m.difference and m.difference.to for m in comparison.models] == [None, "rgb", "rgb"]
+    assert set(comparison.models[2].differences) == {"rgb", "thermal"}
+    assert " AP against thermal, " in comparison.verdicts[0].text
     with pytest.raises(UserError, match=r"^reference: 'rbg' is not a known model .*did you mean 'rgb'\?$"):
         staged(models, reference="rbg")
 
@@ -406,9 +407,9 @@ def test_an_ablation_runs_on_any_card(ablation, paired_set, tmp_path):
     tiny = ["model.size=d-4", "data.input_size=[96, 128]", "data.workers=0", "train.epochs=1", "train.batch_size=4"]
     tiny += ["model.pretrained=false"]
     result = compare([root], [f"card={paired_set}", *tiny], out=tmp_path, rounds=2)
-    assert {model["name"] for model in result["models"]} == {path.stem for path in root.glob("*.yaml")}
-    assert len(result["verdicts"]) == (5 if ablation == "placement" else 0)
+    assert {model.name for model in result.models} == {path.stem for path in root.glob("*.yaml")}
+    assert len(result.verdicts) == (5 if ablation == "placement" else 0)
     assert (tmp_path / "ap.png").exists()
     assert (tmp_path / "gallery.png").exists()
     text = (tmp_path / "report.md").read_text()
-    assert all(f"| {model['name']} " in text for model in result["models"])
+    assert all(f"| {model.name} " in text for model in result.models)

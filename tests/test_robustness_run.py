@@ -1,9 +1,11 @@
 import json
+from dataclasses import asdict
 
 import pytest
 
 from mmfuse.cli import main
 from mmfuse.errors import UserError
+from mmfuse.evaluation.results import Clean
 from mmfuse.evaluation.robustness import Trial
 from mmfuse.evaluation.score import evaluate
 from mmfuse.robustness import robustness
@@ -50,16 +52,16 @@ def read(run, name="robustness-test.json"):
 
 def test_curves_start_at_what_evaluate_says_and_end_without_the_sensor(run):
     result = robustness(run, corruptions=["missing"], split="train")
-    clean = evaluate(run, split="train").scores.to_dict()
-    without = evaluate(run, split="train", without=["rgb"]).scores.to_dict()
-    assert len({0.0, clean["ap"], without["ap"]}) == 3
-    assert result["clean"] == {"ap": clean["ap"], "ap50": clean["ap50"]}
-    curve = result["curves"][0]
-    assert (curve["corruption"], curve["modality"]) == ("missing", "rgb")
-    assert (curve["ap"][0], curve["ap"][5]) == (clean["ap"], without["ap"])
-    assert (curve["ap50"][0], curve["ap50"][5]) == (clean["ap50"], without["ap50"])
-    assert [c["modality"] for c in result["curves"]] == ["rgb", "thermal"]
-    assert json.loads(json.dumps(result)) == read(run, "robustness-train.json")
+    clean = evaluate(run, split="train").scores
+    without = evaluate(run, split="train", without=["rgb"]).scores
+    assert len({0.0, clean.ap, without.ap}) == 3
+    assert result.clean == Clean(clean.ap, clean.ap50)
+    curve = result.curves[0]
+    assert (curve.corruption, curve.modality) == ("missing", "rgb")
+    assert (curve.ap[0], curve.ap[5]) == (clean.ap, without.ap)
+    assert (curve.ap50[0], curve.ap50[5]) == (clean.ap50, without.ap50)
+    assert [c.modality for c in result.curves] == ["rgb", "thermal"]
+    assert json.loads(json.dumps(asdict(result))) == read(run, "robustness-train.json")
 
 
 def test_each_suiting_modality_is_corrupted_alone_at_five_severities(run, counted):
@@ -79,12 +81,12 @@ def test_curves_that_are_there_are_kept_and_not_scored_again(run, counted):
     assert len(counted) == 10
     both = robustness(run, corruptions=["blur"], modalities=["rgb"])
     assert len(counted) == 15
-    assert [(c["corruption"], c["modality"]) for c in both["curves"]] == [
+    assert [(c.corruption, c.modality) for c in both.curves] == [
         ("blur", "rgb"),
         ("fog", "rgb"),
         ("fog", "thermal"),
     ]
-    assert both["curves"][1:] == json.loads(json.dumps(first["curves"]))
+    assert both.curves[1:] == first.curves
 
 
 @pytest.mark.parametrize("change", ["seed", "limit", "detector", "levels"])
@@ -127,16 +129,16 @@ def test_what_was_whole_survives_an_interruption(run, monkeypatch):
             robustness(run, corruptions=["blur", "fog"], modalities=["rgb"])
     assert [c["corruption"] for c in read(run)["curves"]] == ["blur"]
     result = robustness(run, corruptions=["blur", "fog"], modalities=["rgb"])
-    assert [c["corruption"] for c in result["curves"]] == ["blur", "fog"]
+    assert [c.corruption for c in result.curves] == ["blur", "fog"]
 
 
 def test_a_limit_spreads_over_the_split_and_is_clean_at_severity_0(run, counted):
     result = robustness(run, corruptions=["fog"], modalities=["rgb"], limit=2)
-    assert result["images"] == 2
+    assert result.images == 2
     whole = robustness(run, corruptions=["fog"], modalities=["rgb"], limit=99)
-    assert whole["images"] == 4
-    assert whole["digest"] == read(run, "test.json")["digest"] != result["digest"]
-    assert result["curves"][0]["ap"][0] == result["clean"]["ap"]
+    assert whole.images == 4
+    assert whole.digest == read(run, "test.json")["digest"] != result.digest
+    assert result.curves[0].ap[0] == result.clean.ap
 
 
 def test_the_verb_prints_and_writes_the_page_and_the_picture(run, capsys):

@@ -6,7 +6,7 @@ Scored by faster-coco-eval where it is installed (the extra `fast`), else by pyc
 import contextlib
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from mmfuse.data.annotations.coco import coco_ground_truth
@@ -47,10 +47,6 @@ class Scores:
     per_condition: dict[str, dict[str, float | int | None]]
     images: int
     boxes: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns plain values for JSON; `Scores(**values)` reads them back."""
-        return asdict(self)
 
 
 def coco_scores(records: Sequence[Record], detections: Mapping[int, Detections], classes: Sequence[str]) -> Scores:

@@ -6,8 +6,7 @@ et al., "Multispectral pedestrian detection" (CVPR 2015).
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -60,10 +59,6 @@ class MissRates:
     per_condition: dict[str, dict[str, float | int | None]]
     images: int
     boxes: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns plain values for JSON; `MissRates(**values)` reads them back."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, eq=False)

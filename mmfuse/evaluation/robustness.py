@@ -1,10 +1,8 @@
 """Scores a detector on images of which one modality is corrupted, and sums up how AP falls with severity."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,34 +14,10 @@ from mmfuse.data.loader import EvalLoader, eval_loader
 from mmfuse.evaluation.coco import Scores, coco_scores
 from mmfuse.evaluation.corruptions import FROZEN, MISSING, SEVERITIES, Corruption, ImageCorruption, faulty
 from mmfuse.evaluation.inference import collect
+from mmfuse.evaluation.results import Curve, relative_area
 from mmfuse.model.detector import Detector
 from mmfuse.sample import Batch
 from mmfuse.sensor import Sensor
-
-
-@dataclass(frozen=True)
-class Curve:
-    """AP and AP50 at severities 0 (clean) to 5 of one corruption of one modality; `levels` are its strengths."""
-
-    corruption: str
-    modality: str
-    unit: str
-    levels: tuple[float, ...]
-    ap: tuple[float, ...]
-    ap50: tuple[float, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns plain values for JSON, with the area under both curves; see `relative_area`."""
-        return asdict(self) | {"area_ap": relative_area(self.ap), "area_ap50": relative_area(self.ap50)}
-
-
-def relative_area(values: Sequence[float]) -> float | None:
-    """Returns the area under a curve over severities (trapezoids) relative to its clean, first value held throughout.
-
-    1 means that nothing was lost; None that there was nothing to lose.
-    """
-    area = sum((a + b) / 2 for a, b in pairwise(values))
-    return area / (values[0] * (len(values) - 1)) if values[0] else None
 
 
 @dataclass(frozen=True)
@@ -74,7 +48,8 @@ class Trial:
         for severity in range(1, SEVERITIES + 1):
             scores.append(self.scores(corruption, modality, severity, progress))
         ap, ap50 = tuple(s.ap for s in scores), tuple(s.ap50 for s in scores)
-        return Curve(corruption.name, modality, corruption.unit, corruption.levels, ap, ap50)
+        areas = relative_area(ap), relative_area(ap50)
+        return Curve(corruption.name, modality, corruption.unit, corruption.levels, ap, ap50, *areas)
 
     def scores(
         self, corruption: Corruption, modality: str, severity: int, progress: Callable[[int], object] = lambda images: 0

@@ -2,9 +2,8 @@
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -17,8 +16,8 @@ from mmfuse.environment import environment
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.evaluation.coco import Scores, coco_scores
 from mmfuse.evaluation.inference import collect
-from mmfuse.evaluation.miss_rate import ALL, REASONABLE, miss_rates
-from mmfuse.evaluation.voc import voc_scores
+from mmfuse.evaluation.miss_rate import ALL, REASONABLE, MissRates, miss_rates
+from mmfuse.evaluation.voc import VocScores, voc_scores
 from mmfuse.files import write_whole
 from mmfuse.model.checkpoint import load
 from mmfuse.model.detector import Detector
@@ -31,7 +30,7 @@ class Evaluation:
     """A detector's scores on a split, with what they were computed from.
 
     `records` hold the objects that counted, `digest` is that of the split whichever these are. `others` are the scores
-    by the card's own `metrics`, as plain values.
+    by the card's own `metrics`, by name.
     """
 
     detector: Detector
@@ -39,7 +38,7 @@ class Evaluation:
     digest: str
     detections: dict[int, Detections]
     scores: Scores
-    others: dict[str, dict[str, Any]]
+    others: dict[str, MissRates | VocScores]
 
 
 def evaluate(
@@ -74,29 +73,31 @@ def evaluate(
     found = collect(detector, loader, without=without, soft=soft, progress=title)
     scores = coco_scores(records, found, detector.classes)
     name = "-without-".join((split, *sorted(without))) + ("-soft" if soft else "")
-    chosen: dict[str, Any] = {
+    others = _other_scores(card, records, found)
+    result = {
         "split": split,
         "digest": digest,
         "boxes": recipe.data.boxes,
         "label_source": list(card.label_source),
+        "without": sorted(without),
+        "soft": soft,
+        "scores": asdict(scores),
+        **{metric: asdict(of) for metric, of in others.items()},
+        "environment": asdict(environment(next(detector.parameters()).device)),
     }
-    chosen |= {"without": sorted(without), "soft": soft}
-    others = _other_scores(card, records, found)
-    result = chosen | {"scores": scores.to_dict(), **others}
-    write_whole(
-        run.folder / f"{name}.json",
-        json.dumps(result | {"environment": environment(next(detector.parameters()).device)}, indent=2).encode(),
-    )
+    write_whole(run.folder / f"{name}.json", json.dumps(result, indent=2).encode())
     return Evaluation(detector, records, digest, found, scores, others)
 
 
-def _other_scores(card: Card, records: Sequence[Record], found: dict[int, Detections]) -> dict[str, dict[str, Any]]:
-    scores: dict[str, dict[str, Any]] = {}
+def _other_scores(
+    card: Card, records: Sequence[Record], found: dict[int, Detections]
+) -> dict[str, MissRates | VocScores]:
+    scores: dict[str, MissRates | VocScores] = {}
     for metric in card.metrics:
         if metric == "miss_rate":
             for setup in (REASONABLE, ALL):
-                scores[f"miss_rate_{setup.name}"] = miss_rates(records, found, card.classes, setup).to_dict()
+                scores[f"miss_rate_{setup.name}"] = miss_rates(records, found, card.classes, setup)
         else:
             method = metric.removeprefix("voc_").replace("_", "-")
-            scores[metric] = voc_scores(records, found, card.classes, method).to_dict()
+            scores[metric] = voc_scores(records, found, card.classes, method)
     return scores

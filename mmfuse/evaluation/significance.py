@@ -5,7 +5,7 @@ precision-recall curve. The draws are the same for every detector, so a differen
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -33,10 +33,6 @@ class Difference:
     def below(self) -> bool:
         """Whether the whole interval lies under zero."""
         return self.high < 0
-
-    def to_dict(self) -> dict[str, float | int]:
-        """Returns plain values for JSON; `Difference(**values)` reads them back."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

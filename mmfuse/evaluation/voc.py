@@ -5,8 +5,7 @@ development kit.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -33,10 +32,6 @@ class VocScores:
     per_condition: dict[str, dict[str, float | int | None]]
     images: int
     boxes: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns plain values for JSON; `VocScores(**values)` reads them back."""
-        return asdict(self)
 
 
 def voc_scores(

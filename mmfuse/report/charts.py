@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmfuse.evaluation.results import Comparison, Robustness, Shares
 from mmfuse.report.figures import legend, new_figure, patch, plain_axes, write
-from mmfuse.report.tables import conditions_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,26 +17,26 @@ SERIES_COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#e45756", "#72b7b
 SERIES_MARKERS = "os^Dv"
 
 
-def comparison_bars(comparison: Mapping[str, Any], path: Path) -> None:
+def comparison_bars(comparison: Comparison, path: Path) -> None:
     """Writes AP of each model, on all images and per condition, and its difference to another model: a row a model.
 
     Bars are means over seeds, dots the seeds, and the lines of the differences their 95 % intervals.
     """
-    models = comparison["models"]
-    groups = ["all images", *conditions_of(models)]
-    compared = any(model["difference"] for model in models)
+    models = comparison.models
+    groups = ["all images", *comparison.conditions]
+    compared = any(model.difference for model in models)
     columns = len(groups) + compared
     width = 1.6 + 2.6 * columns + compared
-    title = [f"{comparison['card']}, {comparison['split']} split"]
-    title += [line for v in comparison["verdicts"] for line in textwrap.wrap(v["text"], int(11 * width))]
+    title = [f"{comparison.card}, {comparison.split} split"]
+    title += [line for v in comparison.verdicts for line in textwrap.wrap(v.text, int(11 * width))]
     figure = new_figure(width, 0.42 * len(models) + 1.25 + 0.25 * len(title))
     widths = [1.0] * len(groups) + [1.6] * compared
     axes = figure.subplots(1, columns, sharey=True, squeeze=False, width_ratios=widths)[0]
-    colours = [SERIES_COLOURS[len(model["modalities"]) > 1] for model in models]
+    colours = [SERIES_COLOURS[len(model.modalities) > 1] for model in models]
     for group, ax in zip(groups, axes, strict=False):
         for y, model in enumerate(models):
-            of_group = [s["per_condition"].get(group, {}).get("ap") for s in model["scores"]]
-            known = [v for v in (model["ap"] if group == "all images" else of_group) if v is not None]
+            of_group = [s.per_condition.get(group, {}).get("ap") for s in model.scores]
+            known = [v for v in (model.ap if group == "all images" else of_group) if v is not None]
             if known:
                 ax.barh(y, np.mean(known), 0.72, color=colours[y])
                 ax.plot(known, [y] * len(known), "o", color="black", alpha=0.6, markersize=3)
@@ -49,18 +49,18 @@ def comparison_bars(comparison: Mapping[str, Any], path: Path) -> None:
         ax.set_xlim(0, 1.25 * widest)
     if compared:
         for y, model in enumerate(models):
-            if (d := model["difference"]) is None:
+            if (d := model.difference) is None:
                 continue
-            axes[-1].plot([d["low"], d["high"]], [y, y], color=colours[y], linewidth=3)
-            axes[-1].plot(d["mean"], y, "o", color=colours[y], markersize=7)
-            to = "" if d["to"] == comparison["reference"] else f" to {d['to']}"
+            axes[-1].plot([d.low, d.high], [y, y], color=colours[y], linewidth=3)
+            axes[-1].plot(d.mean, y, "o", color=colours[y], markersize=7)
+            to = "" if d.to == comparison.reference else f" to {d.to}"
             offset = {"textcoords": "offset points", "ha": "center", "fontsize": 8}
-            axes[-1].annotate(f"{d['mean']:+.3f}{to}", (d["mean"], y), (0, 6), **offset)
+            axes[-1].annotate(f"{d.mean:+.3f}{to}", (d.mean, y), (0, 6), **offset)
         axes[-1].axvline(0, color="black", linewidth=1)
         axes[-1].margins(x=0.15)
-        axes[-1].set_xlabel(f"Δ AP to {comparison['reference']}, 95 % interval")
+        axes[-1].set_xlabel(f"Δ AP to {comparison.reference}, 95 % interval")
         plain_axes(axes[-1], "x")
-    axes[0].set_yticks(range(len(models)), [model["name"] for model in models])
+    axes[0].set_yticks(range(len(models)), [model.name for model in models])
     axes[0].set_ylim(len(models) - 0.4, -0.6)
     for ax in axes:
         ax.locator_params(axis="x", nbins=4)
@@ -109,39 +109,39 @@ def share_heatmap(shares: Mapping[str, Mapping[int, float]], path: Path) -> None
     write(figure, path)
 
 
-def share_panels(shares: Mapping[str, Any], path: Path) -> None:
+def share_panels(shares: Shares, path: Path) -> None:
     """Writes the share of each modality at each level beside the AP that is lost without it.
 
     `shares` is what `mmfuse.shares` returns. The whole split and each condition have a panel of shares if images have
     weights of their own; else there is one for all of them.
     """
-    modalities, levels = shares["modalities"], _level_names(shares["levels"])
-    groups = {"all images": shares["whole"], **shares["per_condition"]}
-    rows = [[name] for name in groups] if shares["by_image"] else [list(groups)]
+    modalities, levels = shares.modalities, _level_names(shares.levels)
+    groups = {"all images": shares.whole, **shares.per_condition}
+    rows = [[name] for name in groups] if shares.by_image else [list(groups)]
     bars = len(rows[0])
     figure = new_figure(0.75 * len(levels) + 2.6 + 2.0 * bars, len(rows) * (0.5 * len(modalities) + 0.75) + 0.6)
     widths = [0.75 * (len(levels) + 1)] + [1.8] * bars
     grid = figure.subplots(len(rows), 1 + bars, sharey=True, squeeze=False, width_ratios=widths)
-    known = [0.0, *(v for one in groups.values() for v in one["delta_ap"].values() if v is not None)]
+    known = [0.0, *(v for one in groups.values() for v in one.delta_ap.values() if v is not None)]
     room = 0.45 * max(max(known) - min(known), 0.01)
     for axes, names in zip(grid, rows, strict=True):
         first = groups[names[0]]
         values = np.full((len(modalities), len(levels) + 1), np.nan)
-        if first["shares"]:
-            values[:] = [[*first["shares"][m], first["mean_share"][m]] for m in modalities]
+        if first.shares and first.mean_share:
+            values[:] = [[*first.shares[m], first.mean_share[m]] for m in modalities]
         _draw_shares(axes[0], values, modalities, [*levels, "mean"])
         axes[0].axvline(len(levels) - 0.5, color="white", linewidth=8)
-        title = f"share, {names[0]} ({first['images']} images)" if shares["by_image"] else "share, every image alike"
+        title = f"share, {names[0]} ({first.images} images)" if shares.by_image else "share, every image alike"
         axes[0].set_title(title, fontsize=10)
         for ax, name in zip(axes[1:], names, strict=True):
-            _draw_deltas(ax, [groups[name]["delta_ap"][m] for m in modalities])
+            _draw_deltas(ax, [groups[name].delta_ap[m] for m in modalities])
             ax.set_xlim(min(known) - room * (min(known) < 0), max(known) + room)
             ax.set_title(f"Δ AP, {name}", fontsize=10)
-    found = shares["correlation"]
-    figures = "–" if found["spearman"] is None else f"{found['spearman']:+.2f}"
+    found = shares.correlation
+    figures = "–" if found.spearman is None else f"{found.spearman:+.2f}"
     figure.suptitle(
-        f"{shares['name']}, {shares['split']} split: share of each modality, and AP lost without it\n"
-        f"rank correlation {figures} ({found['why'] or str(found['pairs']) + ' pairs'})",
+        f"{shares.name}, {shares.split} split: share of each modality, and AP lost without it\n"
+        f"rank correlation {figures} ({found.why or str(found.pairs) + ' pairs'})",
         fontsize=11,
     )
     write(figure, path)
@@ -181,30 +181,30 @@ def _draw_deltas(ax: "Axes", deltas: Sequence[float | None]) -> None:
     ax.spines["left"].set_visible(False)
 
 
-def robustness_curves(robustness: Mapping[str, Any], path: Path) -> None:
+def robustness_curves(robustness: Robustness, path: Path) -> None:
     """Writes AP against severity: a panel for each corruption, a line for each modality that suffers it.
 
     `robustness` is what `mmfuse.robustness` returns. The dashed line is the clean AP.
     """
-    curves = robustness["curves"]
-    names = list(dict.fromkeys(curve["corruption"] for curve in curves))
-    modalities = list(dict.fromkeys(curve["modality"] for curve in curves))
+    curves = robustness.curves
+    names = list(dict.fromkeys(curve.corruption for curve in curves))
+    modalities = list(dict.fromkeys(curve.modality for curve in curves))
     columns = min(len(names), 5)
     rows = -(-len(names) // columns)
     figure = new_figure(max(5.0, 2.4 * columns), 2.1 * rows + 1.1)
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     lines: dict[str, Any] = {}
     for ax, name in zip(axes, names, strict=False):
-        lines["clean"] = ax.axhline(robustness["clean"]["ap"], color="#777777", linestyle="--", linewidth=1)
-        for curve in (c for c in curves if c["corruption"] == name):
-            i = modalities.index(curve["modality"])
+        lines["clean"] = ax.axhline(robustness.clean.ap, color="#777777", linestyle="--", linewidth=1)
+        for curve in (c for c in curves if c.corruption == name):
+            i = modalities.index(curve.modality)
             marker = SERIES_MARKERS[i % len(SERIES_MARKERS)]
-            (line,) = ax.plot(curve["ap"], color=_series_colour(i), marker=marker, markersize=4, clip_on=False)
-            lines[f"{curve['modality']} corrupted"] = line
+            (line,) = ax.plot(curve.ap, color=_series_colour(i), marker=marker, markersize=4, clip_on=False)
+            lines[f"{curve.modality} corrupted"] = line
         ax.set_title(name.replace("_", " "), fontsize=10)
         ax.tick_params(labelbottom=True)
         plain_axes(ax, "y")
-    axes[0].set_xticks(range(len(curves[0]["ap"])))
+    axes[0].set_xticks(range(len(curves[0].ap)))
     axes[0].set_ylim(bottom=0)
     for ax in axes[max(0, len(names) - columns) : len(names)]:
         ax.set_xlabel("severity")
@@ -215,8 +215,8 @@ def robustness_curves(robustness: Mapping[str, Any], path: Path) -> None:
     for label, line in lines.items():
         line.set_label(label)
     legend(figure, list(lines.values()))
-    split = f"{robustness['split']} split, {robustness['images']} images"
-    figure.suptitle(f"{robustness['name']}: AP as one modality is corrupted, {split}", fontsize=12)
+    split = f"{robustness.split} split, {robustness.images} images"
+    figure.suptitle(f"{robustness.name}: AP as one modality is corrupted, {split}", fontsize=12)
     write(figure, path)
 
 

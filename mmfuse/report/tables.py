@@ -1,11 +1,15 @@
 """Comparisons as Markdown: what was scored, how sure it is, what it costs and how it was made."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from mmfuse.environment import Environment
+from mmfuse.evaluation.coco import Scores
+from mmfuse.evaluation.miss_rate import MissRates
+from mmfuse.evaluation.results import Comparison, DifferenceTo, ModelRow, Robustness, ShareGroup, Shares
 from mmfuse.evaluation.significance import Difference, hardest
+from mmfuse.evaluation.voc import VocScores
 
 NOTHING = "–"
 
@@ -28,28 +32,28 @@ def markdown_table(header: Sequence[object], rows: Iterable[Sequence[object]], n
     return "\n".join(f"| {line} |" for line in lines) + "\n"
 
 
-def comparison_markdown(comparison: dict[str, Any]) -> str:
+def comparison_markdown(comparison: Comparison) -> str:
     """Returns a comparison as a Markdown page: models, verdicts, conditions, lost sensors, classes, how it was made."""
-    models = comparison["models"]
-    seeds = sorted({seed for model in models for seed in model["seeds"]})
+    models = comparison.models
+    seeds, counted = sorted({seed for model in models for seed in model.seeds}), models[0].scores[0]
     parts = [
-        f"# {comparison['card']}: {len(models)} models compared\n",
+        f"# {comparison.card}: {len(models)} models compared\n",
         _models_table(comparison),
-        *(f"**{verdict['text']}**\n" for verdict in comparison["verdicts"]),
-        *(_conditions_won(model) for model in models if model["per_condition"]),
+        *(f"**{verdict.text}**\n" for verdict in comparison.verdicts),
+        *(_conditions_won(model) for model in models if model.per_condition),
         _reading(comparison),
-        *_condition_section(models),
-        *_subset_section(models),
+        *_condition_section(comparison),
+        *_subset_section(comparison),
         "## AP per class\n",
         _class_table(models),
         "## How it was made\n",
         "\n".join(
             (
-                f"- split: {comparison['split']}, {_counted(models)}",
+                f"- split: {comparison.split}, {counted.images} images, {counted.boxes} objects",
                 f"- seeds: {', '.join(map(str, seeds))}",
-                f"- command: `{comparison['command']}`",
-                f"- hardware: {comparison['hardware']}",
-                f"- date: {comparison['date']}",
+                f"- command: `{comparison.command}`",
+                f"- hardware: {comparison.hardware}",
+                f"- date: {comparison.date}",
             )
         )
         + "\n",
@@ -57,56 +61,61 @@ def comparison_markdown(comparison: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def scores_text(scores: dict[str, Any]) -> str:
+def scores_text(scores: Scores) -> str:
     """Returns the scores of one model on one split as Markdown tables: COCO's figures, per class, per condition."""
     names = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar_100")
-    parts = [markdown_table(names, [[_figure(scores[name]) for name in names]], 0)]
-    parts.append(markdown_table(("class", "AP"), [(name, _figure(ap)) for name, ap in scores["per_class"].items()]))
-    if scores["per_condition"]:
-        rows = [(c, _figure(s["ap"]), _figure(s["ap50"]), s["images"]) for c, s in scores["per_condition"].items()]
+    parts = [markdown_table(names, [[_figure(getattr(scores, name)) for name in names]], 0)]
+    parts.append(markdown_table(("class", "AP"), [(name, _figure(ap)) for name, ap in scores.per_class.items()]))
+    if scores.per_condition:
+        rows = [(c, _figure(s["ap"]), _figure(s["ap50"]), s["images"]) for c, s in scores.per_condition.items()]
         parts.append(markdown_table(("condition", "AP", "AP50", "images"), rows))
     return "\n\n".join(part.strip() for part in parts)
 
 
-def other_scores_text(others: dict[str, dict[str, Any]]) -> str:
+def other_scores_text(others: Mapping[str, MissRates | VocScores]) -> str:
     """Returns the scores by a card's own metrics as Markdown tables: miss rates in %, VOC's AP50."""
     parts = []
     for name, scores in others.items():
-        key, scale, digits = ("miss_rate", 100, 2) if "miss_rate" in scores else ("ap50", 1, 3)
-        values = {"all images": scores[key], **{c: one[key] for c, one in scores["per_condition"].items()}}
+        key, scale, digits = ("miss_rate", 100, 2) if isinstance(scores, MissRates) else ("ap50", 1, 3)
+        values = {"all images": getattr(scores, key), **{c: one[key] for c, one in scores.per_condition.items()}}
         row = [None if value is None else f"{scale * value:.{digits}f}" for value in values.values()]
         title = f"{name.replace('_', ' ')}{', %' if scale == 100 else ''}"
-        parts.append(markdown_table((title, *values), [(f"{scores['boxes']} objects", *row)]))
+        parts.append(markdown_table((title, *values), [(f"{scores.boxes} objects", *row)]))
     return "\n\n".join(part.strip() for part in parts)
 
 
-def robustness_markdown(robustness: dict[str, Any]) -> str:
+def robustness_markdown(robustness: Robustness) -> str:
     """Returns what `mmfuse.robustness` found as a Markdown page: AP and AP50 by severity, and what severities mean."""
-    curves = robustness["curves"]
-    severities = range(len(curves[0]["levels"]) + 1)
-    parts = [f"# {robustness['name']}: robustness on the {robustness['split']} split\n"]
+    curves = robustness.curves
+    severities = range(len(curves[0].levels) + 1)
+    parts = [f"# {robustness.name}: robustness on the {robustness.split} split\n"]
     for key, name in (("ap", "AP"), ("ap50", "AP50")):
-        rows = [[c["corruption"], c["modality"], *map(_figure, c[key]), _figure(c[f"area_{key}"])] for c in curves]
+        rows = [
+            [c.corruption, c.modality, *map(_figure, getattr(c, key)), _figure(getattr(c, f"area_{key}"))]
+            for c in curves
+        ]
         parts.append(f"## {name} by severity\n")
         parts.append(markdown_table(["corruption", "of", *severities, "area"], rows, numbers_from=2))
     parts.append(
         "One modality is corrupted at a time; severity 0 is clean. The area under the curve is relative to the clean "
         "score held at all severities: 1 means that nothing was lost.\n"
     )
-    meanings = {c["corruption"]: [c["unit"], *(f"{level:g}" for level in c["levels"])] for c in curves}
+    meanings = {c.corruption: [c.unit, *(f"{level:g}" for level in c.levels)] for c in curves}
     rows = [[name, *meaning] for name, meaning in meanings.items()]
     parts.append("## What the severities mean\n")
     parts.append(markdown_table(["corruption", "levels are", *severities[1:]], rows, numbers_from=2))
-    facts = robustness["environment"]
     parts.append("## How it was made\n")
     parts.append(
-        f"- images: {robustness['images']} of the {robustness['split']} split, digest {robustness['digest'][:16]}\n"
-        f"- detector: SHA-256 {robustness['detector'][:16]}\n"
-        f"- seed: {robustness['seed']}\n"
-        f"- hardware: {facts['hardware']}, torch {facts['versions']['torch']}\n"
-        f"- date: {facts['date']}\n"
+        f"- images: {robustness.images} of the {robustness.split} split, digest {robustness.digest[:16]}\n"
+        f"- detector: SHA-256 {robustness.detector[:16]}\n"
+        f"- seed: {robustness.seed}\n"
+        f"{_made_on(robustness.environment)}"
     )
     return "\n".join(parts)
+
+
+def _made_on(facts: Environment) -> str:
+    return f"- hardware: {facts.hardware}, torch {facts.versions['torch']}\n- date: {facts.date}\n"
 
 
 def _figure(value: float | None) -> str | None:
@@ -122,73 +131,64 @@ def mean_and_spread(values: Sequence[float | None]) -> str:
     return f"{np.mean(known):.3f}{spread}"
 
 
-def conditions_of(models: Iterable[dict[str, Any]]) -> list[str]:
-    """Returns the conditions that any model was scored on, in order of the alphabet."""
-    return sorted({c for model in models for scores in model["scores"] for c in scores["per_condition"]})
+def _condition_ap(scores: Iterable[Scores], condition: str) -> str:
+    return mean_and_spread([s.per_condition.get(condition, {}).get("ap") for s in scores])
 
 
-def _models_table(comparison: dict[str, Any]) -> str:
-    models = comparison["models"]
-    conditions = conditions_of(models)
-    header = ["model", "modalities", "AP", "AP50", *(f"AP {c}" for c in conditions)]
-    header += [f"Δ AP to {comparison['reference']}", "params (M)", "GMACs", "latency (ms)"]
-    rows = []
-    for model in models:
-        tags = (mean_and_spread([s["per_condition"].get(c, {}).get("ap") for s in model["scores"]]) for c in conditions)
-        rows.append(
-            [
-                model["name"],
-                " + ".join(model["modalities"]),
-                mean_and_spread(model["ap"]),
-                mean_and_spread(model["ap50"]),
-                *tags,
-                _difference(model["difference"], comparison["reference"]),
-                f"{model['parameters'] / 1e6:.2f}",
-                f"{model['gmacs']:.2f}",
-                f"{model['latency_ms']:.1f}",
-            ]
-        )
+def _models_table(comparison: Comparison) -> str:
+    header = ["model", "modalities", "AP", "AP50", *(f"AP {c}" for c in comparison.conditions)]
+    header += [f"Δ AP to {comparison.reference}", "params (M)", "GMACs", "latency (ms)"]
+    rows = [
+        [
+            model.name,
+            " + ".join(model.modalities),
+            mean_and_spread(model.ap),
+            mean_and_spread(model.ap50),
+            *(_condition_ap(model.scores, condition) for condition in comparison.conditions),
+            _difference_to(model.difference, comparison.reference),
+            f"{model.parameters / 1e6:.2f}",
+            f"{model.gmacs:.2f}",
+            f"{model.latency_ms:.1f}",
+        ]
+        for model in comparison.models
+    ]
     return markdown_table(header, rows, numbers_from=2)
 
 
-def _difference(difference: dict[str, Any] | None, reference: str) -> str | None:
+def _difference_to(difference: DifferenceTo | None, reference: str) -> str | None:
     if difference is None:
         return None
-    to = "" if difference["to"] == reference else f" to {difference['to']}"
-    return f"{difference['mean']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]{to}"
+    return _interval(difference) + ("" if difference.to == reference else f" to {difference.to}")
 
 
-def _reading(comparison: dict[str, Any]) -> str:
-    models = comparison["models"]
-    several = any(len(model["seeds"]) > 1 for model in models)
-    rounds = next((model["difference"]["rounds"] for model in models if model["difference"]), None)
+def _interval(difference: Difference) -> str:
+    return f"{difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
+
+
+def _reading(comparison: Comparison) -> str:
+    several = any(len(model.seeds) > 1 for model in comparison.models)
+    rounds = next((model.difference.rounds for model in comparison.models if model.difference), None)
     text = "AP is COCO's, averaged over IoU 0.50 to 0.95"
     text += "; ± is the standard deviation over seeds" if several else ""
     text += f"; [ ] is the 95 % interval of a paired bootstrap over images, {rounds} rounds" if rounds else ""
     return f"{text}.\n"
 
 
-def _hardest_in(differences: dict[str, dict[str, Any]]) -> tuple[str, Difference]:
-    known = {name: Difference(**values) for name, values in differences.items()}
-    name = hardest(known)
-    return name, known[name]
+def _conditions_won(model: ModelRow) -> str:
+    below = [differences[hardest(differences)].below for differences in model.per_condition.values()]
+    return f"{model.name} isn't below its best single in {below.count(False)} of {len(below)} conditions.\n"
 
 
-def _conditions_won(model: dict[str, Any]) -> str:
-    below = [_hardest_in(differences)[1].below for differences in model["per_condition"].values()]
-    return f"{model['name']} isn't below its best single in {below.count(False)} of {len(below)} conditions.\n"
-
-
-def _condition_section(models: Sequence[dict[str, Any]]) -> list[str]:
+def _condition_section(comparison: Comparison) -> list[str]:
     rows = []
-    for condition in conditions_of(models):
-        for model in models:
-            if condition not in model["per_condition"]:
+    for condition in comparison.conditions:
+        for model in comparison.models:
+            if condition not in model.per_condition:
                 continue
-            rival, ahead = _hardest_in(model["per_condition"][condition])
-            interval = _difference({"to": rival, **ahead.to_dict()}, rival)
-            ap = mean_and_spread([s["per_condition"].get(condition, {}).get("ap") for s in model["scores"]])
-            rows.append([condition, model["name"], ap, rival, interval, "below" if ahead.below else "not below"])
+            rival = hardest(model.per_condition[condition])
+            ahead = model.per_condition[condition][rival]
+            ap, judged = _condition_ap(model.scores, condition), "below" if ahead.below else "not below"
+            rows.append([condition, model.name, ap, rival, _interval(ahead), judged])
     if not rows:
         return []
     header = ["condition", "model", "AP", "hardest single", "Δ AP to it", "so it is"]
@@ -196,27 +196,24 @@ def _condition_section(models: Sequence[dict[str, Any]]) -> list[str]:
     return ["## By condition\n", markdown_table(header, rows, numbers_from=2), text]
 
 
-def _subset_section(models: Sequence[dict[str, Any]]) -> list[str]:
-    conditions = conditions_of(models)
-    by_name = {model["name"]: model for model in models}
-    rows = []
-    for model in models:
-        for subset in model["subsets"]:
-            alone, share = subset["alone"], subset["share"]
-            scores = subset["scores"]
-            rows.append(
-                [
-                    model["name"],
-                    " + ".join(subset["modalities"]),
-                    mean_and_spread([s["ap"] for s in scores]),
-                    *(mean_and_spread([s["per_condition"].get(c, {}).get("ap") for s in scores]) for c in conditions),
-                    f"{mean_and_spread(by_name[alone]['ap'])} ({alone})" if alone else None,
-                    None if share is None else f"{share:.0%}".replace("%", " %"),
-                ]
-            )
+def _subset_section(comparison: Comparison) -> list[str]:
+    by_name = {model.name: model for model in comparison.models}
+    rows = [
+        [
+            model.name,
+            " + ".join(subset.modalities),
+            mean_and_spread([s.ap for s in subset.scores]),
+            *(_condition_ap(subset.scores, condition) for condition in comparison.conditions),
+            f"{mean_and_spread(by_name[subset.alone].ap)} ({subset.alone})" if subset.alone else None,
+            None if subset.share is None else f"{subset.share:.0%}".replace("%", " %"),
+        ]
+        for model in comparison.models
+        for subset in model.subsets
+    ]
     if not rows:
         return []
-    header = ["model", "sensors left", "AP", *(f"AP {c}" for c in conditions), "AP trained on these", "share"]
+    header = ["model", "sensors left", "AP", *(f"AP {c}" for c in comparison.conditions)]
+    header += ["AP trained on these", "share"]
     text = (
         "Each row leaves a trained model the named sensors alone, as if the others were broken; share is its AP "
         "relative to that of the model that was trained on just these.\n"
@@ -224,37 +221,30 @@ def _subset_section(models: Sequence[dict[str, Any]]) -> list[str]:
     return ["## When sensors are lost\n", markdown_table(header, rows, numbers_from=2), text]
 
 
-def _class_table(models: Sequence[dict[str, Any]]) -> str:
-    classes = list(
-        dict.fromkeys(name for model in models for scores in model["scores"] for name in scores["per_class"])
-    )
+def _class_table(models: Sequence[ModelRow]) -> str:
+    classes = list(dict.fromkeys(name for model in models for scores in model.scores for name in scores.per_class))
     rows = [
-        [name, *(mean_and_spread([s["per_class"].get(name) for s in model["scores"]]) for model in models)]
+        [name, *(mean_and_spread([s.per_class.get(name) for s in model.scores]) for model in models)]
         for name in classes
     ]
-    return markdown_table(["class", *(model["name"] for model in models)], rows)
+    return markdown_table(["class", *(model.name for model in models)], rows)
 
 
-def _counted(models: Sequence[dict[str, Any]]) -> str:
-    scores = models[0]["scores"][0]
-    return f"{scores['images']} images, {scores['boxes']} objects"
-
-
-def shares_markdown(shares: dict[str, Any]) -> str:
+def shares_markdown(shares: Shares) -> str:
     """Returns what `mmfuse.shares` found as a Markdown page: shares by level beside ΔAP, per cell, per condition."""
-    whole, conditions, by_image = shares["whole"], shares["per_condition"], shares["by_image"]
-    levels = [f"P{level}" for level in shares["levels"]]
+    whole, conditions, by_image = shares.whole, shares.per_condition, shares.by_image
+    levels = [f"P{level}" for level in shares.levels]
     rows = [
-        [m, *_share_cells(whole, m, levels), *(_signed(one["delta_ap"][m]) for one in (whole, *conditions.values()))]
-        for m in shares["modalities"]
+        [m, *_share_cells(whole, m, levels), *(_signed(one.delta_ap[m]) for one in (whole, *conditions.values()))]
+        for m in shares.modalities
     ]
     header = ["modality", *levels, "mean", "Δ AP", *(f"Δ AP {c}" for c in conditions)]
-    found = shares["correlation"]
-    figure = f"– ({found['why']})" if found["spearman"] is None else f"{found['spearman']:+.2f}"
-    pairs = f"{found['pairs']} pairs of modality and condition" if conditions else f"{found['pairs']} modalities"
-    count = f"means over the {whole['images']} images that have all sensors; {shares['left_out']} were left out"
+    found = shares.correlation
+    figure = f"– ({found.why})" if found.spearman is None else f"{found.spearman:+.2f}"
+    pairs = f"{found.pairs} pairs of modality and condition" if conditions else f"{found.pairs} modalities"
+    count = f"means over the {whole.images} images that have all sensors; {shares.left_out} were left out"
     parts = [
-        f"# {shares['name']}: shares in the fusion, tested on the {shares['split']} split\n",
+        f"# {shares.name}: shares in the fusion, tested on the {shares.split} split\n",
         markdown_table(header, rows),
         f"**Rank correlation of mean share and Δ AP (Spearman): {figure}**, over {pairs}.\n",
         "A share is what the weights give a modality of a level that the heads read, multiplied along the graph. Δ AP "
@@ -267,19 +257,19 @@ def shares_markdown(shares: dict[str, Any]) -> str:
         "## Per cell\n",
         markdown_table(
             ["cell", "modality", *levels],
-            [[c["cell"], m, *map(_percent, own)] for c in shares["cells"] for m, own in c["shares"].items()],
+            [[c.cell, m, *map(_percent, own)] for c in shares.cells for m, own in c.shares.items()],
             numbers_from=2,
         ),
         "Shares after each cell, of which 0 is the first; cells before the modalities meet are left out.\n",
     ]
     if conditions:
-        rows = [
+        by_condition = [
             [
-                *(c, m, *_share_cells(one, m, levels), _figure(one["ap"]), _figure(one["ap_without"][m])),
-                *(_signed(one["delta_ap"][m]), *([one["images"]] if by_image else [])),
+                *(c, m, *_share_cells(one, m, levels), _figure(one.ap), _figure(one.ap_without[m])),
+                *(_signed(one.delta_ap[m]), *([one.images] if by_image else [])),
             ]
             for c, one in conditions.items()
-            for m in shares["modalities"]
+            for m in shares.modalities
         ]
         header = [
             "condition",
@@ -291,23 +281,21 @@ def shares_markdown(shares: dict[str, Any]) -> str:
             "Δ AP",
             *(["images"] if by_image else []),
         ]
-        parts += ["## Per condition\n", markdown_table(header, rows, numbers_from=2)]
-    facts = shares["environment"]
+        parts += ["## Per condition\n", markdown_table(header, by_condition, numbers_from=2)]
     parts.append("## How it was made\n")
     parts.append(
-        f"- images: {shares['split']} split, digest {shares['digest'][:16]}, AP of all sensors {_figure(whole['ap'])}\n"
-        f"- detector: SHA-256 {shares['detector'][:16]}\n"
-        f"- hardware: {facts['hardware']}, torch {facts['versions']['torch']}\n"
-        f"- date: {facts['date']}\n"
+        f"- images: {shares.split} split, digest {shares.digest[:16]}, AP of all sensors {_figure(whole.ap)}\n"
+        f"- detector: SHA-256 {shares.detector[:16]}\n"
+        f"{_made_on(shares.environment)}"
     )
     return "\n".join(parts)
 
 
-def _share_cells(group: dict[str, Any], modality: str, levels: Sequence[str]) -> list[str | None]:
+def _share_cells(group: ShareGroup, modality: str, levels: Sequence[str]) -> list[str | None]:
     """Returns a modality's shares of each level and their mean, as a table shows them."""
-    if group["shares"] is None:
+    if group.shares is None or group.mean_share is None:
         return [None] * (len(levels) + 1)
-    return [_percent(share) for share in (*group["shares"][modality], group["mean_share"][modality])]
+    return [_percent(share) for share in (*group.shares[modality], group.mean_share[modality])]
 
 
 def _percent(value: float | None) -> str | None:

@@ -138,7 +138,9 @@ class _Training:
             digests = {split: split_digest(records) for split, records in splits.items()}
             write_whole(
                 run.folder / "environment.json",
-                json.dumps(environment(world.device, world.size) | {"splits": digests}, indent=2).encode(),
+                json.dumps(
+                    dataclasses.asdict(environment(world.device, world.size)) | {"splits": digests}, indent=2
+                ).encode(),
             )
 
     @property
@@ -248,7 +250,7 @@ class _Training:
             raise UserError(f"{self.recipe.card}: the val split has no objects, so no epoch can be best; add some")
         if scores.ap > self.best:
             self.best = scores.ap
-            notes = {"name": self.recipe.name, "epoch": done, "val": scores.to_dict()}
+            notes = {"name": self.recipe.name, "epoch": done, "val": dataclasses.asdict(scores)}
             checkpoint.save_detector(self.run.best, self.ema.module, notes)
         return {"val_ap": scores.ap, "val_ap50": scores.ap50 or 0.0}
 

@@ -121,7 +121,7 @@ def test_condition_without_objects_is_none(records):
 
 def test_scores_survive_json(records):
     scores = coco_scores(records, perfect(records), CLASSES)
-    assert Scores(**json.loads(json.dumps(scores.to_dict(), allow_nan=False))) == scores
+    assert Scores(**json.loads(json.dumps(asdict(scores), allow_nan=False))) == scores
 
 
 def test_nothing_is_printed(records, capsys):

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -228,7 +229,7 @@ def test_conditions_are_scored_on_their_own_images():
 
 def test_scores_survive_json():
     scores = miss_rates([record(1, [PERSON], condition="day")], {}, CLASSES)
-    assert MissRates(**json.loads(json.dumps(scores.to_dict(), allow_nan=False))) == scores
+    assert MissRates(**json.loads(json.dumps(asdict(scores), allow_nan=False))) == scores
 
 
 @pytest.mark.parametrize(

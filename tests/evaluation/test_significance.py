@@ -1,5 +1,6 @@
 import json
 import time
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -200,7 +201,7 @@ def test_hardest_rival_is_one_that_is_ahead_for_sure():
 
 def test_difference_survives_json():
     ahead = Difference(0.1, 0.05, 0.15, 1000)
-    assert Difference(**json.loads(json.dumps(ahead.to_dict()))) == ahead
+    assert Difference(**json.loads(json.dumps(asdict(ahead)))) == ahead
 
 
 def test_images_without_objects_are_refused():

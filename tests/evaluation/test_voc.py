@@ -1,4 +1,5 @@
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -147,7 +148,7 @@ def test_conditions_are_scored_on_their_own_images():
 
 def test_scores_survive_json():
     scores = voc_scores([record(1, [FIRST], [0], condition="day")], {1: found([FIRST], [0.9])}, CLASSES, "11-point")
-    assert VocScores(**json.loads(json.dumps(scores.to_dict(), allow_nan=False))) == scores
+    assert VocScores(**json.loads(json.dumps(asdict(scores), allow_nan=False))) == scores
 
 
 def overlap(a, b):

@@ -1,37 +1,49 @@
+from dataclasses import replace
+
 from png import pixels
 
+from mmfuse.environment import Environment
+from mmfuse.evaluation.coco import Scores
+from mmfuse.evaluation.results import (
+    Clean,
+    Comparison,
+    Correlation,
+    Curve,
+    DifferenceTo,
+    ModelRow,
+    Robustness,
+    ShareGroup,
+    Shares,
+    Verdict,
+)
 from mmfuse.report.charts import comparison_bars, robustness_curves, share_heatmap, share_panels, training_curves
+
+MADE_ON = Environment("2026-01-01", "3.11", {"torch": "2.10"}, "a card", 1)
 
 
 def scores(ap):
-    return {"per_condition": {"day": {"ap": ap + 0.1}, "night": {"ap": None}}}
+    return Scores(*[ap] * 12, {}, {"day": {"ap": ap + 0.1}, "night": {"ap": None}}, 1, 1)
 
 
 def comparison(difference):
-    models = [
-        {"name": name, "modalities": m, "seeds": [0, 1], "ap": ap, "scores": [scores(a) for a in ap], "difference": d}
-        for name, m, ap, d in (("rgb", ["rgb"], [0.3, 0.4], None), ("both", ["rgb", "d"], [0.5, 0.6], difference))
-    ]
-    return {
-        "card": "street",
-        "split": "test",
-        "models": models,
-        "reference": "rgb",
-        "verdicts": [{"model": "both", "verdict": "yes", "text": "both ≥ best single: yes"}],
-    }
+    models = tuple(
+        ModelRow(name, m, (0, 1), 3, ap, ap, tuple(scores(a) for a in ap), 1, 1.0, 1.0, d, {}, {}, ())
+        for name, m, ap, d in (("rgb", ("rgb",), (0.3, 0.4), None), ("both", ("rgb", "d"), (0.5, 0.6), difference))
+    )
+    verdicts = (Verdict("both", "yes", "both ≥ best single: yes"),)
+    return Comparison("street", "test", "ab", models, "rgb", verdicts, True, "mmfuse compare", "2026-01-01", "a card")
 
 
 def test_comparison_bars_show_differences_where_there_are_any(tmp_path):
     comparison_bars(comparison(None), tmp_path / "bars.png")
-    comparison_bars(
-        comparison({"to": "rgb", "mean": 0.2, "low": 0.1, "high": 0.3, "rounds": 100}), tmp_path / "both.png"
-    )
+    comparison_bars(comparison(DifferenceTo(0.2, 0.1, 0.3, 100, "rgb")), tmp_path / "both.png")
     assert pixels(tmp_path / "both.png").shape[1] > pixels(tmp_path / "bars.png").shape[1]
 
 
 def test_comparison_bars_have_a_row_for_each_of_many_models(tmp_path):
     many = comparison(None)
-    many["models"] = [{**model, "name": f"{model['name']} {i}"} for i in range(6) for model in many["models"]]
+    models = tuple(replace(model, name=f"{model.name} {i}") for i in range(6) for model in many.models)
+    many = replace(many, models=models)
     comparison_bars(comparison(None), tmp_path / "two.png")
     comparison_bars(many, tmp_path / "twelve.png")
     assert pixels(tmp_path / "twelve.png").shape[0] > 2 * pixels(tmp_path / "two.png").shape[0]
@@ -56,15 +68,24 @@ def test_share_heatmap(tmp_path):
 
 
 def shares(*conditions, by_image=True, delta=0.1, share=0.25):
-    known = {"rgb": [share, share], "depth": [1 - share, 1 - share]}
-    group = {"images": 4, "shares": known, "mean_share": {"rgb": share, "depth": 1 - share}}
-    group |= {"delta_ap": {"rgb": delta, "depth": -0.02}}
-    empty = {"images": 0, "shares": None, "mean_share": None, "delta_ap": {"rgb": None, "depth": None}}
-    return {
-        **{"name": "street", "split": "test", "modalities": ["rgb", "depth"], "levels": [3, 4], "by_image": by_image},
-        **{"whole": group, "per_condition": {c: empty if c == "fog" else group for c in conditions}},
-        "correlation": {"spearman": None, "pairs": 2, "why": "fewer than 3 pairs"},
-    }
+    known, mean = {"rgb": [share, share], "depth": [1 - share, 1 - share]}, {"rgb": share, "depth": 1 - share}
+    group = ShareGroup(4, known, mean, 0.5, {}, {"rgb": delta, "depth": -0.02})
+    empty = ShareGroup(0, None, None, None, {}, {"rgb": None, "depth": None})
+    return Shares(
+        split="test",
+        digest="ab",
+        detector="cd",
+        name="street",
+        modalities=("rgb", "depth"),
+        levels=(3, 4),
+        by_image=by_image,
+        left_out=0,
+        whole=group,
+        cells=(),
+        per_condition={c: empty if c == "fog" else group for c in conditions},
+        correlation=Correlation(None, 2, "fewer than 3 pairs"),
+        environment=MADE_ON,
+    )
 
 
 def test_shares_have_a_panel_for_each_condition_beside_what_ap_loses(tmp_path):
@@ -83,8 +104,11 @@ def test_shares_have_a_panel_for_each_condition_beside_what_ap_loses(tmp_path):
 
 
 def robustness(*curves):
-    values = [{"corruption": name, "modality": m, "ap": [0.5, 0.4, 0.4, 0.3, 0.2, last]} for name, m, last in curves]
-    return {"name": "street", "split": "test", "images": 3, "clean": {"ap": 0.5}, "curves": values}
+    values = tuple(
+        Curve(name, m, "px", (1, 2, 3, 4, 5), (0.5, 0.4, 0.4, 0.3, 0.2, last), (0.5,) * 6, 1.0, 1.0)
+        for name, m, last in curves
+    )
+    return Robustness("test", "ab", "cd", 0, "street", 3, Clean(0.5, 0.8), values, MADE_ON)
 
 
 def test_robustness_has_a_panel_for_each_corruption_and_a_line_for_each_modality(tmp_path):

@@ -1,83 +1,99 @@
+from dataclasses import replace
+
 import pytest
 
+from mmfuse.environment import Environment
+from mmfuse.evaluation.coco import Scores
+from mmfuse.evaluation.results import (
+    Clean,
+    Comparison,
+    Curve,
+    DifferenceTo,
+    ModelRow,
+    Robustness,
+    SubsetRow,
+    Verdict,
+)
+from mmfuse.evaluation.significance import Difference
 from mmfuse.report.tables import NOTHING, comparison_markdown, markdown_table, mean_and_spread, robustness_markdown
 
 
 def scores(ap, day, night, person, car):
-    return {
-        "ap": ap,
-        "ap50": ap + 0.2,
-        "per_class": {"person": person, "car": car, "cat": None},
-        "per_condition": {
+    others = dict.fromkeys(("ap75", "ap_small", "ap_medium", "ap_large"), None)
+    others |= dict.fromkeys(("ar_1", "ar_10", "ar_100", "ar_small", "ar_medium", "ar_large"), None)
+    return Scores(
+        ap=ap,
+        ap50=ap + 0.2,
+        per_class={"person": person, "car": car, "cat": None},
+        per_condition={
             "day": {"ap": day, "ap50": day, "images": 5, "boxes": 9},
             "night": {"ap": night, "ap50": None, "images": 5, "boxes": 8},
         },
-        "images": 10,
-        "boxes": 17,
-    }
+        images=10,
+        boxes=17,
+        **others,
+    )
 
 
 def model(name, modalities, ap, difference=None, per_condition=None, subsets=()):
-    return {
-        "name": name,
-        "modalities": modalities,
-        "seeds": [0, 1],
-        "ap": ap,
-        "ap50": [a + 0.2 for a in ap],
-        "scores": [scores(a, a + 0.1, a - 0.1, a, a) for a in ap],
-        "parameters": 3_880_000,
-        "gmacs": 2.5,
-        "latency_ms": 12.34,
-        "difference": difference,
-        "per_condition": per_condition or {},
-        "subsets": list(subsets),
-    }
+    return ModelRow(
+        name=name,
+        modalities=modalities,
+        seeds=(0, 1),
+        epochs=3,
+        ap=ap,
+        ap50=tuple(a + 0.2 for a in ap),
+        scores=tuple(scores(a, a + 0.1, a - 0.1, a, a) for a in ap),
+        parameters=3_880_000,
+        gmacs=2.5,
+        latency_ms=12.34,
+        difference=difference,
+        differences={},
+        per_condition=per_condition or {},
+        subsets=subsets,
+    )
 
 
 def ahead(mean, low, high):
-    return {"mean": mean, "low": low, "high": high, "rounds": 1000}
+    return Difference(mean, low, high, 1000)
 
 
 def subset(modalities, ap, alone=None, share=None):
-    figures = [scores(a, a + 0.1, a - 0.1, a, a) for a in ap]
-    return {"modalities": modalities, "scores": figures, "alone": alone, "share": share}
+    return SubsetRow(modalities, tuple(scores(a, a + 0.1, a - 0.1, a, a) for a in ap), alone, share)
 
 
 @pytest.fixture
 def comparison():
-    return {
-        "card": "street",
-        "split": "test",
-        "models": [
-            model(
-                "rgb",
-                ["rgb"],
-                [0.30, 0.32],
-                {"to": "thermal", **ahead(-0.04, -0.07, 0.01)},
-            ),
-            model("thermal", ["thermal"], [0.34, 0.36]),
+    return Comparison(
+        card="street",
+        split="test",
+        digest="ab",
+        models=(
+            model("rgb", ("rgb",), (0.30, 0.32), DifferenceTo(-0.04, -0.07, 0.01, 1000, "thermal")),
+            model("thermal", ("thermal",), (0.34, 0.36)),
             model(
                 "both",
-                ["rgb", "thermal"],
-                [0.42, 0.44],
-                {"to": "rgb", **ahead(0.08, 0.05, 0.11)},
+                ("rgb", "thermal"),
+                (0.42, 0.44),
+                DifferenceTo(0.08, 0.05, 0.11, 1000, "rgb"),
                 {
                     "day": {"rgb": ahead(0.1, 0.05, 0.2), "thermal": ahead(0.03, -0.01, 0.05)},
                     "night": {"rgb": ahead(0.0, -0.09, 0.1), "thermal": ahead(-0.03, -0.05, -0.01)},
                 },
-                [
-                    subset(["rgb", "thermal"], [0.42, 0.44]),
-                    subset(["rgb"], [0.2, 0.3], "rgb", 0.806),
-                    subset(["thermal"], [0.36, 0.36]),
-                ],
+                (
+                    subset(("rgb", "thermal"), (0.42, 0.44)),
+                    subset(("rgb",), (0.2, 0.3), "rgb", 0.806),
+                    subset(("thermal",), (0.36, 0.36)),
+                ),
             ),
-        ],
-        "reference": "thermal",
-        "verdicts": [{"model": "both", "verdict": "yes", "text": "both ≥ best single: yes (+0.080 AP)"}],
-        "command": "mmfuse compare a b c",
-        "date": "2026-01-02",
-        "hardware": "2 cores",
-    }
+        ),
+        reference="thermal",
+        verdicts=(Verdict("both", "yes", "both ≥ best single: yes (+0.080 AP)"),),
+        same_budget=True,
+        command="mmfuse compare a b c",
+        date="2026-01-02",
+        hardware="2 cores",
+    )
 
 
 def cells(page, start):
@@ -171,10 +187,9 @@ def test_page_says_the_verdict_and_how_it_was_made(comparison):
 
 
 def test_one_seed_without_conditions_or_differences(comparison):
-    comparison["models"] = comparison["models"][1:2]
-    for one in comparison["models"]:
-        one.update(seeds=[0], ap=[0.34], ap50=[0.5], scores=[{**one["scores"][0], "per_condition": {}}])
-    page = comparison_markdown(comparison)
+    one = comparison.models[1]
+    one = replace(one, seeds=(0,), ap=(0.34,), ap50=(0.5,), scores=(replace(one.scores[0], per_condition={}),))
+    page = comparison_markdown(replace(comparison, models=(one,)))
     assert cells(page, "thermal")[:5] == ["thermal", "thermal", "0.340", "0.500", "–"]
     assert "±" not in page
     assert "bootstrap" not in page
@@ -184,29 +199,18 @@ def test_one_seed_without_conditions_or_differences(comparison):
 
 
 def robustness(*curves):
-    return {
-        "name": "street",
-        "split": "val",
-        "images": 7,
-        "digest": "ab" * 32,
-        "detector": "cd" * 32,
-        "seed": 3,
-        "clean": {"ap": 0.5, "ap50": 0.8},
-        "curves": [
-            {
-                "corruption": name,
-                "modality": modality,
-                "unit": "px",
-                "levels": [4, 8, 15, 22.5, 30],
-                "ap": [0.5, 0.4, 0.3, 0.2, 0.1, 0.0],
-                "ap50": [0.8, 0.8, 0.8, 0.8, 0.8, 0.4],
-                "area_ap": 0.5,
-                "area_ap50": area,
-            }
-            for name, modality, area in curves
-        ],
-        "environment": {"hardware": "a card", "versions": {"torch": "2.10"}, "date": "2026-01-01"},
-    }
+    ap, ap50 = (0.5, 0.4, 0.3, 0.2, 0.1, 0.0), (0.8, 0.8, 0.8, 0.8, 0.8, 0.4)
+    return Robustness(
+        split="val",
+        digest="ab" * 32,
+        detector="cd" * 32,
+        seed=3,
+        name="street",
+        images=7,
+        clean=Clean(0.5, 0.8),
+        curves=tuple(Curve(name, m, "px", (4, 8, 15, 22.5, 30), ap, ap50, 0.5, area) for name, m, area in curves),
+        environment=Environment("2026-01-01", "3.11", {"torch": "2.10"}, "a card", 1),
+    )
 
 
 def test_robustness_has_ap_and_ap50_by_severity_and_their_areas():

@@ -167,11 +167,11 @@ def test_three_singles_are_compared_with_what_starts_from_them(agreed):
     (agreed / "late.yaml").write_text(values.replace("init: {", f"init: {{depth: {agreed}/depth, "))
     inputs = [agreed / name for name in ("rgb", "thermal", "depth", "fused.yaml", "late.yaml")]
     comparison = compare(inputs, out=agreed / "out", rounds=5)
-    rows = {model["name"]: model for model in comparison["models"]}
-    assert [(name, row["epochs"]) for name, row in rows.items()][-2:] == [("fused", 0), ("late", 0)]
+    rows = {model.name: model for model in comparison.models}
+    assert [(name, row.epochs) for name, row in rows.items()][-2:] == [("fused", 0), ("late", 0)]
     # the faint edges of the other sensor move outputs a little, which turns a detection of this small set or none
-    assert rows["fused"]["ap"] == pytest.approx(rows["thermal"]["ap"], abs=0.05)
-    assert rows["late"]["modalities"] == ["rgb", "thermal", "depth"]
+    assert rows["fused"].ap == pytest.approx(rows["thermal"].ap, abs=0.05)
+    assert rows["late"].modalities == ("rgb", "thermal", "depth")
     assert checkpoint.load(agreed / "out" / "runs" / "late-seed0").slopes.shape == (3,)
     assert (agreed / "out" / "training.png").exists()
 

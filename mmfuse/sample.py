@@ -75,17 +75,6 @@ class Batch:
             {m: targets.to(device) for m, targets in self.own.items()},
         )
 
-    def pin_memory(self) -> "Batch":
-        """Returns the batch in page-locked memory; the name is the one that DataLoader calls."""
-        return Batch(
-            self.image_ids,
-            {m: x.pin_memory() for m, x in self.images.items()},
-            self.present,
-            self.targets,
-            self.scale,
-            self.own,
-        )
-
 
 @dataclass(frozen=True)
 class Detections:

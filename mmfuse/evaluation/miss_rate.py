@@ -63,13 +63,12 @@ class MissRates:
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """Miss rate against false positives per image, as the threshold falls to each of the `scores` (D,).
+    """Miss rate against false positives per image, as the threshold falls to the score of each of D detections.
 
     `fppi` (D,) rises and `miss_rate` (D,) in [0, 1] falls; detections on ignored regions have no point. `images` and
     `boxes` are what was counted.
     """
 
-    scores: np.ndarray
     fppi: np.ndarray
     miss_rate: np.ndarray
     images: int
@@ -92,7 +91,6 @@ def miss_rates(
     setup: Setup = REASONABLE,
     *,
     target: str = "person",
-    count_empty: bool = True,
 ) -> MissRates:
     """Scores the `target` class of `detections`, by image id and in original pixels, against that of `records`.
 
@@ -101,13 +99,10 @@ def miss_rates(
     neither way. Who has no level of occlusion isn't occluded. False positives are divided by all images. Equal scores
     are ranked by image id.
 
-    `count_empty=False` leaves out the people of images in which nothing was found, as KAIST's public Python script
-    does: it flatters a detector that stays silent, and is there to compare with figures made so.
-
     Raises:
         UserError: nobody counts; the target isn't a class; a box isn't finite; a label or an image id is unknown.
     """
-    judged = _judge(records, detections, classes, setup, target, count_empty)
+    judged = _judge(records, detections, classes, setup, target)
     whole = _overall(judged, setup, target)
     conditions = sorted({j.condition for j in judged if j.condition is not None})
     return MissRates(
@@ -117,29 +112,6 @@ def miss_rates(
         images=whole.images,
         boxes=whole.boxes,
     )
-
-
-def miss_rate_curve(
-    records: Sequence[Record],
-    detections: Mapping[int, Detections],
-    classes: Sequence[str],
-    setup: Setup = REASONABLE,
-    *,
-    condition: str | None = None,
-    target: str = "person",
-    count_empty: bool = True,
-) -> Curve:
-    """Returns the curve behind `miss_rates`, of the images with the tag `condition` or of all.
-
-    Raises:
-        UserError: as `miss_rates`, or no image has the condition.
-    """
-    judged = _judge(records, detections, classes, setup, target, count_empty)
-    known = sorted({j.condition for j in judged if j.condition is not None})
-    if condition is not None and condition not in known:
-        fix = f"they have {', '.join(known)}, use one of these" if known else "they have no tag, leave it out"
-        raise UserError(f"condition: {condition!r} is on none of the {len(records)} images; {fix}")
-    return _overall([j for j in judged if condition in (None, j.condition)], setup, target)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +130,6 @@ def _judge(
     classes: Sequence[str],
     setup: Setup,
     target: str,
-    count_empty: bool,
 ) -> list[_Judged]:
     if target not in classes:
         raise UserError(f"target: {unknown_name(target, classes, 'class to score')}")
@@ -172,8 +143,7 @@ def _judge(
         chosen = found.labels == label
         scores = found.scores[chosen]
         hit, counted = _match(found.boxes[chosen], boxes, ignored)
-        objects = int((~ignored).sum()) if count_empty or len(scores) else 0
-        judged.append(_Judged(record.condition, scores[counted], hit[counted], objects))
+        judged.append(_Judged(record.condition, scores[counted], hit[counted], int((~ignored).sum())))
     return judged
 
 
@@ -196,7 +166,6 @@ def _curve(judged: Sequence[_Judged]) -> Curve:
     order = np.argsort(-scores, kind="stable")
     objects = sum(j.objects for j in judged)
     return Curve(
-        scores=scores[order],
         fppi=(~hit[order]).cumsum() / max(len(judged), 1),
         miss_rate=1 - hit[order].cumsum() / max(objects, 1),
         images=len(judged),

@@ -67,7 +67,6 @@ def overlay(
     path: Path,
     truth: Truth | None = None,
     threshold: float = 0.3,
-    title: str = "",
 ) -> None:
     """Writes the raw images (C, H, W) of all sensors side by side, each with the detections and the ground truth.
 
@@ -84,8 +83,6 @@ def overlay(
             _draw_truth(ax, truth)
         _draw_detections(ax, detections, classes, threshold, captions=True)
     _class_legend(figure, classes, threshold, with_truth=truth is not None, coloured_truth=False)
-    if title:
-        figure.suptitle(title, fontsize=12)
     write(figure, path)
 
 
@@ -96,7 +93,6 @@ def gallery(
     classes: Sequence[str],
     path: Path,
     threshold: float = 0.3,
-    title: str = "",
 ) -> None:
     """Writes a grid with a row for each image: every sensor with the ground truth, then what each model found.
 
@@ -124,8 +120,6 @@ def gallery(
     for ax, name in zip(grid[0], [*(f"{m}: ground truth" for m in modalities), *found_by], strict=True):
         ax.set_title(name, fontsize=10)
     _class_legend(figure, classes, threshold, with_truth=True, coloured_truth=True)
-    if title:
-        figure.suptitle(title, fontsize=12)
     write(figure, path)
 
 

@@ -62,7 +62,7 @@ def test_holes_of_depth_are_black_and_near_is_bright(images):
 
 
 def test_overlay_draws_every_sensor(images, tmp_path):
-    overlay(images, SENSORS, found(0.9, 0.5), CLASSES, tmp_path / "new" / "all.png", TRUTH, title="one image")
+    overlay(images, SENSORS, found(0.9, 0.5), CLASSES, tmp_path / "new" / "all.png", TRUTH)
     overlay({"rgb": images["rgb"]}, SENSORS, found(0.9, 0.5), CLASSES, tmp_path / "one.png")
     assert pixels(tmp_path / "new" / "all.png").shape[1] > 2 * pixels(tmp_path / "one.png").shape[1]
 
@@ -86,7 +86,7 @@ def test_gallery_has_a_row_for_each_image_and_room_for_what_lacks(images, tmp_pa
     unpaired = GalleryRow("2", {"thermal": images["thermal"]}, TRUTH, row.detections)
     shown_on = {"single": "thermal", "both": "rgb"}
     gallery([row], SENSORS, shown_on, CLASSES, tmp_path / "one.png")
-    gallery([row, unpaired], SENSORS, shown_on, CLASSES, tmp_path / "two.png", title="found")
+    gallery([row, unpaired], SENSORS, shown_on, CLASSES, tmp_path / "two.png")
     assert pixels(tmp_path / "two.png").shape[0] > pixels(tmp_path / "one.png").shape[0]
 
 

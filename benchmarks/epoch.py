@@ -63,7 +63,7 @@ def parts(recipe: Recipe, folder: Path) -> dict[str, float]:
     All but `WHOLE` add up to it.
     """
     spent: dict[str, float] = defaultdict(float)
-    train_epoch, epoch_batches = loop._Training._train_epoch, TrainLoader.epoch
+    train_epoch, epoch_batches = loop.Training._train_epoch, TrainLoader.epoch
 
     def train_epoch_apart(self: Any, epoch: int, *others: Any) -> dict[str, float]:
         if epoch == 1:
@@ -86,10 +86,10 @@ def parts(recipe: Recipe, folder: Path) -> dict[str, float]:
             (loop, "collect", INFERENCE),
             (loop, "coco_scores", SCORING),
             (checkpoint, "save_detector", SAVING),
-            (loop._Training, "_save", SAVING),
+            (loop.Training, "_save", SAVING),
         ):
             patches.enter_context(patch.object(owner, name, timed(spent, part, getattr(owner, name))))
-        patches.enter_context(patch.object(loop._Training, "_train_epoch", train_epoch_apart))
+        patches.enter_context(patch.object(loop.Training, "_train_epoch", train_epoch_apart))
         patches.enter_context(patch.object(TrainLoader, "epoch", batches_apart))
         loop.train(recipe, folder=folder)
     whole = spent[WHOLE] + time.perf_counter()

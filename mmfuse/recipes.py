@@ -69,7 +69,7 @@ class TrainRecipe:
     `batch_size`, which is the batch over all processes. `evaluate_every` counts epochs; the last epoch is always
     evaluated.
 
-    Three keys keep a detector strong on each sensor alone (see `train.branches`), all 0 for off and without effect
+    Three keys keep a detector strong on each sensor alone (see `training.branches`), all 0 for off and without effect
     where there is one modality. `modality_dropout` is the probability that a sensor is taken from an image, whose last
     one always stays; `branch_losses` weighs the loss of each sensor alone, `distillation` how far its outputs are from
     those of all sensors.

@@ -86,7 +86,7 @@ def prepare(recipe: Recipe) -> tuple[Card, tuple[int, int]]:
     return card, prepare_size(recipe)
 
 
-def counted(recipe: Recipe, card: Card, records: list[Record], seen: Sequence[str]) -> list[Record]:
+def objects_that_count(recipe: Recipe, card: Card, records: list[Record], seen: Sequence[str]) -> list[Record]:
     """Returns records with the objects that count for a detector that sees the modalities `seen`."""
     if recipe.data.boxes == "own" and len(seen) == 1:
         records = seen_alone(records, seen[0], card.modalities[seen[0]])

@@ -1,4 +1,5 @@
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -30,16 +31,16 @@ def test_each_part_counts_where_it_is_spent_and_the_first_epoch_does_not(recipe_
 
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(TrainLoader, "epoch", slow_batches)
-    slower(loop._Training, "_step", 0.1)
+    slower(loop.Training, "_step", 0.1)
     slower(loop, "collect", 0.01)
     slower(loop, "coco_scores", 0.02)
-    slower(loop._Training, "_save", 0.003)
+    slower(loop.Training, "_save", 0.003)
     slower(loop.checkpoint, "save_detector", 0.001)
-    slower(loop._Training, "_validate", 0.5)
+    slower(loop.Training, "_validate", 0.5)
     figures = iter([0.1, 0.2])
     scores = loop.coco_scores
-    monkeypatch.setattr(loop, "coco_scores", lambda *a: loop.dataclasses.replace(scores(*a), ap=next(figures)))
-    own = loop._Training._save
+    monkeypatch.setattr(loop, "coco_scores", lambda *a: replace(scores(*a), ap=next(figures)))
+    own = loop.Training._save
     found = epoch.parts(load_recipe(recipe_file("rgb")), tmp_path / "run")
     assert found == pytest.approx(
         {
@@ -52,7 +53,7 @@ def test_each_part_counts_where_it_is_spent_and_the_first_epoch_does_not(recipe_
             "epoch": 2.734,
         }
     )
-    assert loop._Training._save is own
+    assert loop.Training._save is own
 
 
 def test_the_benchmark_of_an_epoch_runs_small():

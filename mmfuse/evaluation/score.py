@@ -21,7 +21,7 @@ from mmfuse.evaluation.voc import VocScores, voc_scores
 from mmfuse.files import write_whole
 from mmfuse.model.checkpoint import load
 from mmfuse.model.detector import Detector
-from mmfuse.run import Run, counted, prepare
+from mmfuse.run import Run, objects_that_count, prepare
 from mmfuse.sample import Detections
 
 
@@ -66,7 +66,7 @@ def evaluate(
         )
     records = read_split(card, split)
     digest = split_digest(records)
-    records = counted(recipe, card, records, [m for m in recipe.modalities if m not in without])
+    records = objects_that_count(recipe, card, records, [m for m in recipe.modalities if m not in without])
     data, batch = recipe.data, recipe.train.batch_size
     loader = eval_loader(records, detector.sensors, input_size, batch, data.workers, ImageCache(data.cache).images)
     title = f"evaluating {recipe.name}" + "".join(f" without {m}" for m in without)

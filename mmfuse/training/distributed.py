@@ -46,6 +46,8 @@ class World:
                 is_master=self.is_first and not agent,
                 timeout=timedelta(minutes=10),
             )
+            # torchrun restarts all processes when one dies, but keeps the store: without a name of its own for each
+            # attempt, these would read the addresses of processes that are gone, and hang
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             dist.init_process_group(
                 "nccl" if self.device.type == "cuda" else "gloo",

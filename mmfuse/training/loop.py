@@ -1,11 +1,11 @@
 """Trains the detector of a recipe into a run folder."""
 
 import csv
-import dataclasses
 import io
 import json
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,18 @@ from mmfuse.data.annotations.readers import read_split
 from mmfuse.data.annotations.records import Record, split_digest
 from mmfuse.data.images.cache import ImageCache
 from mmfuse.data.images.measuring import measure
-from mmfuse.data.loader import EvalLoader, eval_loader, fill_cache, train_loader
+from mmfuse.data.loader import EvalLoader, TrainLoader, eval_loader, fill_cache, train_loader
 from mmfuse.environment import environment
 from mmfuse.errors import UserError
 from mmfuse.evaluation.coco import coco_scores
 from mmfuse.evaluation.inference import collect
 from mmfuse.files import write_whole
 from mmfuse.model import checkpoint
+from mmfuse.model.detector import Detector
 from mmfuse.model.ensemble import BoxEnsemble
 from mmfuse.model.grafting import keep_open
 from mmfuse.recipes import Recipe, load_recipe
-from mmfuse.run import Run, build_detector, counted, prepare
+from mmfuse.run import Run, build_detector, objects_that_count, prepare
 from mmfuse.sample import Batch
 from mmfuse.sensor import Sensor
 from mmfuse.strict_yaml import save_yaml
@@ -38,6 +39,7 @@ from mmfuse.training.distributed import World
 from mmfuse.training.optim import build_optimizer, rate_at
 from mmfuse.training.score_calibration import collect_calibrated
 from mmfuse.training.start import read_start
+from mmfuse.training.state import Row, State, save_state
 from mmfuse.training.watch import Watch
 
 
@@ -78,102 +80,126 @@ def train(
         if run.finished:
             return run
     with World.from_environment(recipe.train.device) as world:
-        _Training(recipe, run, world).run_epochs()
+        training = prepare_training(recipe, run, world)
+        training.run_epochs()
+        if world.is_first:
+            _report_left_out(training.loader, recipe.modalities)
     return run
 
 
-class _Training:
-    def __init__(self, recipe: Recipe, run: Run, world: World) -> None:
-        self.recipe, self.run, self.world = recipe, run, world
-        card, input_size = prepare(recipe)
-        splits = {split: read_split(card, split) for split in ("train", "val")}
-        train_records, val_records = (counted(recipe, card, splits[s], recipe.modalities) for s in ("train", "val"))
-        if world.size > 1 and (lacking := _lacking(train_records, recipe.modalities)):
-            raise UserError(
-                f"{recipe.card}: image {lacking.image_id} lacks a modality, which {world.size} processes can't train on"
-                ": each must run all backbones; use one process, or leave such images out"
-            )
-        if world.is_first:
-            used = {m: card.modalities[m] for m in recipe.modalities}
-            fill_cache([*train_records, *val_records], used, recipe.data)
-        world.wait()
-        last = checkpoint.read(run.last) if run.last.exists() else None
-        start = read_start(recipe.init) if last is None else None
-        if last is None:
-            card = _measured(card, recipe, train_records, start.sensors(card.modalities) if start else {})
-        else:
-            spec = last[1]["spec"]["sensors"]
-            card = dataclasses.replace(
-                card, modalities={**card.modalities, **{m: type(card.modalities[m])(**v) for m, v in spec.items()}}
-            )
-            fresh = dataclasses.replace(recipe.model, pretrained=False, weights=None)
-            recipe = dataclasses.replace(recipe, model=fresh)
-        torch.manual_seed(recipe.train.seed)
-        detector = build_detector(recipe, card)
-        if start is not None:
-            start.give(detector)
-        self.detector = detector.to(world.device).to(memory_format=torch.channels_last)
-        self.optimizer = build_optimizer(self.detector, recipe.train)
-        self.ema = ModelEmaV3(self.detector, recipe.train.ema_decay, use_warmup=True)
-        self.loader = train_loader(
-            card, train_records, recipe.modalities, input_size, recipe.data, recipe.train.batch_size, recipe.train.seed,
-            world.rank, world.size,
-        )  # fmt: skip
-        self.val_records = val_records
-        sensors = {m: card.modalities[m] for m in recipe.modalities}
-        data, batch_size = recipe.data, recipe.train.batch_size
-        self.val_loader: EvalLoader = eval_loader(
-            val_records, sensors, input_size, batch_size, data.workers, ImageCache(data.cache).images
+def prepare_training(recipe: Recipe, run: Run, world: World) -> "Training":
+    """Builds what a recipe trains, or goes on with what lies in the run folder, and writes the folder's first files.
+
+    Raises:
+        UserError: the recipe, the data or what lies in the folder isn't right.
+    """
+    card, input_size = prepare(recipe)
+    splits = {split: read_split(card, split) for split in ("train", "val")}
+    seen = {split: objects_that_count(recipe, card, records, recipe.modalities) for split, records in splits.items()}
+    if world.size > 1 and (lacking := _lacking(seen["train"], recipe.modalities)):
+        raise UserError(
+            f"{recipe.card}: image {lacking.image_id} lacks a modality, which {world.size} processes can't train on"
+            ": each must run all backbones; use one process, or leave such images out"
         )
-        self.model = world.wrap(StepLoss(self.detector, recipe.train, keep_each=world.size > 1))
-        self.watch = Watch(recipe.train.lr)
-        self.rows: list[dict[str, Any]] = []
-        self.best = -1.0
-        if last is not None:
-            self._restore(*last)
-            if world.is_first:
-                self._save_metrics()
-        elif world.is_first:
-            save_yaml(run.folder / "config.yaml", recipe.to_dict())
-            digests = {split: split_digest(records) for split, records in splits.items()}
-            write_whole(
-                run.folder / "environment.json",
-                json.dumps(
-                    dataclasses.asdict(environment(world.device, world.size)) | {"splits": digests}, indent=2
-                ).encode(),
-            )
+    if world.is_first:
+        used = {m: card.modalities[m] for m in recipe.modalities}
+        fill_cache([*seen["train"], *seen["val"]], used, recipe.data)
+    world.wait()
+
+    state = State.read(run.last)
+    start = read_start(recipe.init) if state is None else None
+    built_from = recipe
+    if state is not None:
+        known, built_from = state.sensors, replace(recipe, model=replace(recipe.model, pretrained=False, weights=None))
+    else:
+        known = {} if start is None else start.sensors(card.modalities)
+    card = _measured(card, recipe, seen["train"], known)
+    torch.manual_seed(recipe.train.seed)
+    detector = build_detector(built_from, card)
+    if start is not None:
+        start.initialise(detector)
+    detector = detector.to(world.device).to(memory_format=torch.channels_last)
+    optimizer = build_optimizer(detector, recipe.train)
+    average = ModelEmaV3(detector, recipe.train.ema_decay, use_warmup=True)
+    if state is not None:
+        state.restore(detector, average.module, optimizer)
+
+    sensors, data, batch_size = {m: card.modalities[m] for m in recipe.modalities}, recipe.data, recipe.train.batch_size
+    loader = train_loader(
+        card, seen["train"], recipe.modalities, input_size, data, batch_size, recipe.train.seed, world.rank, world.size
+    )
+    val_loader = eval_loader(seen["val"], sensors, input_size, batch_size, data.workers, ImageCache(data.cache).images)
+    model = world.wrap(StepLoss(detector, recipe.train, keep_each=world.size > 1))
+    training = Training(
+        recipe, run, world, detector, model, optimizer, average, loader, val_loader, seen["val"], Watch(recipe.train.lr)
+    )
+    if state is not None:
+        training.rows, training.best = state.rows, state.best
+        if world.is_first:
+            training.save_metrics()  # they may be older than the state
+    elif world.is_first:
+        save_yaml(run.folder / "config.yaml", recipe.to_dict())
+        digests = {split: split_digest(records) for split, records in splits.items()}
+        made_on = asdict(environment(world.device, world.size)) | {"splits": digests}
+        write_whole(run.folder / "environment.json", json.dumps(made_on, indent=2).encode())
+    return training
+
+
+@dataclass
+class Training:
+    """The parts of a training, and how far it has come.
+
+    `model` is the loss of `detector`, shared between the processes; `average` is what is scored and kept. `rows` have
+    what is known of each epoch that is done, `best` is the highest AP on the validation split so far.
+    """
+
+    recipe: Recipe
+    run: Run
+    world: World
+    detector: Detector
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: ModelEmaV3
+    loader: TrainLoader
+    val_loader: EvalLoader
+    val_records: list[Record]
+    watch: Watch
+    rows: list[Row] = field(default_factory=list)
+    best: float = -1.0
 
     @property
     def epochs_done(self) -> int:
+        """How many epochs were trained."""
         return int(self.rows[-1]["epoch"]) if self.rows else 0
 
     def run_epochs(self) -> None:
+        """Trains all epochs that are left."""
         epochs, steps = self.recipe.train.epochs, len(self.loader)
-        title = f"training {self.recipe.name}"
         with tqdm(
             total=epochs * steps,
             initial=self.epochs_done * steps,
-            desc=title,
+            desc=f"training {self.recipe.name}",
             unit="step",
             disable=not self.world.is_first,
         ) as bar:
             if self.recipe.init and not self.rows:  # so that the best is no worse than what it started from
-                self._end_epoch({"epoch": 0}, time.monotonic(), bar)
-            for epoch in range(self.epochs_done, epochs):
-                started = time.monotonic()
-                losses = self._train_epoch(epoch, bar)
-                self._end_epoch(
-                    {"epoch": epoch + 1, "lr": self.optimizer.param_groups[0]["lr"], **losses}, started, bar
-                )
-        if self.world.is_first:
-            self._report_left_out()
+                self.run_epoch(0, bar)
+            for epoch in range(self.epochs_done + 1, epochs + 1):
+                self.run_epoch(epoch, bar)
 
-    def _end_epoch(self, row: dict[str, Any], started: float, bar: "tqdm[Any]") -> None:
-        """Scores what was trained, if it is time for it, and saves; `row` holds what is known of the epoch."""
-        done, recipe = row["epoch"], self.recipe.train
+    def run_epoch(self, epoch: int, bar: "tqdm[Any]") -> None:
+        """Trains an epoch, scores what came of it if it is time to, and saves.
+
+        Epochs count from 1; epoch 0 is what a recipe with `init` starts from, and has no steps.
+        """
+        started, recipe = time.monotonic(), self.recipe.train
+        row: Row = {"epoch": epoch}
+        if epoch > 0:
+            losses = self._train_epoch(epoch - 1, bar)
+            row |= {"lr": self.optimizer.param_groups[0]["lr"], **losses}
         if self.world.is_first:
-            if done % recipe.evaluate_every == 0 or done == recipe.epochs:
-                row |= self._validate(done)
+            if epoch % recipe.evaluate_every == 0 or epoch == recipe.epochs:
+                row |= self._validate(epoch)
                 bar.set_postfix({key: f"{row[key]:.3f}" for key in ("loss", "val_ap") if key in row})
             row["seconds"] = round(time.monotonic() - started, 2)
         self.rows.append(row)
@@ -181,19 +207,11 @@ class _Training:
             self._save()
         self.world.wait()
 
-    def _report_left_out(self) -> None:
-        if self.loader.absent:
-            print(f"left out: {self.loader.absent} training images have none of {', '.join(self.recipe.modalities)}")
-        if skipped := self.loader.skipped:
-            print(f"skipped: {len(skipped)} training images can't be used")
-            for image_id, reason in sorted(skipped.items()):
-                print(f"  image {image_id}: {reason}")
-
     def _train_epoch(self, epoch: int, bar: "tqdm[Any]") -> dict[str, float]:
+        """Takes the steps of an epoch, counted from 0, and returns the mean of each loss."""
         self.model.train()
         sums: dict[str, Tensor] = {}
-        for index, batch in enumerate(self.loader.epoch(epoch)):
-            step = epoch * len(self.loader) + index
+        for step, batch in enumerate(self.loader.epoch(epoch), epoch * len(self.loader)):
             torch.manual_seed(self.recipe.train.seed * 1_000_003 + step * self.world.size + self.world.rank)
             losses = self._step(step, batch)
             sums = {k: sums.get(k, 0) + v.detach() for k, v in losses.items()}
@@ -231,7 +249,7 @@ class _Training:
         self.optimizer.step()
         if self.recipe.init:
             keep_open(self.detector)
-        self.ema.update(self.detector, step)
+        self.average.update(self.detector, step)
         return losses
 
     def _validate(self, done: int) -> dict[str, float]:
@@ -240,7 +258,7 @@ class _Training:
         An ensemble is calibrated anew each time. What the average makes of its calibration between two epochs is never
         used.
         """
-        detector, batches = self.ema.module, self.val_loader
+        detector, batches = self.average.module, self.val_loader
         if isinstance(detector, BoxEnsemble):
             found = collect_calibrated(detector, batches, self.val_records, progress="validating")
         else:
@@ -250,26 +268,18 @@ class _Training:
             raise UserError(f"{self.recipe.card}: the val split has no objects, so no epoch can be best; add some")
         if scores.ap > self.best:
             self.best = scores.ap
-            notes = {"name": self.recipe.name, "epoch": done, "val": dataclasses.asdict(scores)}
-            checkpoint.save_detector(self.run.best, self.ema.module, notes)
+            notes = {"name": self.recipe.name, "epoch": done, "val": asdict(scores)}
+            checkpoint.save_detector(self.run.best, self.average.module, notes)
         return {"val_ap": scores.ap, "val_ap50": scores.ap50 or 0.0}
 
     def _save(self) -> None:
-        tensors: dict[str, Tensor] = {}
-        for name, module in (("model", self.detector), ("ema", self.ema.module)):
-            tensors |= {f"{name}.{key}": value.clone() for key, value in module.state_dict().items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{key}": v for key, v in state.items() if isinstance(v, Tensor)}
-        header = {
-            "spec": self.detector.spec,
-            "step": self.epochs_done * len(self.loader),
-            "rows": self.rows,
-            "best": self.best,
-        }
-        checkpoint.save(self.run.last, tensors, header)
-        self._save_metrics()
+        step = self.epochs_done * len(self.loader)
+        parts = self.detector, self.average.module, self.optimizer
+        save_state(self.run.last, *parts, self.rows, self.best, step)
+        self.save_metrics()
 
-    def _save_metrics(self) -> None:
+    def save_metrics(self) -> None:
+        """Writes `metrics.csv`."""
         losses = ["loss", "class_loss", "box_loss", "branch_loss", "distillation_loss"]
         fields = ["epoch", "lr", *losses, "val_ap", "val_ap50", "seconds"]
         text = io.StringIO()
@@ -278,22 +288,14 @@ class _Training:
         writer.writerows(self.rows)
         write_whole(self.run.folder / "metrics.csv", text.getvalue().encode())
 
-    def _restore(self, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}}
-        for key, value in tensors.items():
-            part, _, name = key.partition(".")
-            parts[part][name] = value
-        checkpoint.fill(self.detector, parts["model"], self.run.last)
-        checkpoint.fill(self.ema.module, parts["ema"], self.run.last)
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in parts["optimizer"].items():
-            index, _, name = key.partition(".")
-            like = parameters[int(index)]  # fused steps take memory as it lies, and files hold no strides
-            own = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
-            state.setdefault(int(index), {})[name] = own
-        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
-        self.rows, self.best = list(header["rows"]), header["best"]
+
+def _report_left_out(loader: TrainLoader, modalities: Sequence[str]) -> None:
+    if loader.absent:
+        print(f"left out: {loader.absent} training images have none of {', '.join(modalities)}")
+    if loader.skipped:
+        print(f"skipped: {len(loader.skipped)} training images can't be used")
+        for image_id, reason in sorted(loader.skipped.items()):
+            print(f"  image {image_id}: {reason}")
 
 
 def _lacking(records: list[Record], modalities: Sequence[str]) -> Record | None:
@@ -304,7 +306,7 @@ def _lacking(records: list[Record], modalities: Sequence[str]) -> Record | None:
 def _measured(card: Card, recipe: Recipe, records: list[Record], known: dict[str, Sensor]) -> Card:
     unknown = {m: card.modalities[m] for m in recipe.modalities if m not in known}
     sensors = measure(records, unknown, recipe.data) if unknown else {}
-    return dataclasses.replace(card, modalities={**card.modalities, **known, **sensors})
+    return replace(card, modalities={**card.modalities, **known, **sensors})
 
 
 def _check_same(old: Recipe, new: Recipe, folder: Path) -> None:

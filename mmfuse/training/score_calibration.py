@@ -27,7 +27,7 @@ def collect_calibrated(
 ) -> dict[int, Detections]:
     """Calibrates the ensemble on `records`, whose images `batches` hold, and returns what it then finds in them.
 
-    As `evaluate.inference.collect` returns it. The members run once: their detections are calibrated, then merged. That
+    As `evaluation.inference.collect` returns it. The members run once: their detections are calibrated, then merged. That
     costs a millisecond an image and member (CPU, matching) more than to collect them uncalibrated.
 
     Raises:

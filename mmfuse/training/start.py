@@ -37,8 +37,8 @@ class Start:
             found[m] = replace(own, **measured, mean=theirs.mean, std=theirs.std)
         return found
 
-    def give(self, detector: Detector) -> None:
-        """Sets the detector's weights; see `grafting.graft`.
+    def initialise(self, detector: Detector) -> None:
+        """Sets the weights of a detector that is to be trained; see `grafting.graft`.
 
         Raises:
             UserError: a run doesn't fit the detector.

@@ -9,7 +9,7 @@ def train_one_epoch(monkeypatch):
     """Trains a recipe into a folder and is interrupted when the second epoch begins."""
 
     def run(recipe, folder):
-        real = loop._Training._train_epoch
+        real = loop.Training._train_epoch
 
         def interrupted(self, epoch, bar):
             if epoch == 1:
@@ -17,7 +17,7 @@ def train_one_epoch(monkeypatch):
             return real(self, epoch, bar)
 
         with monkeypatch.context() as patch:
-            patch.setattr(loop._Training, "_train_epoch", interrupted)
+            patch.setattr(loop.Training, "_train_epoch", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 train(recipe, folder=folder)
 

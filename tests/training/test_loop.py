@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ def test_the_best_epoch_is_the_best_on_the_validation_split(recipe_file, tmp_pat
     real = loop.coco_scores
 
     def scores(*arguments):
-        return loop.dataclasses.replace(real(*arguments), ap=next(figures))
+        return replace(real(*arguments), ap=next(figures))
 
     monkeypatch.setattr(loop, "coco_scores", scores)
     run = train(recipe_file("rgb"), ["train.epochs=3"], folder=tmp_path / "run")
@@ -58,7 +59,7 @@ def test_the_best_epoch_is_the_best_on_the_validation_split(recipe_file, tmp_pat
 def test_training_does_not_read_the_test_split(recipe_file, paired_set, tmp_path):
     shutil.copytree(paired_set.parent, tmp_path / "set")
     (tmp_path / "set" / "test.json").unlink()
-    recipe = loop.dataclasses.replace(load_recipe(recipe_file("rgb")), card=str(tmp_path / "set" / "card.yaml"))
+    recipe = replace(load_recipe(recipe_file("rgb")), card=str(tmp_path / "set" / "card.yaml"))
     assert train(recipe, folder=tmp_path / "run").finished
 
 
@@ -81,7 +82,7 @@ def test_weights_are_read_at_the_start_alone(recipe_file, tmp_path, monkeypatch)
     path.write_text(path.read_text().replace("{size: d-4}", "{size: d-4, weights: start.safetensors}"))
     start = export_effdet(create_detector("d-4", {"x": 3}, len(load_card(load_recipe(path).card).classes)))
     save_file(start, file)
-    real = loop._Training._train_epoch
+    real = loop.Training._train_epoch
 
     def interrupted(self, epoch, bar):
         if epoch == 1:
@@ -91,7 +92,7 @@ def test_weights_are_read_at_the_start_alone(recipe_file, tmp_path, monkeypatch)
             assert torch.equal(kernel, start["backbone.blocks.0.0.conv_dw.weight"])
         return real(self, epoch, bar)
 
-    monkeypatch.setattr(loop._Training, "_train_epoch", interrupted)
+    monkeypatch.setattr(loop.Training, "_train_epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(path, folder=tmp_path / "run")
     monkeypatch.undo()
@@ -120,7 +121,7 @@ def test_several_processes_refuse_images_without_a_sensor(paired_set, recipe_fil
     with pytest.raises(
         UserError, match=r"image 4 lacks a modality, which 2 processes can't train on: .*; use one process"
     ):
-        loop._Training(recipe, run, two)
+        loop.prepare_training(recipe, run, two)
     assert train(recipe, folder=run.folder).finished
 
 
@@ -174,7 +175,7 @@ def test_a_gradient_that_is_not_finite_is_never_saved(recipe_file, tmp_path, mon
 def test_a_step_asks_nothing_of_a_device_but_whether_sensors_are_there(modalities, optimizer, recipe_file, tmp_path):
     """That is asked of masks on the host: whether an image lacks all sensors, and whether one lacks each."""
     recipe = load_recipe(recipe_file(*modalities), [f"train.optimizer={optimizer}"])
-    training = loop._Training(recipe, loop.Run(tmp_path / "run"), loop.World(0, 1, torch.device("cpu")))
+    training = loop.prepare_training(recipe, loop.Run(tmp_path / "run"), loop.World(0, 1, torch.device("cpu")))
     batch = next(training.loader.epoch(0))
     training.model.train()
     training._step(0, batch)

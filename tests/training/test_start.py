@@ -63,7 +63,7 @@ def at_step_0(recipe, folder, monkeypatch):
         kept.append(self)
         raise _Stop
 
-    monkeypatch.setattr(loop._Training, "_train_epoch", stop)
+    monkeypatch.setattr(loop.Training, "_train_epoch", stop)
     with pytest.raises(_Stop):
         train(recipe, folder=folder)
     monkeypatch.undo()
@@ -122,7 +122,7 @@ def test_a_run_without_epochs_is_finished_and_a_cut_one_is_not(agreed, monkeypat
         raise _Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Training, "_save_metrics", stop)
+        patch.setattr(loop.Training, "save_metrics", stop)
         with pytest.raises(_Stop):
             train(agreed / "fused.yaml", folder=agreed / "run")
     cut = loop.Run(agreed / "run")

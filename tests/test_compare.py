@@ -14,7 +14,8 @@ from mmfuse.evaluation.coco import coco_scores
 from mmfuse.evaluation.results import DifferenceTo
 from mmfuse.evaluation.score import Evaluation, evaluate
 from mmfuse.predict import predict
-from mmfuse.recipes import Recipe
+from mmfuse.recipes import Recipe, load_recipe
+from mmfuse.run import build_detector, prepare
 from mmfuse.sample import Detections
 from mmfuse.strict_yaml import save_yaml
 from mmfuse.training.loop import train
@@ -37,7 +38,7 @@ def recipes(paired_set, tmp_path_factory):
         files[name] = tmp_path_factory.getbasetemp() / f"{name}.yaml"
         files[name].write_text(
             f"card: {paired_set}\nmodalities: [{', '.join(modalities)}]\nmodel: {{size: d-4}}\n"
-            "data: {input_size: [96, 128], workers: 0}\ntrain: {epochs: 2, batch_size: 4, lr: 0.05}\n"
+            "data: {input_size: [96, 128], workers: 0}\ntrain: {epochs: 1, batch_size: 4, lr: 0.05}\n"
         )
     return files
 
@@ -400,16 +401,28 @@ def test_differences_are_taken_to_the_reference(staged):
         staged(models, reference="rbg")
 
 
+ABLATIONS = Path(__file__).parents[1] / "configs" / "ablations"
+TINY = ["model.size=d-4", "data.input_size=[96, 128]", "data.workers=0", "train.epochs=1", "train.batch_size=4"]
+TINY += ["model.pretrained=false"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("ablation", ["placement", "weighting", "pyramids", "backbone", "scaling"])
-def test_an_ablation_runs_on_any_card(ablation, paired_set, tmp_path):
-    root = Path(__file__).parents[1] / "configs" / "ablations" / ablation
-    tiny = ["model.size=d-4", "data.input_size=[96, 128]", "data.workers=0", "train.epochs=1", "train.batch_size=4"]
-    tiny += ["model.pretrained=false"]
-    result = compare([root], [f"card={paired_set}", *tiny], out=tmp_path, rounds=2)
+def test_an_ablation_runs_on_any_card(paired_set, tmp_path):
+    root = ABLATIONS / "placement"
+    result = compare([root], [f"card={paired_set}", *TINY], out=tmp_path, rounds=2)
     assert {model.name for model in result.models} == {path.stem for path in root.glob("*.yaml")}
-    assert len(result.verdicts) == (5 if ablation == "placement" else 0)
+    assert len(result.verdicts) == 5
     assert (tmp_path / "ap.png").exists()
     assert (tmp_path / "gallery.png").exists()
     text = (tmp_path / "report.md").read_text()
     assert all(f"| {model.name} " in text for model in result.models)
+
+
+@pytest.mark.parametrize("ablation", ["weighting", "pyramids", "backbone", "scaling"])
+def test_each_detector_of_an_ablation_fits_any_card(ablation, paired_set):
+    for path in sorted((ABLATIONS / ablation).glob("*.yaml")):
+        recipe = load_recipe(path, [f"card={paired_set}", *TINY])
+        card, size = prepare(recipe)
+        with torch.device("meta"):
+            detector = build_detector(recipe, card)
+        assert (detector.classes, size) == (card.classes, (96, 128)), path

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from pycocotools import mask
 
 from mmfuse.data.annotations.records import Record
 from mmfuse.errors import UserError
@@ -57,9 +58,9 @@ def overlaps(found: np.ndarray, boxes: np.ndarray, over_found: np.ndarray | bool
     Where `over_found` (N,) is True the intersection is divided by the area of the found box alone, so that a detection
     anywhere in a large region overlaps it fully. A box without area overlaps nothing.
     """
-    found, boxes = found.astype(float), boxes.astype(float)
-    corners = np.minimum(found[:, None, 2:], boxes[:, 2:]) - np.maximum(found[:, None, :2], boxes[:, :2])
-    shared = corners.clip(min=0).prod(axis=2)
-    own, other = ((b[:, 2:] - b[:, :2]).prod(axis=1) for b in (found, boxes))
-    whole = np.where(over_found, own[:, None], own[:, None] + other - shared)
-    return np.divide(shared, whole, out=np.zeros_like(shared), where=whole > 0)
+    if not (len(found) and len(boxes)):
+        return np.zeros((len(found), len(boxes)))
+    ours, theirs = (
+        np.concatenate((b[:, :2], b[:, 2:] - b[:, :2]), 1) for b in (found.astype(float), boxes.astype(float))
+    )
+    return np.asarray(mask.iou(ours, theirs, np.broadcast_to(over_found, len(boxes)).astype(np.uint8)))

@@ -15,7 +15,7 @@ from mmfuse.data.annotations.layout import (
     image_size,
 )
 from mmfuse.data.annotations.records import (
-    Mark,
+    Annotation,
     Objects,
     Reading,
     Record,
@@ -55,18 +55,18 @@ def read_coco(card: Card, split: str) -> Reading:
 
     names = _category_names(tables["categories"], wrong)
     images = _images(tables["images"], wrong)
-    marks: dict[int, list[Mark]] = {image_id: [] for image_id in images}
+    annotations: dict[int, list[Annotation]] = {image_id: [] for image_id in images}
     seen = set()
-    for annotation in tables["annotations"]:
-        number, image_id = annotation.get("id"), annotation.get("image_id")
+    for raw in tables["annotations"]:
+        number, image_id = raw.get("id"), raw.get("image_id")
         if not _is_int(number) or number in seen:
             wrong(f"annotation {number!r}: its id is not a whole number of its own; give it one")
             continue
         seen.add(number)
         if not _is_int(image_id) or image_id not in images:
             wrong(f"annotation {number}: there is no image {image_id!r}; remove the annotation or add the image")
-        elif mark := _mark(annotation, names, card, f"{path}: annotation {number}", reading.errors):
-            marks[image_id].append(mark)
+        elif annotation := _annotation(raw, names, card, f"{path}: annotation {number}", reading.errors):
+            annotations[image_id].append(annotation)
     if 0 in seen:
         reading.warnings.append(f"{path}: annotation 0: pycocotools loses a match of the id 0; count ids from 1")
 
@@ -86,7 +86,7 @@ def read_coco(card: Card, split: str) -> Reading:
         tags = _tags(card, image, entry, where, reading)
         if size is None:
             continue
-        objects = objects_from(marks[image_id], card.reference, size, card, reading)
+        objects = objects_from(annotations[image_id], card.reference, size, card, reading)
         try:
             found = calibrations(card, entry) if entry else _calibrations(card, image, where)
         except UserError as error:
@@ -126,8 +126,10 @@ def _images(table: list[dict[str, Any]], wrong: Callable[[str], None]) -> dict[i
     return images
 
 
-def _mark(annotation: dict[str, Any], names: dict[int, str], card: Card, where: str, errors: list[str]) -> Mark | None:
-    category_id, bbox, occlusion = (annotation.get(key) for key in ("category_id", "bbox", "occlusion"))
+def _annotation(
+    raw: dict[str, Any], names: dict[int, str], card: Card, where: str, errors: list[str]
+) -> Annotation | None:
+    category_id, bbox, occlusion = (raw.get(key) for key in ("category_id", "bbox", "occlusion"))
     name = names.get(category_id, str(category_id)) if _is_int(category_id) else ""
     if not _is_int(category_id) or (category_id not in names and card.labels_of(name) is None):
         errors.append(f"{where}: there is no category {category_id!r}; add it to the categories")
@@ -136,8 +138,10 @@ def _mark(annotation: dict[str, Any], names: dict[int, str], card: Card, where: 
     if isinstance(bbox, list) and len(bbox) == 4 and all(isinstance(v, int | float) and abs(v) < 1e9 for v in bbox):
         x, y, w, h = bbox
         box = (x, y, x + w, y + h)
-    crowd = bool(annotation.get("iscrowd"))
-    return Mark(name, box, repr(bbox), where, crowd, occlusion if _is_int(occlusion) and abs(occlusion) < 100 else None)
+    crowd = bool(raw.get("iscrowd"))
+    return Annotation(
+        name, box, repr(bbox), where, crowd, occlusion if _is_int(occlusion) and abs(occlusion) < 100 else None
+    )
 
 
 def _size(image: dict[str, Any], card: Card, where: str, reading: Reading) -> tuple[int, int] | None:
@@ -177,13 +181,15 @@ def _objects_of(
     objects = {}
     for m, table in tables.items():
         places = [f"{where}: objects_of.{m}[{i}]" for i in range(len(table))]
-        marks = [_mark(a, names, card, place, reading.errors) for a, place in zip(table, places, strict=True)]
+        annotations = [
+            _annotation(raw, names, card, place, reading.errors) for raw, place in zip(table, places, strict=True)
+        ]
         try:
             size = image_size(files[m], card.modalities[m].border)
         except UserError as error:
             reading.errors.append(str(error))
         else:
-            objects[m] = objects_from([mark for mark in marks if mark], m, size, card, reading)
+            objects[m] = objects_from([annotation for annotation in annotations if annotation], m, size, card, reading)
     return objects
 
 

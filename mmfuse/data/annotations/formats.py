@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from xml.etree.ElementTree import Element, ParseError, TreeBuilder
 from xml.parsers import expat
 
-from mmfuse.data.annotations.records import Mark
+from mmfuse.data.annotations.records import Annotation
 from mmfuse.errors import UserError
 
 _NAN = float("nan")
 
 
-def pascal_voc(content: bytes, size: tuple[int, int]) -> Iterator[Mark]:
+def pascal_voc(content: bytes, size: tuple[int, int]) -> Iterator[Annotation]:
     """Pascal VOC XML: `bndbox`, or the box around a `polygon` of x1, y1 … x4, y4; `difficult` ones are ignored.
 
     Raises:
@@ -33,10 +33,10 @@ def pascal_voc(content: bytes, size: tuple[int, int]) -> Iterator[Mark]:
             ]
             box = _four(_numbers(shown))
         difficult = thing.findtext("difficult", "0").strip() == "1"
-        yield Mark(thing.findtext("name", "").strip(), box, " ".join(shown), f"object {number}", difficult)
+        yield Annotation(thing.findtext("name", "").strip(), box, " ".join(shown), f"object {number}", difficult)
 
 
-def bbgt(content: bytes, size: tuple[int, int]) -> Iterator[Mark]:
+def bbgt(content: bytes, size: tuple[int, int]) -> Iterator[Annotation]:
     """Text of Dollár's toolbox, as KAIST's: a header, then `label x y w h occluded …` from the top left corner.
 
     Raises:
@@ -48,26 +48,26 @@ def bbgt(content: bytes, size: tuple[int, int]) -> Iterator[Mark]:
         raise UserError(f"begins with {header!r} and not with '% bbGt version=3'; give that format")
     for number, words, line in lines:
         x, y, w, h = _four(_numbers(words[1:5]))
-        yield Mark(words[0], (x, y, x + w, y + h), line, f"line {number}", occlusion=_degree(words[5:6]))
+        yield Annotation(words[0], (x, y, x + w, y + h), line, f"line {number}", occlusion=_degree(words[5:6]))
 
 
-def yolo(content: bytes, size: tuple[int, int]) -> Iterator[Mark]:
+def yolo(content: bytes, size: tuple[int, int]) -> Iterator[Annotation]:
     """YOLO text: `class x_centre y_centre w h`, in parts of the image's width and height."""
     width, height = size
     for number, words, line in _lines(content):
         x, y, w, h = _four(_numbers(words[1:]))
         box = _centred(x * width, y * height, w * width, h * height)
-        yield Mark(words[0], box, line, f"line {number}")
+        yield Annotation(words[0], box, line, f"line {number}")
 
 
-def kitti(content: bytes, size: tuple[int, int]) -> Iterator[Mark]:
+def kitti(content: bytes, size: tuple[int, int]) -> Iterator[Annotation]:
     """KITTI `label_2` text: `type truncated occluded alpha x1 y1 x2 y2 h w l x y z ry`."""
     for number, words, line in _lines(content):
         box = _four(_numbers(words[4:8] if len(words) >= 15 else []))
-        yield Mark(words[0], box, line, f"line {number}", occlusion=_degree(words[2:3]))
+        yield Annotation(words[0], box, line, f"line {number}", occlusion=_degree(words[2:3]))
 
 
-def vedai(content: bytes, size: tuple[int, int]) -> Iterator[Mark]:
+def vedai(content: bytes, size: tuple[int, int]) -> Iterator[Annotation]:
     """VEDAI text: `x_c y_c angle class contained occluded x1 x2 x3 x4 y1 y2 y3 y4`; the box around the corners.
 
     In the file of all images a line is `id x_c y_c angle x1 x2 x3 x4 y1 y2 y3 y4 class contained occluded`.
@@ -77,14 +77,14 @@ def vedai(content: bytes, size: tuple[int, int]) -> Iterator[Mark]:
             words = [*words[1:4], *words[12:], *words[4:12]]
         box = _around(_numbers(words[6:] if len(words) == 14 else []))
         label = (words[3].lstrip("0") or "0") if len(words) > 3 else ""
-        yield Mark(label, box, line, f"line {number}", occlusion=_degree(words[5:6]))
+        yield Annotation(label, box, line, f"line {number}", occlusion=_degree(words[5:6]))
 
 
-def centred(content: bytes, size: tuple[int, int]) -> Iterator[Mark]:
+def centred(content: bytes, size: tuple[int, int]) -> Iterator[Annotation]:
     """CVC-14 text: `x_centre y_centre w h class …` in pixels, with any number of blanks between."""
     for number, words, line in _lines(content):
         x, y, w, h = _four(_numbers(words[:4]))
-        yield Mark(words[4] if len(words) > 4 else "", _centred(x, y, w, h), line, f"line {number}")
+        yield Annotation(words[4] if len(words) > 4 else "", _centred(x, y, w, h), line, f"line {number}")
 
 
 def lines_of(content: bytes, name: str) -> bytes:

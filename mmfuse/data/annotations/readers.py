@@ -17,12 +17,12 @@ from mmfuse.data.annotations.layout import (
     modality_size,
     reference_size,
 )
-from mmfuse.data.annotations.records import Mark, Objects, Reading, Record, make_record, objects_from
+from mmfuse.data.annotations.records import Annotation, Objects, Reading, Record, make_record, objects_from
 from mmfuse.data.annotations.sunrgbd import read_sunrgbd
 from mmfuse.data.annotations.templates import placeholders
 from mmfuse.errors import UserError, unknown_name
 
-Parse = Callable[[bytes, tuple[int, int]], Iterable[Mark]]
+Parse = Callable[[bytes, tuple[int, int]], Iterable[Annotation]]
 
 
 def read_split(card: Card, split: str) -> list[Record]:
@@ -74,9 +74,9 @@ def _read_each(parse: Parse, card: Card, split: str) -> Reading:
             continue
         found: dict[str, Objects] = {}
         for m in labelled:
-            marks = _marks(parse, card, entry, m, card.modalities[m].whole(sizes[m]), reading)
-            if marks is not None:
-                found[m] = objects_from(marks, m, sizes[m], card, reading)
+            annotations = _annotations(parse, card, entry, m, card.modalities[m].whole(sizes[m]), reading)
+            if annotations is not None:
+                found[m] = objects_from(annotations, m, sizes[m], card, reading)
         if len(found) == len(labelled):
             objects = found.pop(card.reference)
             others = {m: other for m, other in found.items() if m in files}
@@ -87,9 +87,9 @@ def _read_each(parse: Parse, card: Card, split: str) -> Reading:
     return reading
 
 
-def _marks(
+def _annotations(
     parse: Parse, card: Card, entry: Entry, modality: str, size: tuple[int, int], reading: Reading
-) -> list[Mark] | None:
+) -> list[Annotation] | None:
     path = None
     try:
         path = entry_path(card, entry, f"annotations.{modality}")
@@ -103,7 +103,7 @@ def _marks(
         content = path.read_bytes()
         if not placeholders(card.layout.annotations[modality] if card.layout else ""):
             content = formats.lines_of(content, entry.name)
-        return [replace(mark, where=f"{path}: {mark.where}") for mark in parse(content, size)]
+        return [replace(annotation, where=f"{path}: {annotation.where}") for annotation in parse(content, size)]
     except OSError as error:
         reading.errors.append(f"{path}: {error.strerror}; make it readable")
     except UserError as error:

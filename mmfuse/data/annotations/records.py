@@ -61,7 +61,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Mark:
+class Annotation:
     """One object as an annotation file has it.
 
     `box` is xyxy pixels, NaN where the file has no number; `shown` is the box in the file's own words and `where` its
@@ -144,25 +144,27 @@ def seen_alone(records: Iterable[Record], modality: str, sensor: Sensor) -> list
     return found
 
 
-def objects_from(marks: Iterable[Mark], modality: str, size: tuple[int, int], card: Card, reading: Reading) -> Objects:
+def objects_from(
+    annotations: Iterable[Annotation], modality: str, size: tuple[int, int], card: Card, reading: Reading
+) -> Objects:
     """Returns the objects that the card wants of an image of `size` (width, height), clipped to it.
 
-    Marks are in pixels of the file of that modality, whose border is cut off. A region that is ignored for several
+    They are in pixels of the file of that modality, whose border is cut off. A region that is ignored for several
     classes stands once for each. Faults go to `reading`, an unknown name once.
     """
     rows: list[tuple[np.ndarray, int, bool, int | None]] = []
-    for mark in marks:
-        found = card.labels_of(mark.label)
-        if found is None and mark.label not in reading.unknown:
-            reading.unknown.add(mark.label)
-            problem = unknown_name(mark.label, card.classes, f"class of {card.path}")
-            reading.errors.append(f"{mark.where}: {problem}; or name it in labels: aliases, ignored or dropped")
+    for annotation in annotations:
+        found = card.labels_of(annotation.label)
+        if found is None and annotation.label not in reading.unknown:
+            reading.unknown.add(annotation.label)
+            problem = unknown_name(annotation.label, card.classes, f"class of {card.path}")
+            reading.errors.append(f"{annotation.where}: {problem}; or name it in labels: aliases, ignored or dropped")
         if not found or not found[0]:
             continue
-        box = _box(mark, card.modalities[modality].border[:2], size, card, reading)
+        box = _box(annotation, card.modalities[modality].border[:2], size, card, reading)
         if box is not None:
             labels, ignore = found
-            rows += [(box, label, ignore or mark.ignore, mark.occlusion) for label in labels]
+            rows += [(box, label, ignore or annotation.ignore, annotation.occlusion) for label in labels]
     occlusion = [-1 if row[3] is None else row[3] for row in rows]
     return Objects(
         np.array([row[0] for row in rows], np.float32).reshape(-1, 4),
@@ -173,10 +175,14 @@ def objects_from(marks: Iterable[Mark], modality: str, size: tuple[int, int], ca
     )
 
 
-def _box(mark: Mark, corner: tuple[int, int], size: tuple[int, int], card: Card, reading: Reading) -> np.ndarray | None:
-    x1, y1, x2, y2 = mark.box
-    if not all(abs(v) < _TOO_LARGE for v in mark.box):
-        reading.errors.append(f"{mark.where}: box {mark.shown} is not four finite numbers; mend or remove it")
+def _box(
+    annotation: Annotation, corner: tuple[int, int], size: tuple[int, int], card: Card, reading: Reading
+) -> np.ndarray | None:
+    x1, y1, x2, y2 = annotation.box
+    if not all(abs(v) < _TOO_LARGE for v in annotation.box):
+        reading.errors.append(
+            f"{annotation.where}: box {annotation.shown} is not four finite numbers; mend or remove it"
+        )
         return None
     if card.labels.one_based:
         x1, y1 = x1 - 1, y1 - 1
@@ -192,9 +198,12 @@ def _box(mark: Mark, corner: tuple[int, int], size: tuple[int, int], card: Card,
         reading.left_out += 1
         return None
     if problem:
-        reading.errors.append(f"{mark.where}: box {mark.shown} {problem}; mend or remove it, or set labels.bad_boxes")
+        reading.errors.append(
+            f"{annotation.where}: box {annotation.shown} {problem}; mend or remove it, or set labels.bad_boxes"
+        )
         return None
-    reading.clipped += max(-x1, -y1, x2 - width, y2 - height) > 1
+    if max(-x1, -y1, x2 - width, y2 - height) > 1:
+        reading.clipped += 1
     return inside_image
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from mmfuse.data.annotations.cards import Card, inside
 from mmfuse.data.annotations.layout import Entries, Entry, calibrations, reference_size
 from mmfuse.data.annotations.matlab import as_list, read_mat
-from mmfuse.data.annotations.records import Mark, Reading, make_record, objects_from
+from mmfuse.data.annotations.records import Annotation, Reading, make_record, objects_from
 from mmfuse.data.annotations.templates import fill
 from mmfuse.errors import UserError
 
@@ -65,7 +65,7 @@ def read_sunrgbd(card: Card, split: str) -> Reading:
         except UserError as error:
             reading.errors.append(str(error))
             continue
-        objects = objects_from(known.marks(name), card.reference, size, card, reading)
+        objects = objects_from(known.annotations(name), card.reference, size, card, reading)
         record = make_record(number, files, size, objects, {}, entry.condition, entry.sequence, *found)
         reading.records.append(record)
     if not taken:
@@ -129,11 +129,11 @@ class _Objects:
     views: dict[str, list[tuple[str, _Box]]]
     corners: bool
 
-    def marks(self, entry: str) -> Iterator[Mark]:
+    def annotations(self, entry: str) -> Iterator[Annotation]:
         for number, (name, (a, b, c, d)) in enumerate(self.views.get(entry, ()), 1):
             shown = f"{a:g} {b:g} {c:g} {d:g}"
             box = (a, b, c, d) if self.corners else (a, b, a + c, b + d)
-            yield Mark(name, box, shown, f"{self.path}: {entry}: object {number}")
+            yield Annotation(name, box, shown, f"{self.path}: {entry}: object {number}")
 
 
 @lru_cache(maxsize=1)

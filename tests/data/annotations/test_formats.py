@@ -19,14 +19,16 @@ def thing(name, inner, more=""):
 BOX = "<bndbox><xmin>1</xmin><ymin>2.5</ymin><xmax> 30 </xmax><ymax>40</ymax></bndbox>"
 
 
-def seen(marks):
-    return [(m.label, m.box, m.ignore, m.occlusion, m.where) for m in marks]
+def seen(annotations):
+    return [(m.label, m.box, m.ignore, m.occlusion, m.where) for m in annotations]
 
 
 def test_pascal_voc_has_corners_and_difficult_objects():
     part = f"<part><name>head</name>{BOX}</part>"
-    marks = formats.pascal_voc(voc(thing("car", BOX), thing(" dog ", BOX, f"<difficult>1</difficult>{part}")), SIZE)
-    assert seen(marks) == [
+    annotations = formats.pascal_voc(
+        voc(thing("car", BOX), thing(" dog ", BOX, f"<difficult>1</difficult>{part}")), SIZE
+    )
+    assert seen(annotations) == [
         ("car", (1, 2.5, 30, 40), False, None, "object 1"),
         ("dog", (1, 2.5, 30, 40), True, None, "object 2"),
     ]
@@ -35,14 +37,14 @@ def test_pascal_voc_has_corners_and_difficult_objects():
 def test_a_polygon_gives_the_box_around_it():
     corners = {"x1": 5, "y1": 9, "x2": 20, "y2": 3, "x3": 25, "y3": 12, "x4": 8, "y4": 18}
     polygon = "".join(f"<{k}>{v}</{k}>" for k, v in corners.items())
-    (mark,) = formats.pascal_voc(voc(thing("bus", f"<polygon>{polygon}</polygon>")), SIZE)
-    assert mark.box == (5, 3, 25, 18)
+    (annotation,) = formats.pascal_voc(voc(thing("bus", f"<polygon>{polygon}</polygon>")), SIZE)
+    assert annotation.box == (5, 3, 25, 18)
 
 
 @pytest.mark.parametrize("inner", ["", "<bndbox/>", BOX.replace("1", "x", 1).replace("30", ""), "<polygon/>"])
 def test_a_box_that_is_no_numbers_is_not_a_number(inner):
-    (mark,) = formats.pascal_voc(voc(thing("car", inner)), SIZE)
-    assert any(math.isnan(v) for v in mark.box)
+    (annotation,) = formats.pascal_voc(voc(thing("car", inner)), SIZE)
+    assert any(math.isnan(v) for v in annotation.box)
 
 
 BOMB = '<!DOCTYPE a [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;">]>'
@@ -99,13 +101,13 @@ def test_kitti_has_corners_and_occlusion():
 
 
 def test_vedai_gives_the_box_around_the_corners():
-    (mark,) = formats.vedai(b"20.5 15 0.78 11 1 0 10 30 28 12 8 10 22 20", SIZE)
-    assert (mark.label, mark.box, mark.occlusion) == ("11", (10, 8, 30, 22), 0)
+    (annotation,) = formats.vedai(b"20.5 15 0.78 11 1 0 10 30 28 12 8 10 22 20", SIZE)
+    assert (annotation.label, annotation.box, annotation.occlusion) == ("11", (10, 8, 30, 22), 0)
 
 
 def test_centres_may_be_parted_by_any_blanks():
-    (mark,) = formats.centred(b"  50  25   20  10  1  0\n", SIZE)
-    assert (mark.label, mark.box) == ("1", (40, 20, 60, 30))
+    (annotation,) = formats.centred(b"  50  25   20  10  1  0\n", SIZE)
+    assert (annotation.label, annotation.box) == ("1", (40, 20, 60, 30))
 
 
 @pytest.mark.parametrize("parse", [formats.bbgt, formats.yolo, formats.kitti, formats.vedai, formats.centred])

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mmfuse.errors import UserError
+from mmfuse.errors import UserError, require
 
 Matrix = tuple[tuple[float, ...], ...]
 
@@ -35,16 +35,16 @@ class Calibration:
         object.__setattr__(self, "pose", rows)
         rotation = [row[:3] for row in rows[:3]]
         products = [sum(a * b for a, b in zip(p, q, strict=True)) for p in rotation for q in rotation]
-        if not all(abs(v - (i % 4 == 0)) < 1e-2 for i, v in enumerate(products)) or _determinant(rotation) < 0:
+        identity = (1, 0, 0, 0, 1, 0, 0, 0, 1)
+        orthogonal = all(abs(v - one) < 1e-2 for v, one in zip(products, identity, strict=True))
+        if not orthogonal or _determinant(rotation) < 0:
             raise UserError(f"pose: {rotation} is not a rotation; write rotation and translation (metres) side by side")
-        if self.size is not None and min(self.size) < 1:
-            raise UserError(f"size: {list(self.size)} is not allowed; use [width, height] in pixels")
-        if self.intrinsics is not None and (len(self.intrinsics) != 4 or not min(self.intrinsics[:2]) > 0):
-            raise UserError(f"intrinsics: {list(self.intrinsics)} is not allowed; use [fx, fy, cx, cy], fx and fy > 0")
-        if len(self.distortion) not in _DISTORTIONS:
-            raise UserError(
-                f"distortion: {list(self.distortion)} is not allowed; use k1, k2, p1, p2[, k3[, k4, k5, k6]]"
-            )
+        size, camera, fix = self.size, self.intrinsics, "use [fx, fy, cx, cy], fx and fy > 0"
+        require(size is None or min(size) >= 1, "size", size, "use [width, height] in pixels")
+        require(camera is None or len(camera) == 4, "intrinsics", camera, fix)
+        require(camera is None or min(camera[:2]) > 0, "intrinsics", camera, fix)
+        fix = "use k1, k2, p1, p2[, k3[, k4, k5, k6]]"
+        require(len(self.distortion) in _DISTORTIONS, "distortion", self.distortion, fix)
 
     def scaled(self, size: tuple[int, int]) -> "Calibration":
         """Returns the calibration of the same camera for an image resized to `size` (width, height)."""

@@ -1,4 +1,4 @@
-"""Recipes and the strict YAML that recipes and dataset cards are read with."""
+"""Recipes: what one experiment is, one YAML file each."""
 
 import dataclasses
 import re
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mmfuse.errors import UserError, unknown_name
+from mmfuse.errors import UserError, require, unknown_name
 from mmfuse.strict_yaml import build, override, plain, read_yaml
 
 
@@ -60,6 +60,20 @@ class DataRecipe:
     cache: str | None = None
     on_bad_sample: Literal["error", "skip"] = "error"
 
+    def __post_init__(self) -> None:
+        size, (smallest, largest) = self.input_size, self.scale_jitter
+        require(size is None or min(size) >= 1, "input_size", size, "use [height, width]")
+        require(0 <= self.hflip <= 1, "hflip", self.hflip, "use a probability")
+        fix = "use [smallest, largest], both positive"
+        require(0 < smallest <= largest, "scale_jitter", self.scale_jitter, fix)
+        require(0 <= self.color_jitter < 1, "color_jitter", self.color_jitter, "use 0 up to below 1")
+        for modality, pixels in self.shift.items():
+            require(0 <= pixels <= 640, f"shift.{modality}", pixels, "use 0 to 640 pixels")
+        for modality, degrees in self.rotation.items():
+            require(0 <= degrees <= 180, f"rotation.{modality}", degrees, "use 0 to 180")
+        require(self.workers is None or self.workers >= 0, "workers", self.workers, "use at least 0")
+        require(self.cache != "", "cache", self.cache, "use a folder, or null for none")
+
 
 @dataclass(frozen=True)
 class TrainRecipe:
@@ -90,6 +104,17 @@ class TrainRecipe:
     seed: int = 0
     device: str | None = None
 
+    def __post_init__(self) -> None:
+        require(self.epochs >= 0, "epochs", self.epochs, "use at least 1, or 0 with init")
+        for name in ("batch_size", "evaluate_every"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "use at least 1")
+        for name in ("lr", "clip_norm"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "use a positive number")
+        for name in ("weight_decay", "warmup_epochs", "branch_losses", "distillation", "seed"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "use at least 0")
+        require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "use 0 (off) up to below 1")
+        require(0 <= self.modality_dropout <= 1, "modality_dropout", self.modality_dropout, "use a probability")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -107,50 +132,25 @@ class Recipe:
     init: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        modalities, model, train = self.modalities, self.model, self.train
+        require(re.fullmatch(r"\w[\w.+-]*", self.name), "name", self.name, "use letters, digits and then also . _ + -")
+        require(modalities, "modalities", modalities, "name at least one")
+        require(len(set(modalities)) == len(modalities), "modalities", modalities, "name each once")
         for modality in self.init:
-            if modality not in self.modalities:
-                raise UserError(f"init: {unknown_name(modality, self.modalities, 'modality of this recipe')}")
-        align, alone = self.model.align, len(self.modalities) == 1
-        if align is not None and len(self.modalities) > 1 and align not in self.modalities:
-            raise UserError(f"model.align: {unknown_name(align, self.modalities, 'modality of this recipe')}")
-        where, dropout = self.model.placement, ("train.modality_dropout", self.train.modality_dropout)
-        merged = alone or where not in ("channels", "boxes")
-        branches = [(f"train.{key}", getattr(self.train, key)) for key in ("branch_losses", "distillation")]
-        for holds, name, value, fix in (
-            (self.modalities, "modalities", list(self.modalities), "name at least one"),
-            (len(set(self.modalities)) == len(self.modalities), "modalities", list(self.modalities), "name each once"),
-            (re.fullmatch(r"\w[\w.+-]*", self.name), "name", self.name, "use letters, digits and then also . _ + -"),
-            (self.train.epochs >= (not self.init), "train.epochs", self.train.epochs, "use at least 1, or 0 with init"),
-            (self.train.batch_size >= 1, "train.batch_size", self.train.batch_size, "use at least 1"),
-            (self.train.evaluate_every >= 1, "train.evaluate_every", self.train.evaluate_every, "use at least 1"),
-            (self.train.lr > 0, "train.lr", self.train.lr, "use a positive number"),
-            (self.train.weight_decay >= 0, "train.weight_decay", self.train.weight_decay, "use at least 0"),
-            (self.train.warmup_epochs >= 0, "train.warmup_epochs", self.train.warmup_epochs, "use at least 0"),
-            (self.train.seed >= 0, "train.seed", self.train.seed, "use at least 0"),
-            (0 <= self.train.modality_dropout <= 1, *dropout, "use a probability"),
-            *((weight >= 0, name, weight, "use at least 0") for name, weight in branches),
-            *((merged or not weight, name, weight, f"use 0 for placement {where}") for name, weight in branches),
-            (not alone or align is None, "model.align", align, "use null for one modality"),
-            (merged or align is None, "model.align", align, f"use null for placement {where}"),
-            (not self.init or not self.model.weights, "model.weights", self.model.weights, "leave it or init out"),
-            (self.train.clip_norm > 0, "train.clip_norm", self.train.clip_norm, "use a positive number"),
-            (0 <= self.train.ema_decay < 1, "train.ema_decay", self.train.ema_decay, "use 0 (off) up to below 1"),
-            ((self.data.workers or 0) >= 0, "data.workers", self.data.workers, "use at least 0"),
-            (self.data.cache != "", "data.cache", self.data.cache, "use a folder, or null for none"),
-            (min(self.data.input_size or (1,)) >= 1, "data.input_size", self.data.input_size, "use [height, width]"),
-            (0 <= self.data.hflip <= 1, "data.hflip", self.data.hflip, "use a probability"),
-            (0 <= self.data.color_jitter < 1, "data.color_jitter", self.data.color_jitter, "use 0 up to below 1"),
-            *((0 <= far <= 640, f"data.shift.{m}", far, "use 0 to 640 pixels") for m, far in self.data.shift.items()),
-            *((0 <= far <= 180, f"data.rotation.{m}", far, "use 0 to 180") for m, far in self.data.rotation.items()),
-            (
-                0 < self.data.scale_jitter[0] <= self.data.scale_jitter[1],
-                "data.scale_jitter",
-                list(self.data.scale_jitter),
-                "use [smallest, largest], both positive",
-            ),
-        ):
-            if not holds:
-                raise UserError(f"{name}: {value!r} is not allowed; {fix}")
+            if modality not in modalities:
+                raise UserError(f"init: {unknown_name(modality, modalities, 'modality of this recipe')}")
+        require(self.init or train.epochs >= 1, "train.epochs", train.epochs, "use at least 1, or 0 with init")
+        require(not (self.init and model.weights), "model.weights", model.weights, "leave it or init out")
+        if len(modalities) == 1:
+            require(model.align is None, "model.align", model.align, "use null for one modality")
+            return
+        if model.align is not None and model.align not in modalities:
+            raise UserError(f"model.align: {unknown_name(model.align, modalities, 'modality of this recipe')}")
+        if model.placement in ("channels", "boxes"):
+            for name in ("branch_losses", "distillation"):
+                weight, fix = getattr(train, name), f"use 0 for placement {model.placement}"
+                require(weight == 0, f"train.{name}", weight, fix)
+            require(model.align is None, "model.align", model.align, f"use null for placement {model.placement}")
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values for JSON or YAML; `build(Recipe, values, where)` reads them back."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmfuse.calibration import Calibration, Matrix
-from mmfuse.errors import UserError, unknown_name
+from mmfuse.errors import UserError, require, unknown_name
 
 Encoding = Literal[
     "intensity", "celsius", "percentile", "clahe",
@@ -77,36 +77,42 @@ class Sensor:
                 object.__setattr__(self, name, Calibration(**value))
         if self.encoding not in get_args(Encoding):
             raise UserError(f"encoding: {unknown_name(self.encoding, get_args(Encoding), 'encoding')}")
-        limits = self.range or (0.0, 1.0)
-        for holds, name, fix in (
-            (self.channels >= 1, "channels", "use at least 1"),
-            (self.channels == 1 or (not self.is_depth and self.encoding != "celsius"), "channels", "use 1"),
-            (not self.is_depth or 0 < self.near < self.far, "near, far", "use 0 < near < far (metres)"),
-            (self.unit > 0, "unit", "use a positive number, metres per count or kelvin per count"),
-            (len(limits) == 2 and limits[0] < limits[1], "range", "use [lowest, highest]"),
-            (not self.range or self.encoding in ("intensity", "celsius"), "range", "leave it out for this encoding"),
-            (bool(self.range) or self.encoding != "celsius", "range", "give [lowest, highest] in degrees Celsius"),
-            (self.encoding != "celsius" or self.unit >= _LEAST_KELVIN, "unit", "give kelvin per count, such as 0.01"),
-            (len(self.disparity) in (0, 2) and all(self.disparity[:1]), "disparity", "use [a, b] of a / (raw - b)"),
-            (not self.disparity or self.is_depth, "disparity", "leave it out: this isn't depth"),
-            (self.counts == "plain" or self.channels == 1, "counts", "use plain for several channels"),
-            (len(self.gravity) in (0, 3) and any(self.gravity or (1,)), "gravity", "use a direction [x, y, z]"),
-            (len(self.border) == 4 and min(self.border) >= 0, "border", "use [left, top, right, bottom] pixels"),
-            (len(self.homography) in (0, 3) and all(len(r) == 3 for r in self.homography), "homography", "write 3 x 3"),
-            (bool(self.homography) or self.register != "homography", "homography", "write 3 x 3 for this register"),
-            (all(s > 0 for s in self.std), "std", "use positive numbers"),
-        ):
-            if not holds:
-                value = (self.near, self.far) if name == "near, far" else getattr(self, name)
-                shown = list(value) if isinstance(value, tuple) else value
-                where = "" if name in ("border", "homography", "std", "gravity") else f" for encoding {self.encoding}"
-                raise UserError(f"{name}: {shown!r} is not allowed{where}; {fix}")
+        celsius, kind = self.encoding == "celsius", f"for encoding {self.encoding}"
+        require(self.channels >= 1, "channels", self.channels, "use at least 1")
+        if self.is_depth or celsius:
+            require(self.channels == 1, "channels", self.channels, f"use 1 {kind}")
+        require(self.unit > 0, "unit", self.unit, "use a positive number, metres per count or kelvin per count")
+        if celsius:
+            require(self.range, "range", self.range, f"give [lowest, highest] in degrees Celsius {kind}")
+            require(self.unit >= _LEAST_KELVIN, "unit", self.unit, f"give kelvin per count, such as 0.01, {kind}")
+        if self.range:
+            require(len(self.range) == 2, "range", self.range, "use [lowest, highest]")
+            require(self.range[0] < self.range[-1], "range", self.range, "use [lowest, highest]")
+            require(self.encoding in ("intensity", "celsius"), "range", self.range, f"leave it out {kind}")
+        if self.is_depth:
+            require(0 < self.near < self.far, "near, far", (self.near, self.far), "use 0 < near < far (metres)")
+        if self.disparity:
+            require(self.is_depth, "disparity", self.disparity, "leave it out: this isn't depth")
+            require(len(self.disparity) == 2, "disparity", self.disparity, "use [a, b] of a / (raw - b)")
+            require(self.disparity[0] != 0, "disparity", self.disparity, "use [a, b] of a / (raw - b)")
+        if self.counts != "plain":
+            require(self.channels == 1, "counts", self.counts, "use plain for several channels")
+        if self.gravity:
+            require(len(self.gravity) == 3, "gravity", self.gravity, "use a direction [x, y, z]")
+            require(any(self.gravity), "gravity", self.gravity, "use a direction [x, y, z]")
+        require(len(self.border) == 4, "border", self.border, "use [left, top, right, bottom] pixels")
+        require(min(self.border) >= 0, "border", self.border, "use [left, top, right, bottom] pixels")
+        if self.register == "homography":
+            require(self.homography, "homography", self.homography, "write 3 x 3 for this register")
+        if self.homography:
+            square = len(self.homography) == 3 and all(len(row) == 3 for row in self.homography)
+            require(square, "homography", self.homography, "write 3 x 3")
+        require(all(s > 0 for s in self.std), "std", self.std, "use positive numbers")
         for name in ("mean", "std"):
             values = getattr(self, name)
             if values and len(values) != self.encoded_channels:
-                raise UserError(
-                    f"{name}: {list(values)} has {len(values)} entries; give {self.encoded_channels} or none"
-                )
+                found = f"{list(values)} has {len(values)} entries"
+                raise UserError(f"{name}: {found}; give {self.encoded_channels} or none")
 
     @property
     def is_depth(self) -> bool:

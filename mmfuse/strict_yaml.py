@@ -88,53 +88,57 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def build(kind: type[T], values: object, where: str) -> T:
+def build(kind: type[T], values: object, where: str, place: str = "") -> T:
     """Builds a dataclass from plain values, strictly; nested dataclasses, tuples and literals included.
 
+    In errors, `where` names the file and `place` the keys in it that lead to the values, such as train.lr.
+
     Raises:
-        UserError: an unknown key (with the nearest known one), a missing key, a wrong type.
+        UserError: an unknown key (with the nearest known one), a missing key, a wrong type, or what the dataclass
+            itself doesn't allow.
     """
+    here, inner = (f"{where}: {place}", f"{place}.") if place else (where, "")
     if not isinstance(values, dict):
-        raise UserError(f"{where}: {values!r} is not a mapping; write 'key: value' lines")
+        raise UserError(f"{here}: {values!r} is not a mapping; write 'key: value' lines")
     hints = typing.get_type_hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for key in values:
         if key not in fields:
-            raise UserError(f"{where}: {unknown_name(key, fields, 'key')}")
+            raise UserError(f"{here}: {unknown_name(key, fields, 'key')}")
     for name, f in fields.items():
         if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            raise UserError(f"{where}: the key {name!r} is missing; add it")
-    built = {key: _convert(hints[key], value, f"{where}: {key}") for key, value in values.items()}
+            raise UserError(f"{here}: the key {name!r} is missing; add it")
+    built = {key: _convert(hints[key], value, where, f"{inner}{key}") for key, value in values.items()}
     try:
         return kind(**built)
     except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+        raise UserError(f"{where}: {inner}{error}") from None
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
+def _convert(hint: Any, value: Any, where: str, place: str) -> Any:
     origin, args = get_origin(hint), get_args(hint)
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in args:
             return None
         rest = [a for a in args if a is not type(None)]
-        return _convert(rest[0], value, where)
+        return _convert(rest[0], value, where, place)
     if dataclasses.is_dataclass(hint):
-        return build(typing.cast(type[Any], hint), value, where)
+        return build(typing.cast(type[Any], hint), value, where, place)
     if origin is Literal:
         if value in args:
             return value
-        raise UserError(f"{where}: {unknown_name(value, args, 'value')}")
+        raise UserError(f"{where}: {place}: {unknown_name(value, args, 'value')}")
     if origin is dict and isinstance(value, dict):
-        return {str(k): _convert(args[1], v, f"{where}.{k}") for k, v in value.items()}
+        return {str(k): _convert(args[1], v, where, f"{place}.{k}") for k, v in value.items()}
     if origin is tuple and isinstance(value, list | tuple):
         kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
         if len(kinds) == len(value):
-            return tuple(_convert(k, v, where) for k, v in zip(kinds, value, strict=True))
-        raise UserError(f"{where}: {value!r} has {len(value)} entries; give {len(kinds)}")
+            return tuple(_convert(k, v, where, place) for k, v in zip(kinds, value, strict=True))
+        raise UserError(f"{where}: {place}: {value!r} has {len(value)} entries; give {len(kinds)}")
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         if abs(value) <= sys.float_info.max:
             return float(value)
-        raise UserError(f"{where}: {value!r} is not a finite number; give one")
+        raise UserError(f"{where}: {place}: {value!r} is not a finite number; give one")
     if isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
     wanted = {
@@ -144,7 +148,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         bool: "a switch; write true or false",
         dict: "a mapping; write 'key: value' lines",
     }.get(origin or hint, "a list; write one such as [a, b]")
-    raise UserError(f"{where}: {value!r} is not {wanted}")
+    raise UserError(f"{where}: {place}: {value!r} is not {wanted}")
 
 
 def override(values: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def recipe(**changes) -> Recipe:
         ({"train": {"epoch": 3}}, ["r.yaml: train: 'epoch'", "did you mean 'epochs'?"]),
         ({"train": {"zzzzzz": 3}}, ["'zzzzzz'", "use one of epochs, batch_size"]),
         ({3: 4}, ["3 is not a known key"]),
-        ({"train": {"epochs": True}}, ["train: epochs: True is not a whole number", "write one"]),
+        ({"train": {"epochs": True}}, ["train.epochs: True is not a whole number", "write one"]),
         ({"train": {"epochs": 2.0}}, ["epochs: 2.0 is not a whole number"]),
         ({"train": {"epochs": None}}, ["epochs: None is not a whole number"]),
         ({"train": {"lr": "fast"}}, ["lr: 'fast' is not a number", "write one"]),
@@ -44,8 +44,8 @@ def recipe(**changes) -> Recipe:
         ({"train": 5}, ["train: 5 is not a mapping", "write 'key: value' lines"]),
         ({"train": {"optimizer": "adam"}}, ["'adam' is not a known value", "did you mean 'adamw'?"]),
         ({"model": {"flavour": ["tf"]}}, ["['tf'] is not a known value"]),
-        ({"data": {"on_bad_sample": "skipp"}}, ["data: on_bad_sample: 'skipp' is not", "did you mean 'skip'?"]),
-        ({"data": {"cache": True}}, ["data: cache: True is not text"]),
+        ({"data": {"on_bad_sample": "skipp"}}, ["data.on_bad_sample: 'skipp' is not", "did you mean 'skip'?"]),
+        ({"data": {"cache": True}}, ["data.cache: True is not text"]),
         ({"data": {"input_size": [64]}}, ["input_size: [64] has 1 entries; give 2"]),
     ],
 )
@@ -149,7 +149,7 @@ def test_numbers_are_read_as_people_write_them(text, value):
 
 @pytest.mark.parametrize("text", [".nan", ".inf", "-.inf", "1e999"])
 def test_a_number_is_finite(text):
-    fails(lambda: recipe(train={"lr": parse_yaml(text, "")}), "train: lr: ", "is not a finite number")
+    fails(lambda: recipe(train={"lr": parse_yaml(text, "")}), "train.lr: ", "is not a finite number")
 
 
 def test_a_whole_number_is_a_number():
@@ -266,7 +266,7 @@ def test_weights_are_a_name_or_a_file_that_is_looked_up_like_the_card(tmp_path, 
     assert weights("{weights: x.pth}", "model.weights=y.safetensors") == str(tmp_path / "y.safetensors")
     assert weights("{}", "model.weights=tf_efficientdet_d1") == "tf_efficientdet_d1"
     assert weights("{weights: /w/x.pth}", "model.size=d1") == "/w/x.pth"
-    fails(lambda: weights("{weights: 5}"), "model: weights: 5 is not text")
+    fails(lambda: weights("{weights: 5}"), "model.weights: 5 is not text")
     save_yaml(tmp_path / "elsewhere" / "config.yaml", load_recipe(path, ["model.weights=x.pth"]).to_dict())
     assert load_recipe(tmp_path / "elsewhere" / "config.yaml").model.weights == str(tmp_path / "x.pth")
 

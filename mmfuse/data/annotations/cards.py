@@ -1,13 +1,13 @@
 """Dataset cards: YAML that says where a paired dataset lies, what its sensors are and which files are which split."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from mmfuse.data.annotations.templates import placeholders
-from mmfuse.errors import UserError, unknown_name
+from mmfuse.errors import UserError, require, unknown_name
 from mmfuse.sensor import Sensor
 from mmfuse.strict_yaml import build, read_yaml
 
@@ -131,6 +131,8 @@ class Labels:
 
 @dataclass(frozen=True)
 class _CardFile:
+    """A card as its file has it; see `Card`."""
+
     name: str
     root: str
     reader: str
@@ -145,6 +147,61 @@ class _CardFile:
     labels: Labels = field(default_factory=Labels)
     missing: Literal["error", "allow"] = "error"
     metrics: tuple[Metric, ...] = ()
+
+    def __post_init__(self) -> None:
+        for key in ("modalities", "classes", "splits"):
+            names = list(getattr(self, key))
+            require(names and "" not in names, key, names, "name at least one, none of them empty")
+        self._check_labels()
+        if self.layout is not None:
+            self._check_layout(self.layout)
+            return
+        for name, split in self.splits.items():
+            if not split.file:
+                raise UserError(f"splits.{name}: the key 'file' is missing; add it")
+            if split.selects:
+                fix = "add it, or give the split a file of its own"
+                raise UserError(f"splits.{name}: only, first and last need a layout; {fix}")
+
+    def _check_labels(self) -> None:
+        labels = self.labels
+        if len(set(self.classes)) < len(self.classes):
+            raise UserError(f"classes: {list(self.classes)!r} names a class twice; remove one")
+        known = [*self.classes, *labels.aliases, *labels.ignored, *labels.dropped]
+        for name in known:
+            if known.count(name) > 1:
+                places = "classes, aliases, ignored and dropped"
+                raise UserError(f"labels: {name!r} stands in two of {places}; keep it in one")
+        targets: dict[str, tuple[str, ...]] = {f"aliases.{name}": (target,) for name, target in labels.aliases.items()}
+        targets |= {f"ignored.{name}": classes for name, classes in labels.ignored.items()}
+        for key, classes in targets.items():
+            _require_known(classes, self.classes, f"labels.{key}", "class")
+        if labels.reference is not None:
+            _require_known([labels.reference], self.modalities, "labels.reference", "modality")
+        _require_known(labels.source, self.modalities, "labels.source", "modality")
+        if labels.reference is not None and self.modalities[labels.reference].register != "none":
+            fix = "set none or another reference"
+            raise UserError(f"modalities.{labels.reference}.register: the reference can't be moved; {fix}")
+        if all(sensor.register != "none" for sensor in self.modalities.values()):
+            raise UserError("modalities: register: none lies in the reference frame; set one to none")
+
+    def _check_layout(self, layout: Layout) -> None:
+        _require_known(layout.files, self.modalities, "layout.files", "modality")
+        _require_known(layout.annotations, self.modalities, "layout.annotations", "modality")
+        _require_known(layout.calibrations, self.modalities, "layout.calibrations", "modality")
+        reference = self.labels.reference
+        if layout.annotations and reference is not None and reference not in layout.annotations:
+            fix = "add them or name another"
+            raise UserError(f"labels.reference: {reference!r} has no annotations in the layout; {fix}")
+        for m in self.modalities:
+            if m not in layout.files:
+                raise UserError(f"layout.files: there is none for the modality {m!r}; add its template")
+        if self.conditions:
+            _require_known(layout.tags, self.conditions, "layout.conditions", "condition")
+        needing = [key for key, template in layout.templates.items() if "folder" in placeholders(template)]
+        for name, split in self.splits.items():
+            if needing and split.folder is None and not split.file:
+                raise UserError(f"splits.{name}: the key 'folder' is missing, which layout.{needing[0]} needs; add it")
 
 
 @dataclass(frozen=True)
@@ -210,11 +267,6 @@ def load_card(path: str | Path, root: str | None = None) -> Card:
     if isinstance(splits := values.get("splits"), dict):
         values["splits"] = {k: {"file": v} if isinstance(v, str) else v for k, v in splits.items()}
     file = build(_CardFile, values, str(path))
-    for key, names in (("modalities", file.modalities), ("classes", file.classes), ("splits", file.splits)):
-        if not names or "" in names:
-            raise UserError(f"{path}: {key}: {list(names)!r} is not allowed; name at least one, none of them empty")
-    for problem in (*_label_problems(file), *_layout_problems(file)):
-        raise UserError(f"{path}: {problem}")
     folder = (Path(root) if root is not None else path.parent / file.root).resolve()
     if not folder.is_dir():
         raise UserError(f"{path}: root: {folder} is not a folder; put the dataset there, or give data.root")
@@ -225,29 +277,14 @@ def load_card(path: str | Path, root: str | None = None) -> Card:
         if other != name:
             shared = f"the same file {split.file!r}" if split.file else "the same entries"
             raise UserError(f"{path}: splits: {other} and {name} are {shared}; give each its own images")
-    labels = file.labels
+    labels, modalities = file.labels, file.modalities
     if file.layout and file.layout.annotations and not labels.reference:
         labels = replace(labels, reference=next(iter(file.layout.annotations)))
-    card = Card(
-        name=file.name,
-        root=folder,
-        reader=file.reader,
-        modalities=file.modalities,
-        classes=file.classes,
-        splits=file.splits,
-        conditions=file.conditions or (file.layout.tags if file.layout else ()),
-        licence=file.licence,
-        source=file.source,
-        notes=file.notes,
-        path=path,
-        layout=file.layout,
-        labels=labels,
-        missing=file.missing,
-        metrics=file.metrics,
-    )
-    onto = card.modalities[card.reference].calibration
-    moved = {m: replace(s, onto=onto) for m, s in card.modalities.items() if s.register != "none"}
-    return replace(card, modalities={**card.modalities, **moved})
+    conditions = file.conditions or (file.layout.tags if file.layout else ())
+    card = Card(**{**vars(file), "root": folder, "path": path, "conditions": conditions, "labels": labels})
+    onto = modalities[card.reference].calibration
+    moved = {m: replace(sensor, onto=onto) for m, sensor in modalities.items() if sensor.register != "none"}
+    return replace(card, modalities=modalities | moved)
 
 
 def inside(root: Path, name: str, where: str) -> Path:
@@ -265,60 +302,11 @@ def inside(root: Path, name: str, where: str) -> Path:
     return path
 
 
-def _label_problems(file: _CardFile) -> Iterator[str]:
-    labels = file.labels
-    if len(set(file.classes)) < len(file.classes):
-        yield f"classes: {list(file.classes)!r} names a class twice; remove one"
-    known = [*file.classes, *labels.aliases, *labels.ignored, *labels.dropped]
-    for name in known:
-        if known.count(name) > 1:
-            yield f"labels: {name!r} stands in two of classes, aliases, ignored and dropped; keep it in one"
-    targets = {f"aliases.{name}": (target,) for name, target in labels.aliases.items()}
-    for key, classes in (targets | {f"ignored.{name}": classes for name, classes in labels.ignored.items()}).items():
-        for target in classes:
-            if target not in file.classes:
-                yield f"labels.{key}: {unknown_name(target, file.classes, 'class')}"
-    if labels.reference is not None and labels.reference not in file.modalities:
-        yield f"labels.reference: {unknown_name(labels.reference, file.modalities, 'modality')}"
-    for m in labels.source:
-        if m not in file.modalities:
-            yield f"labels.source: {unknown_name(m, file.modalities, 'modality')}"
-    if labels.reference in file.modalities and file.modalities[labels.reference or ""].register != "none":
-        yield f"modalities.{labels.reference}: register: the reference can't be moved; set none or another reference"
-    if all(sensor.register != "none" for sensor in file.modalities.values()):
-        yield "modalities: register: none lies in the reference frame; set one to none"
-
-
-def _layout_problems(file: _CardFile) -> Iterator[str]:
-    layout = file.layout
-    for name, split in file.splits.items():
-        if layout is None and not split.file:
-            yield f"splits.{name}: the key 'file' is missing; add it"
-        if layout is None and split.selects:
-            yield f"splits.{name}: only, first and last need a layout; add it, or give the split a file of its own"
-    if layout is None:
-        return
-    for key, names in (
-        ("files", layout.files),
-        ("annotations", layout.annotations),
-        ("calibrations", layout.calibrations),
-    ):
-        for m in names:
-            if m not in file.modalities:
-                yield f"layout.{key}: {unknown_name(m, file.modalities, 'modality')}"
-    reference = file.labels.reference
-    if layout.annotations and reference is not None and reference not in layout.annotations:
-        yield f"labels.reference: {reference!r} has no annotations in the layout; add them or name another"
-    for m in file.modalities:
-        if m not in layout.files:
-            yield f"layout.files: there is none for the modality {m!r}; add its template"
-    for tag in layout.tags:
-        if file.conditions and tag not in file.conditions:
-            yield f"layout.conditions: {unknown_name(tag, file.conditions, 'condition')}"
-    needing = [key for key, template in layout.templates.items() if "folder" in placeholders(template)]
-    for name, split in file.splits.items():
-        if needing and split.folder is None and not split.file:
-            yield f"splits.{name}: the key 'folder' is missing, which layout.{needing[0]} needs; add it"
+def _require_known(names: Iterable[str], known: Iterable[str], place: str, what: str) -> None:
+    known = list(known)
+    for name in names:
+        if name not in known:
+            raise UserError(f"{place}: {unknown_name(name, known, what)}")
 
 
 def _check_pattern(pattern: str, where: str) -> None:

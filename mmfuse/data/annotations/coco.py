@@ -197,9 +197,9 @@ def _calibrations(card: Card, image: dict[str, Any], where: str) -> tuple[dict[s
     own = image.get("calibration", {})
     if not isinstance(own, dict) or not own.keys() <= card.modalities.keys():
         raise UserError(f"{where}: 'calibration' doesn't map modalities of the card to calibrations; mend it")
-    found = {m: build(Calibration, values, f"{where}: calibration.{m}") for m, values in own.items()}
+    found = {m: build(Calibration, values, where, f"calibration.{m}") for m, values in own.items()}
     onto = image.get("onto")
-    return found, None if onto is None else build(Calibration, onto, f"{where}: onto")
+    return found, None if onto is None else build(Calibration, onto, where, "onto")
 
 
 def _named_files(card: Card, image: dict[str, Any], where: str, reading: Reading) -> dict[str, Path] | None:

@@ -102,7 +102,7 @@ def test_names_in_the_files_become_labels(tmp_path):
         ({"layout": layout(), "splits": {"train": {"file": "a"}, "val": "a"}}, "train and val are the same file 'a'"),
         ({"splits": {"train": {}}}, "splits.train: the key 'file' is missing"),
         ({"splits": {"train": {"file": "a", "first": "1"}}}, "only, first and last need a layout"),
-        ({"splits": {"train": {"file": "a", "only": "["}}}, "splits.train: only: '[' is not a regular expression"),
+        ({"splits": {"train": {"file": "a", "only": "["}}}, "splits.train.only: '[' is not a regular expression"),
         ({"splits": {"train": {"file": "a", "image": 3}}}, "did you mean 'images'?"),
         ({"layout": layout(tolerance=0.1)}, "tolerance: 0.1 needs {time} in 'entry'"),
         ({"layout": {"files": {}, "entry": "{time}", "tolerance": -1.0}}, "tolerance: -1.0 needs"),
@@ -115,7 +115,7 @@ def test_names_in_the_files_become_labels(tmp_path):
         ({"modalities": {"rgb": MOVED}}, "modalities: register: none lies in the reference frame"),
         (
             {"modalities": {"rgb": MOVED, "depth": {"channels": 1}}, "labels": {"reference": "rgb"}},
-            "modalities.rgb: register: the reference can't be moved",
+            "modalities.rgb.register: the reference can't be moved",
         ),
         ({"modalities": {"rgb": {"channels": 3, "calibration": {"pose": [[1, 0], [0, 1]]}}}}, "is not 3 x 4 or 4 x 4"),
         ({"labels": {"source": ["rgb", "lidar"]}}, "labels.source: 'lidar' is not a known modality"),

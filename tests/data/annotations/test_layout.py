@@ -153,7 +153,7 @@ def test_calibrations_go_to_coco_and_back_and_into_the_digest(rig, tmp_path):
         ({"calibration": []}, "'calibration' doesn't map modalities of the card"),
         ({"calibration": {"radar": {}}}, "'calibration' doesn't map modalities of the card"),
         ({"calibration": {"warm": {"poses": []}}}, "calibration.warm: 'poses' is not a known key"),
-        ({"onto": {"size": [0, 1]}}, "onto: size: [0, 1] is not allowed"),
+        ({"onto": {"size": [0, 1]}}, "onto.size: [0, 1] is not allowed"),
     ],
 )
 def test_a_wrong_calibration_in_coco_names_the_image(rig, tmp_path, values, message):

@@ -12,8 +12,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from mmfuse.data.annotations.cards import card_of
 from mmfuse.data.annotations.records import Record
-from mmfuse.data.images.scenes import load_sample
+from mmfuse.data.images.samples import load_sample
 from mmfuse.environment import environment
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.evaluation.results import Comparison, DifferenceTo, ModelRow, SubsetRow, Verdict, write_json
@@ -25,7 +26,7 @@ from mmfuse.recipes import Recipe, load_recipe
 from mmfuse.report.charts import comparison_bars, share_heatmap, training_curves
 from mmfuse.report.pictures import GalleryRow, gallery
 from mmfuse.report.tables import comparison_markdown
-from mmfuse.run import Run, prepare
+from mmfuse.run import Run, input_size
 from mmfuse.training.loop import train
 
 SEEDS_NEEDED = 3
@@ -114,7 +115,8 @@ def _runs(path: Path, assignments: tuple[str, ...], seeds: Sequence[int] | None,
     runs = []
     for file in files:
         recipe = load_recipe(file, assignments)
-        prepare(recipe)
+        card_of(recipe)
+        input_size(recipe)  # what is wrong with either is told before any model is trained
         for seed in [recipe.train.seed] if seeds is None else seeds:
             seeded = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, seed=seed))
             runs.append(train(seeded, folder=folder / f"{recipe.name}-seed{seed}", resume=True))
@@ -161,7 +163,7 @@ def _comparison(models: Sequence[_Model], split: str, reference: str | None, rou
         shown = differences.get(to)
         per_condition = {c: _against(model, rivals, ap) for c, ap in by_condition.items()} if against else {}
         detector = model.evaluations[0].detector
-        _, input_size = prepare(model.recipe)
+        size = input_size(model.recipe)
         rows.append(
             ModelRow(
                 name=model.name,
@@ -172,8 +174,8 @@ def _comparison(models: Sequence[_Model], split: str, reference: str | None, rou
                 ap50=tuple(e.scores.ap50 for e in model.evaluations),
                 scores=tuple(e.scores for e in model.evaluations),
                 parameters=sum(p.numel() for p in detector.parameters()),
-                gmacs=gmacs(detector, input_size),
-                latency_ms=latency_ms(detector, input_size),
+                gmacs=gmacs(detector, size),
+                latency_ms=latency_ms(detector, size),
                 difference=DifferenceTo(**dataclasses.asdict(shown), to=to) if shown else None,
                 differences=differences,
                 per_condition=per_condition,
@@ -184,7 +186,7 @@ def _comparison(models: Sequence[_Model], split: str, reference: str | None, rou
     recipes = [model.recipe for model in models]
     budgets = [(r.train, r.data, r.model, r.init) for r in recipes]
     return Comparison(
-        card=prepare(recipes[0])[0].name,
+        card=card_of(recipes[0]).name,
         split=split,
         digest=models[0].evaluations[0].digest,
         models=tuple(rows),

@@ -10,7 +10,7 @@ from mmfuse.data.transforms import letterbox
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.model.checkpoint import load
 from mmfuse.report.pictures import overlay
-from mmfuse.run import Run, prepare_size
+from mmfuse.run import Run, input_size
 from mmfuse.sample import Detections
 
 
@@ -34,7 +34,7 @@ def predict(
     if not 0 <= threshold <= 1:
         raise UserError(f"threshold: {threshold} is not allowed; use a score from 0 to 1")
     run = run if isinstance(run, Run) else Run(Path(run))
-    input_size = prepare_size(run.recipe)
+    size = input_size(run.recipe)
     detector = load(run.best)
     for modality in images:
         if modality not in detector.modalities:
@@ -46,7 +46,7 @@ def predict(
     if len(set(sizes.values())) > 1:
         raise UserError(f"images differ in size: {sizes}; give images of one size, registered to each other")
     scene = {m: detector.sensors[m].without_gaps(x) for m, x in scene.items()}
-    boxed, _, scale = letterbox(scene, torch.zeros(0, 4), input_size, detector.sensors)
+    boxed, _, scale = letterbox(scene, torch.zeros(0, 4), size, detector.sensors)
     found = detector.detect(boxed, score_threshold=threshold)[0].rescale(scale)
     if picture is not None:
         overlay(scene, detector.sensors, found, detector.classes, Path(picture), threshold=threshold)

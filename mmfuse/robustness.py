@@ -19,7 +19,7 @@ from mmfuse.evaluation.score import evaluate
 from mmfuse.files import write_whole
 from mmfuse.report.charts import robustness_curves
 from mmfuse.report.tables import robustness_markdown
-from mmfuse.run import Run, prepare_size
+from mmfuse.run import Run, input_size
 from mmfuse.strict_yaml import build
 
 
@@ -72,7 +72,7 @@ def robustness(
         asked = ", ".join(modalities or detector.modalities)
         raise UserError(f"corruption: {', '.join(corruptions)} suits none of {asked}; choose others, or none for all")
     clean = coco_scores(scored, {r.image_id: evaluation.detections[r.image_id] for r in scored}, detector.classes)
-    size, batch, workers = prepare_size(recipe), recipe.train.batch_size, recipe.data.workers
+    size, batch, workers = input_size(recipe), recipe.train.batch_size, recipe.data.workers
     trial = Trial(detector, evaluation.records, scored, size, batch, workers, seed)
     path = run.folder / f"robustness-{split}.json"
     found = Robustness(

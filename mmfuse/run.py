@@ -1,19 +1,18 @@
-"""A run folder and what lies in it, and how its recipe becomes a card, an input size and a detector."""
+"""A run folder and what lies in it, and how its recipe becomes an input size and a detector."""
 
 import csv
 import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mmfuse import scaling
-from mmfuse.data.annotations.cards import Card, load_card
-from mmfuse.data.annotations.records import Record, seen_alone
-from mmfuse.errors import UserError, unknown_name
+from mmfuse.errors import UserError
 from mmfuse.model import checkpoint
 from mmfuse.model.build import create_detector
 from mmfuse.model.detector import Detector
 from mmfuse.recipes import Recipe
+from mmfuse.sensor import Sensor
 from mmfuse.strict_yaml import build, read_yaml
 
 
@@ -69,31 +68,7 @@ class Run:
         return self.best.exists() and bool(rows) and rows[-1]["epoch"] >= self.recipe.train.epochs
 
 
-def prepare(recipe: Recipe) -> tuple[Card, tuple[int, int]]:
-    """Returns the card of a recipe and the input size (H, W).
-
-    Raises:
-        UserError: a modality isn't in the card, or the input size doesn't fit.
-    """
-    card = load_card(recipe.card, recipe.data.root)
-    for modality in recipe.modalities:
-        if modality not in card.modalities:
-            raise UserError(f"modalities: {unknown_name(modality, card.modalities, f'modality of {card.path}')}")
-    for key, moved in (("shift", recipe.data.shift), ("rotation", recipe.data.rotation)):
-        for modality in moved:
-            if modality not in card.modalities:
-                raise UserError(f"data.{key}: {unknown_name(modality, card.modalities, f'modality of {card.path}')}")
-    return card, prepare_size(recipe)
-
-
-def objects_that_count(recipe: Recipe, card: Card, records: list[Record], seen: Sequence[str]) -> list[Record]:
-    """Returns records with the objects that count for a detector that sees the modalities `seen`."""
-    if recipe.data.boxes == "own" and len(seen) == 1:
-        records = seen_alone(records, seen[0], card.modalities[seen[0]])
-    return records
-
-
-def prepare_size(recipe: Recipe) -> tuple[int, int]:
+def input_size(recipe: Recipe) -> tuple[int, int]:
     """Returns the input size (H, W) of a recipe.
 
     Raises:
@@ -107,9 +82,9 @@ def prepare_size(recipe: Recipe) -> tuple[int, int]:
     return height, width
 
 
-def build_detector(recipe: Recipe, card: Card) -> Detector:
-    """Builds the detector of a recipe for a card whose sensors are measured."""
-    sensors = {m: card.modalities[m] for m in recipe.modalities}
+def build_detector(recipe: Recipe, sensors: Mapping[str, Sensor], classes: Sequence[str]) -> Detector:
+    """Builds the detector of a recipe, given a card's sensors, which are measured, and its classes."""
+    own = {m: sensors[m] for m in recipe.modalities}
     model = dataclasses.asdict(recipe.model)
-    channels = {m: sensor.encoded_channels for m, sensor in sensors.items()}
-    return create_detector(model.pop("size"), channels, classes=card.classes, sensors=sensors, **model)
+    channels = {m: sensor.encoded_channels for m, sensor in own.items()}
+    return create_detector(model.pop("size"), channels, classes=classes, sensors=own, **model)

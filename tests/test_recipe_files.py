@@ -10,7 +10,7 @@ from mmfuse.model.build import create_detector
 from mmfuse.model.fusion import FUSIONS
 from mmfuse.model.graphs import PYRAMIDS, Placement
 from mmfuse.recipes import load_recipe
-from mmfuse.run import prepare_size
+from mmfuse.run import input_size
 from mmfuse.sensor import Sensor
 from mmfuse.strict_yaml import read_yaml
 
@@ -43,7 +43,7 @@ def test_every_recipe_builds_the_detector_of_its_card(path, detector_of):
     recipe = load_recipe(path)
     detector = detector_of(recipe)
     assert detector.modalities == recipe.modalities
-    assert all(side % detector.size.coarsest_stride == 0 for side in prepare_size(recipe))
+    assert all(side % detector.size.coarsest_stride == 0 for side in input_size(recipe))
 
 
 @pytest.mark.parametrize("folder", ABLATIONS, ids=lambda path: path.name)

@@ -47,7 +47,7 @@ def run_of(paired_set, measured_card, tmp_path_factory):
         (folder / "config.yaml").write_text(yaml.safe_dump(recipe))
         run = Run(folder)
         torch.manual_seed(1)
-        detector = build_detector(run.recipe, measured_card)
+        detector = build_detector(run.recipe, measured_card.modalities, measured_card.classes)
         for name, parameter in detector.named_parameters():
             if ".merge.gates." in name:
                 torch.nn.init.normal_(parameter)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from mmfuse.data.annotations.cards import Card
 from mmfuse.data.annotations.records import Record
 from mmfuse.data.images.cache import CacheError, ImageCache, is_costly
-from mmfuse.data.images.scenes import Read, load_sample
+from mmfuse.data.images.samples import Read, load_sample
 from mmfuse.data.transforms import augment, letterbox
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.recipes import DataRecipe

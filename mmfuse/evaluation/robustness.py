@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmfuse.data.annotations.records import Record
-from mmfuse.data.images.scenes import Read, read_record
+from mmfuse.data.images.samples import Read, read_record
 from mmfuse.data.loader import EvalLoader, eval_loader
 from mmfuse.evaluation.coco import Scores, coco_scores
 from mmfuse.evaluation.corruptions import FROZEN, MISSING, SEVERITIES, Corruption, ImageCorruption, faulty

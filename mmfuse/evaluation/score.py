@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from mmfuse.data.annotations.cards import Card
+from mmfuse.data.annotations.cards import Card, card_of
 from mmfuse.data.annotations.readers import read_split
-from mmfuse.data.annotations.records import Record, split_digest
+from mmfuse.data.annotations.records import Record, objects_that_count, split_digest
 from mmfuse.data.images.cache import ImageCache
 from mmfuse.data.loader import eval_loader
 from mmfuse.environment import environment
@@ -21,7 +21,7 @@ from mmfuse.evaluation.voc import VocScores, voc_scores
 from mmfuse.files import write_whole
 from mmfuse.model.checkpoint import load
 from mmfuse.model.detector import Detector
-from mmfuse.run import Run, objects_that_count, prepare
+from mmfuse.run import Run, input_size
 from mmfuse.sample import Detections
 
 
@@ -54,7 +54,7 @@ def evaluate(
     """
     run = run if isinstance(run, Run) else Run(Path(run))
     recipe = run.recipe
-    card, input_size = prepare(recipe)
+    card, size = card_of(recipe), input_size(recipe)
     device = recipe.train.device or ("cuda" if torch.cuda.is_available() else "cpu")
     detector = load(run.best, device).to(memory_format=torch.channels_last)
     for modality in without:
@@ -68,7 +68,7 @@ def evaluate(
     digest = split_digest(records)
     records = objects_that_count(recipe, card, records, [m for m in recipe.modalities if m not in without])
     data, batch = recipe.data, recipe.train.batch_size
-    loader = eval_loader(records, detector.sensors, input_size, batch, data.workers, ImageCache(data.cache).images)
+    loader = eval_loader(records, detector.sensors, size, batch, data.workers, ImageCache(data.cache).images)
     title = f"evaluating {recipe.name}" + "".join(f" without {m}" for m in without)
     found = collect(detector, loader, without=without, soft=soft, progress=title)
     scores = coco_scores(records, found, detector.classes)

@@ -14,9 +14,9 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mmfuse.data.annotations.cards import Card
+from mmfuse.data.annotations.cards import Card, card_of
 from mmfuse.data.annotations.readers import read_split
-from mmfuse.data.annotations.records import Record, split_digest
+from mmfuse.data.annotations.records import Record, objects_that_count, split_digest
 from mmfuse.data.images.cache import ImageCache
 from mmfuse.data.images.measuring import measure
 from mmfuse.data.loader import EvalLoader, TrainLoader, eval_loader, fill_cache, train_loader
@@ -30,7 +30,7 @@ from mmfuse.model.detector import Detector
 from mmfuse.model.ensemble import BoxEnsemble
 from mmfuse.model.grafting import keep_open
 from mmfuse.recipes import Recipe, load_recipe
-from mmfuse.run import Run, build_detector, objects_that_count, prepare
+from mmfuse.run import Run, build_detector, input_size
 from mmfuse.sample import Batch
 from mmfuse.sensor import Sensor
 from mmfuse.strict_yaml import save_yaml
@@ -93,7 +93,7 @@ def prepare_training(recipe: Recipe, run: Run, world: World) -> "Training":
     Raises:
         UserError: the recipe, the data or what lies in the folder isn't right.
     """
-    card, input_size = prepare(recipe)
+    card, size = card_of(recipe), input_size(recipe)
     splits = {split: read_split(card, split) for split in ("train", "val")}
     seen = {split: objects_that_count(recipe, card, records, recipe.modalities) for split, records in splits.items()}
     if world.size > 1 and (lacking := _lacking(seen["train"], recipe.modalities)):
@@ -115,7 +115,7 @@ def prepare_training(recipe: Recipe, run: Run, world: World) -> "Training":
         known = {} if start is None else start.sensors(card.modalities)
     card = _measured(card, recipe, seen["train"], known)
     torch.manual_seed(recipe.train.seed)
-    detector = build_detector(built_from, card)
+    detector = build_detector(built_from, card.modalities, card.classes)
     if start is not None:
         start.initialise(detector)
     detector = detector.to(world.device).to(memory_format=torch.channels_last)
@@ -126,9 +126,9 @@ def prepare_training(recipe: Recipe, run: Run, world: World) -> "Training":
 
     sensors, data, batch_size = {m: card.modalities[m] for m in recipe.modalities}, recipe.data, recipe.train.batch_size
     loader = train_loader(
-        card, seen["train"], recipe.modalities, input_size, data, batch_size, recipe.train.seed, world.rank, world.size
+        card, seen["train"], recipe.modalities, size, data, batch_size, recipe.train.seed, world.rank, world.size
     )
-    val_loader = eval_loader(seen["val"], sensors, input_size, batch_size, data.workers, ImageCache(data.cache).images)
+    val_loader = eval_loader(seen["val"], sensors, size, batch_size, data.workers, ImageCache(data.cache).images)
     model = world.wrap(StepLoss(detector, recipe.train, keep_each=world.size > 1))
     training = Training(
         recipe, run, world, detector, model, optimizer, average, loader, val_loader, seen["val"], Watch(recipe.train.lr)

@@ -27,8 +27,8 @@ def collect_calibrated(
 ) -> dict[int, Detections]:
     """Calibrates the ensemble on `records`, whose images `batches` hold, and returns what it then finds in them.
 
-    As `evaluation.inference.collect` returns it. The members run once: their detections are calibrated, then merged. That
-    costs a millisecond an image and member (CPU, matching) more than to collect them uncalibrated.
+    As `evaluation.inference.collect` returns it. The members run once: their detections are calibrated, then merged.
+    That costs a millisecond an image and member (CPU, matching) more than to collect them uncalibrated.
 
     Raises:
         UserError: a box or a score isn't finite.

@@ -8,6 +8,7 @@ from typing import Literal
 
 from mmfuse.data.annotations.templates import placeholders
 from mmfuse.errors import UserError, require, unknown_name
+from mmfuse.recipes import Recipe
 from mmfuse.sensor import Sensor
 from mmfuse.strict_yaml import build, read_yaml
 
@@ -285,6 +286,21 @@ def load_card(path: str | Path, root: str | None = None) -> Card:
     onto = modalities[card.reference].calibration
     moved = {m: replace(sensor, onto=onto) for m, sensor in modalities.items() if sensor.register != "none"}
     return replace(card, modalities=modalities | moved)
+
+
+def card_of(recipe: Recipe) -> Card:
+    """Returns the card of a recipe.
+
+    Raises:
+        UserError: it can't be read, or lacks a modality that the recipe names.
+    """
+    card = load_card(recipe.card, recipe.data.root)
+    named = {"modalities": recipe.modalities, "data.shift": recipe.data.shift, "data.rotation": recipe.data.rotation}
+    for key, modalities in named.items():
+        for modality in modalities:
+            if modality not in card.modalities:
+                raise UserError(f"{key}: {unknown_name(modality, card.modalities, f'modality of {card.path}')}")
+    return card
 
 
 def inside(root: Path, name: str, where: str) -> Path:

@@ -13,6 +13,7 @@ import numpy as np
 from mmfuse.calibration import Calibration
 from mmfuse.data.annotations.cards import Card
 from mmfuse.errors import unknown_name
+from mmfuse.recipes import Recipe
 from mmfuse.sensor import Sensor
 
 _TOO_LARGE = 1e9
@@ -142,6 +143,13 @@ def seen_alone(records: Iterable[Record], modality: str, sensor: Sensor) -> list
             record = replace(record, boxes=own.boxes, labels=own.labels, ignore=own.ignore, occlusion=own.occlusion)
         found.append(record)
     return found
+
+
+def objects_that_count(recipe: Recipe, card: Card, records: list[Record], seen: Sequence[str]) -> list[Record]:
+    """Returns records with the objects that count for a detector that sees the modalities `seen`."""
+    if recipe.data.boxes == "own" and len(seen) == 1:
+        records = seen_alone(records, seen[0], card.modalities[seen[0]])
+    return records
 
 
 def objects_from(

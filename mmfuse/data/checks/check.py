@@ -16,7 +16,7 @@ from mmfuse.data.annotations.records import Reading, Record
 from mmfuse.data.checks.contents import Content, SensorReport, type_errors
 from mmfuse.data.checks.look_alikes import difference_hash, look_alikes
 from mmfuse.data.images.decode import read_image
-from mmfuse.data.images.scenes import read_record, size_problem
+from mmfuse.data.images.samples import read_record, size_problem
 from mmfuse.errors import UserError
 from mmfuse.sensor import WHOLE_IMAGE
 

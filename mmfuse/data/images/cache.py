@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mmfuse.data.annotations.records import Record
-from mmfuse.data.images.scenes import read_record
+from mmfuse.data.images.samples import read_record
 from mmfuse.errors import UserError
 from mmfuse.files import write_whole
 from mmfuse.sensor import Sensor

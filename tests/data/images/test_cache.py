@@ -13,7 +13,7 @@ from mmfuse.calibration import Calibration
 from mmfuse.data.annotations.records import Record
 from mmfuse.data.images import cache as cache_module
 from mmfuse.data.images.cache import CacheError, ImageCache
-from mmfuse.data.images.scenes import read_record
+from mmfuse.data.images.samples import read_record
 from mmfuse.errors import UserError
 from mmfuse.sensor import Sensor
 

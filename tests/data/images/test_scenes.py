@@ -10,7 +10,7 @@ from PIL import Image
 
 from mmfuse.data.annotations.records import Objects, Record
 from mmfuse.data.images.decode import read_image
-from mmfuse.data.images.scenes import load_sample
+from mmfuse.data.images.samples import load_sample
 from mmfuse.errors import UserError
 from mmfuse.sensor import Sensor
 

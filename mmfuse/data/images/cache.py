@@ -27,6 +27,7 @@ _PREPARING = (
     "scenes.py",
     "encodings.py",
     "registration.py",
+    "resizing.py",
     "geometry.py",
     "../../sensor.py",
     "../../calibration.py",

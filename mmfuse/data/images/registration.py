@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mmfuse.calibration import Calibration
 from mmfuse.data.images.geometry import project_points, register_depth, warp_by_homography, warp_through_depth
+from mmfuse.data.images.resizing import resized
 from mmfuse.errors import UserError
 from mmfuse.sensor import Sensor
 
@@ -68,25 +68,10 @@ def _registered(image: Tensor, sensor: Sensor, size: Size, depth: Tensor | None)
     if sensor.register == "none":
         return image
     if sensor.register == "resize":
-        return _resized(image, size, sensor.interpolation)
+        return resized(image, size[::-1], sensor.interpolation)
     if sensor.register == "homography":
         return _by_homography(image, sensor, size)
     return _by_depth(image, sensor, size) if sensor.is_depth else _through_depth(image, sensor, size, depth)
-
-
-def _resized(image: Tensor, size: Size, interpolation: str) -> Tensor:
-    shape = size[1], size[0]
-    if image.shape[1:] == shape:
-        return image
-    if interpolation == "nearest":
-        rows, columns = (
-            (2 * torch.arange(n) + 1) * own // (2 * n) for n, own in zip(shape, image.shape[1:], strict=True)
-        )
-        bits = image.view(torch.int16) if image.dtype == torch.uint16 else image
-        return bits[:, rows][:, :, columns].view(image.dtype)
-    values = image if image.dtype == torch.uint8 else image.to(torch.float32)
-    scaled = F.interpolate(values[None], shape, mode="bilinear", antialias=True)[0]
-    return scaled if image.is_floating_point() or scaled.dtype == image.dtype else scaled.round().to(image.dtype)
 
 
 def _by_homography(image: Tensor, sensor: Sensor, size: Size) -> Tensor:

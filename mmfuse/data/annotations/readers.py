@@ -1,4 +1,4 @@
-"""Readers: from the annotation files of a dataset to one record for each image, and on to COCO ground truth."""
+"""Readers: from the annotation files of a dataset to one record for each image."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -52,10 +52,11 @@ def scan_split(card: Card, split: str) -> Reading:
     return READERS[card.reader](card, split)
 
 
-def _read_each(parse: Parse, card: Card, split: str) -> Reading:
-    """Reads a dataset that has one annotation file for each image; entries count from 1, which is their id.
+def read_each(parse: Parse, card: Card, split: str) -> Reading:
+    """Reads a dataset that has one annotation file for each image, which `parse` turns into annotations.
 
-    A template of annotations without a placeholder is one file for all, whose lines begin with the entry.
+    Entries count from 1, which is their id. A template of annotations without a placeholder is one file for
+    all, whose lines begin with the entry.
     """
     if card.layout is None or not card.layout.annotations:
         raise UserError(f"{card.path}: layout.annotations: the reader {card.reader!r} needs it; add its template")
@@ -114,11 +115,11 @@ def _annotations(
 
 READERS: dict[str, Callable[[Card, str], Reading]] = {
     "coco": read_coco,
-    "voc": partial(_read_each, formats.pascal_voc),
-    "bbgt": partial(_read_each, formats.bbgt),
-    "yolo": partial(_read_each, formats.yolo),
-    "kitti": partial(_read_each, formats.kitti),
-    "vedai": partial(_read_each, formats.vedai),
-    "centred": partial(_read_each, formats.centred),
+    "voc": partial(read_each, formats.pascal_voc),
+    "bbgt": partial(read_each, formats.bbgt),
+    "yolo": partial(read_each, formats.yolo),
+    "kitti": partial(read_each, formats.kitti),
+    "vedai": partial(read_each, formats.vedai),
+    "centred": partial(read_each, formats.centred),
     "sunrgbd": read_sunrgbd,
 }

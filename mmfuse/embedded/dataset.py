@@ -46,7 +46,8 @@ def generate(
 
     `counts` maps a split to its number of images, `COUNTS` if not given; `size` is height and width. RGB is JPEG,
     thermal PNG of 16-bit counts (7000 at 0 degrees Celsius, 40 a degree), depth PNG of 16-bit millimetres, 0 a hole.
-    An annotation's `shows_in` names the sensors that can see the object.
+    An annotation's `shows_in` names the sensors that can see the object, an image's `struck` those that fog or low sun
+    washed out.
 
     Raises:
         UserError: a count, the size or the seed is out of range, or `root` can't be written.
@@ -90,6 +91,7 @@ def _write_split(root: Path, split: str, count: int, seed: int, size: tuple[int,
                 "width": size[1],
                 "height": size[0],
                 "condition": scene.condition,
+                **({"struck": list(scene.struck)} if scene.struck else {}),
             }
         )
         for box, label, area, shows_in in zip(

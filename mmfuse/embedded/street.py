@@ -48,6 +48,11 @@ class Scene:
     glare: float
     glare_at: tuple[float, float]
 
+    @property
+    def struck(self) -> tuple[str, ...]:
+        """The sensors that the weather washes out: fog and a low sun leave RGB without objects of its own."""
+        return ("rgb",) if self.fog or self.glare else ()
+
 
 # -------------------------------------------------------------------------------------------------- how it is arranged
 

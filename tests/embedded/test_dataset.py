@@ -1,6 +1,7 @@
 """The embedded set: what lies on disk, and that geometry, occlusion and sensors are what they claim to be."""
 
 import json
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmfuse.data.annotations.cards import load_card
+from mmfuse.data.annotations.readers import read_split
 from mmfuse.embedded import dataset, render, solids, street, things
 from mmfuse.embedded.solids import Camera, Look, Solid
 from mmfuse.embedded.street import Light, Scene
@@ -294,3 +297,12 @@ def test_what_a_sensor_cannot_see_has_less_contrast_there() -> None:
                 contrasts.setdefault((sensor, sensor in mode), []).append(float(np.abs(a - b)[mask].mean()))
     for sensor in ("rgb", "thermal"):
         assert np.median(contrasts[sensor, True]) > 3 * np.median(contrasts[sensor, False])
+
+
+def test_the_set_says_which_images_the_weather_washed_out(tmp_path: Path) -> None:
+    card = load_card(dataset.generate(tmp_path, {"val": 16}, size=(64, 64)))
+    scenes = [street.build_scene(np.random.default_rng([0, zlib.crc32(b"val"), i]), (64, 64)) for i in range(16)]
+    told = [record.struck for record in read_split(card, "val")]
+    assert told == [("rgb",) if scene.fog or scene.glare else () for scene in scenes]
+    assert ("rgb",) in told
+    assert () in told

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -35,7 +36,7 @@ def read_coco(card: Card, split: str) -> Reading:
 
     Without a layout, an image's `modalities` map each to its file below the root, and it may have a `condition`, a
     `sequence`, `calibration` (of modalities) and `onto` (of the reference) as in `Record`, and `objects_of`: for other
-    modalities, their own annotations. With one, `file_name` is the entry. An
+    modalities, their own annotations; `struck` lists modalities as in `Record`. With one, `file_name` is the entry. An
     annotation may have an `occlusion`. The areas in the file aren't used: an object's area is that of its box.
     """
     useless = {
@@ -94,7 +95,8 @@ def read_coco(card: Card, split: str) -> Reading:
             continue
         if files is not None:
             others = _objects_of(card, image, names, files, where, reading)
-            reading.records.append(make_record(image_id, files, size, objects, others, *tags, *found))
+            record = make_record(image_id, files, size, objects, others, *tags, *found)
+            reading.records.append(replace(record, struck=_struck(card, image, where, reading)))
     if not tables["images"]:
         wrong("holds no image; add some or remove the split from the card")
     elif not taken and not reading.errors:
@@ -164,6 +166,17 @@ def _tags(
     if condition is not None and card.conditions and condition not in card.conditions:
         reading.errors.append(f"{where}: {unknown_name(condition, card.conditions, f'condition of {card.path}')}")
     return None if condition is None else str(condition), None if sequence is None else str(sequence)
+
+
+def _struck(card: Card, image: dict[str, Any], where: str, reading: Reading) -> tuple[str, ...]:
+    struck = image.get("struck", [])
+    if not isinstance(struck, list):
+        reading.errors.append(f"{where}: struck {struck!r} is not a list; name the modalities that a fault struck")
+        return ()
+    for modality in struck:
+        if modality not in card.modalities:
+            reading.errors.append(f"{where}: struck: {unknown_name(modality, card.modalities, 'modality')}")
+    return tuple(m for m in card.modalities if m in struck)
 
 
 def _objects_of(
@@ -283,6 +296,8 @@ def coco_split(card: Card, records: Sequence[Record]) -> dict[str, Any]:
         image |= {"file_name": names.get(card.labels.reference or "", next(iter(names.values()))), "modalities": names}
         tags = {"condition": record.condition, "sequence": record.sequence}
         image |= {key: value for key, value in tags.items() if value is not None}
+        if record.struck:
+            image["struck"] = list(record.struck)
         if record.objects_of:
             image["objects_of"] = {m: annotations_of(objects) for m, objects in record.objects_of.items()}
             for m, table in image["objects_of"].items():

@@ -8,7 +8,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from mmfuse.data.annotations.cards import Card, Labels, Layout, Split, load_card
-from mmfuse.data.annotations.coco import coco_ground_truth
+from mmfuse.data.annotations.coco import coco_ground_truth, coco_split
 from mmfuse.data.annotations.readers import read_split, scan_split
 from mmfuse.data.annotations.records import Objects, split_digest
 from mmfuse.errors import UserError
@@ -217,6 +217,19 @@ def test_objects_of_other_modalities_are_checked(tmp_path, objects_of, message):
     (error,) = scan_split(card, "train").errors
     assert message in error
     assert "image 1" in error
+
+
+@pytest.mark.parametrize(
+    ("struck", "message"),
+    [("rgb", "image 1: struck 'rgb' is not a list"), (["rbg"], "image 1: struck: .*'rbg'.*'rgb'")],
+)
+def test_struck_sensors_are_told_and_checked(tmp_path, struck, message):
+    card = write_split(tmp_path, [make_image(1, struck=["rgb"]), make_image(2)], [])
+    assert [record.struck for record in read_split(card, "train")] == [("rgb",), ()]
+    assert coco_split(card, read_split(card, "train"))["images"][0]["struck"] == ["rgb"]
+    card = write_split(tmp_path, [make_image(1, struck=struck)], [])
+    with pytest.raises(UserError, match=message):
+        read_split(card, "train")
 
 
 def test_what_a_reader_does_not_use_is_refused(tmp_path):

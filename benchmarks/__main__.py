@@ -5,24 +5,41 @@
 
 import argparse
 import inspect
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from benchmarks import epoch, forward, fusions, growth, loader, losses, postprocess, results, training
+from benchmarks import (
+    epoch,
+    forward,
+    fusions,
+    gpu_inference,
+    gpu_training,
+    growth,
+    loader,
+    losses,
+    postprocess,
+    results,
+    training,
+)  # fmt: skip
 from mmfuse.errors import UserError
 
+ON_A_GPU = (gpu_inference, gpu_training)
 MODULES = {
     module.__name__.rpartition(".")[2]: module
-    for module in (forward, training, losses, postprocess, growth, epoch, fusions, loader)
+    for module in (forward, training, losses, postprocess, growth, epoch, fusions, loader, *ON_A_GPU)
 }
 HELP = {
     "side": "pixels of the square images",
     "objects": "in each image",
     "images": "pairs in an epoch",
     "workers": "processes on either side",
+    "small": "seconds, on any device, to see that it runs",
+    "minutes": "nothing begins after these",
+    "only": "the cases whose names begin like this",
 }
 
 
@@ -38,8 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         own = names.add_parser(name, help=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         for option in inspect.signature(module.measure).parameters.values():
             flag = f"--{option.name.replace('_', '-')}"
-            own.add_argument(flag, type=type(option.default), default=option.default, help=HELP.get(option.name, " "))
-        own.add_argument("--threads", type=int, default=2, help="of this process")
+            value = {"action": "store_true"} if option.default is False else {"type": type(option.default)}
+            own.add_argument(flag, **value, default=option.default, help=HELP.get(option.name, " "))
+        threads = torch.get_num_threads() if module in ON_A_GPU else 2
+        own.add_argument("--threads", type=int, default=threads, help="of this process")
         own.add_argument("--results", type=Path, default=results.RESULTS, help="folder of the results")
     options = vars(parser.parse_args(arguments))
     name, folder = options.pop("name"), options.pop("results", None)
@@ -49,8 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{options['page']}: {', '.join(results.rewrite(options['page'], folder)) or 'no tables'}")
     else:
         torch.set_num_threads(options["threads"])
-        rows = MODULES[name].measure(**{key: value for key, value in options.items() if key != "threads"})
-        print(results.table(results.save(name, options, rows, folder)), end="")
+        found = MODULES[name].measure(**{key: value for key, value in options.items() if key != "threads"})
+        result = json.loads(results.save(name, options, found, folder).read_text())
+        print(results.table(result) + "\n".join(result["notes"]), end="\n" * bool(result["notes"]))
 
 
 if __name__ == "__main__":

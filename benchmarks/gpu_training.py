@@ -1,15 +1,11 @@
-"""How fast training is on one GPU, in bf16: `python -m benchmarks.gpu_training`, which takes less than 10 minutes.
+"""How fast training is on one GPU, in bf16; takes less than 10 minutes.
 
-A step is forward, loss, backward, clipping, AdamW and the average of weights, on images that lie on the device,
-normalised and channels last; ours eager and compiled, and effdet's `DetBenchTrain` the same two ways, in turn, where it
-is installed. Losses of the first step are compared before anything is timed, and what differs isn't. Without a GPU,
-`--small` runs the same code on the processor.
+A step is forward, loss, backward, clipping, AdamW and the average of weights; ours eager and compiled, and effdet's
+`DetBenchTrain` the same two ways, in turn. Losses of the first step are compared before anything is timed, and what
+differs isn't. See `benchmarks.gpu` for what the sides are; `--small` needs no GPU.
 """
 
-import argparse
-import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from timm.utils.model_ema import ModelEmaV3
@@ -17,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks.drawing import draw_objects
-from benchmarks.gpu_inference import CLASSES, Notes, kernels, models, parse, report, save, settle
+from benchmarks.gpu import CLASSES, Notes, kernels, models, repeated, settle
 from benchmarks.results import Row
 from benchmarks.side_by_side import device, side_by_side
 from mmfuse.errors import UserError
@@ -35,37 +31,49 @@ OBJECTS = 20
 
 def measure(
     small: bool = False, minutes: float = 7.0, size: str = "d0", side: int = 512, batch: int = 64
-) -> tuple[list[Row], list[str]]:
-    """Times the steps of all sides, and the memory of each; none is compiled after `minutes`."""
-    notes = Notes(time.monotonic() + 60 * minutes)
+) -> Iterator[Row | str]:
+    """Times the steps of the eager sides, then of all, with the memory of each; none is compiled after `minutes`.
+
+    Yields rows as they are found, and notes on what is left out.
+
+    Raises:
+        UserError: no side runs here, or there is no CUDA device, and not `small`.
+    """
+    settle(small)
+    notes = Notes(minutes)
     torch._dynamo.reset()
     images, targets = problem(side, batch)
     steps: dict[str, Callable[[], Tensor]] = {}
-    made = sides(size, side, images, targets, notes, compiled=not small)
     first: list[Tensor] = []
-    for name, (network, losses) in tqdm(made.items(), desc="first steps", unit="side"):
-        step = train_step(network, losses, batch)
+    for way in ("eager",) if small else ("eager", "compiled"):
+        made = sides(size, side, images, targets, notes, way)
+        before = len(steps)
+        for name, (network, losses) in tqdm(made.items(), desc=f"first steps, {way}", unit="side"):
+            step = train_step(network, losses, batch)
 
-        def compared(step: Callable[[], Tensor] = step) -> None:
-            first.append(step())
-            torch.testing.assert_close(first[-1], first[0], rtol=0.1, atol=0)  # compiled code draws other drop paths
+            def compared(step: Callable[[], Tensor] = step) -> None:
+                first.append(step())
+                torch.testing.assert_close(
+                    first[-1], first[0], rtol=0.1, atol=0
+                )  # compiled code draws other drop paths
 
-        if not ("compiled" in name and notes.late(name)) and notes.attempt(name, lambda run=compared: run):  # type: ignore[misc]
-            steps[name] = step
-    if not steps:
-        raise UserError(f"device: nothing runs here; {'; '.join(notes.lines)}")
-    passes = 1 if small else 5
-    repeated = {name: lambda step=step: [step() for _ in range(passes)] for name, step in steps.items()}
-    rows = []
-    for found in side_by_side(repeated, 2 if small else 7, warm_up=1):
-        speed = 1000 * batch * passes / found.milliseconds
-        rows.append(Row("full step", found.name, speed, "img/s", found.median, found.low, found.high))
-    if device().type == "cuda":
-        for name, step in steps.items():
-            rows.append(Row("memory an image", name, peak(made[name][0], step) / batch / 2**20, "MiB"))
-            number, seconds = kernels(step)
-            rows += [Row("kernels", name, number, "kernels"), Row("busy", name, 1000 * seconds, "ms")]
-    return rows, notes.lines
+            if not (way == "compiled" and notes.late(name)) and notes.attempt(name, lambda run=compared: run):  # type: ignore[misc]
+                steps[name] = step
+        if not steps:
+            raise UserError(f"device: nothing runs here; {'; '.join(notes.lines)}")
+        if len(steps) > before:
+            passes = 1 if small else 5
+            again = {name: repeated(step, passes) for name, step in steps.items()}
+            for found in side_by_side(again, 2 if small else 7, warm_up=1):
+                speed = 1000 * batch * passes / found.milliseconds
+                yield Row("full step", found.name, speed, "img/s", found.median, found.low, found.high)
+        if device().type == "cuda":
+            for name in [name for name in made if name in steps]:
+                yield Row("memory an image", name, peak(made[name][0], steps[name]) / batch / 2**20, "MiB")
+                number, seconds = kernels(steps[name])
+                yield Row("kernels", name, number, "kernels")
+                yield Row("busy", name, 1000 * seconds, "ms")
+        yield from notes.taken()
 
 
 def problem(side: int, batch: int) -> tuple[Tensor, Targets]:
@@ -77,18 +85,20 @@ def problem(side: int, batch: int) -> tuple[Tensor, Targets]:
 
 
 def sides(
-    size: str, side: int, images: Tensor, targets: Targets, notes: Notes, *, compiled: bool
+    size: str, side: int, images: Tensor, targets: Targets, notes: Notes, way: str
 ) -> dict[str, tuple[nn.Module, Losses]]:
-    """Returns each side's network and loss, by name, effdet's first; all have the same weights, each its own."""
+    """Returns each side's network and loss, by name: effdet's and ours, "eager" or "compiled".
+
+    All have the same weights, each its own. Ours come first where compiling takes minutes: effdet's is left out sooner.
+    """
     boxes = torch.stack(targets.boxes)[..., [1, 0, 3, 2]]
     given = {"bbox": boxes, "cls": torch.stack(targets.labels) + 1}
+    reference, detector = models(size, side, 1, notes)
     found: dict[str, tuple[nn.Module, Losses]] = {}
-    for name in ("eager", "compiled") if compiled else ("eager",):
-        reference, detector = models(size, side, 1, notes)
-        if reference is not None:
-            found[f"effdet, {name}"] = reference, _their_loss(reference, images, given, name == "compiled")
-        found[f"mmfuse, {name}"] = detector, _our_loss(detector, images, targets, name == "compiled")
-    return dict(sorted(found.items(), key=lambda item: item[0] == "effdet, compiled"))
+    if reference is not None:
+        found[f"effdet, {way}"] = reference, _their_loss(reference, images, given, way == "compiled")
+    found[f"mmfuse, {way}"] = detector, _our_loss(detector, images, targets, way == "compiled")
+    return dict(reversed(found.items())) if way == "compiled" else found
 
 
 def _their_loss(network: nn.Module, images: Tensor, targets: Mapping[str, Tensor], compiled: bool) -> Losses:
@@ -143,20 +153,3 @@ def peak(network: nn.Module, step: Callable[[], Tensor]) -> int:
     step()
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated() - before
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints a table and writes the result."""
-    parser = argparse.ArgumentParser("python -m benchmarks.gpu_training", description=__doc__)
-    parser.add_argument("--size", default="d0", help="one of effdet's, for effdet beside it (default: %(default)s)")
-    parser.add_argument("--side", type=int, default=512, help="pixels of the square images (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=64)
-    options: Mapping[str, Any] = parse(parser, arguments)
-    own = {k: v for k, v in options.items() if k != "results"}
-    settle("small" in own)
-    rows, notes = measure(**own)
-    print(report(save("gpu_training", own, rows, notes, options["results"])))
-
-
-if __name__ == "__main__":
-    main()

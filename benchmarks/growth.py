@@ -3,7 +3,7 @@
 Detectors of up to three modalities of three channels each, one image, for inference: eager and with norms folded.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -27,14 +27,12 @@ OTHER, OBJECT = -6.0, 4.0
 
 def measure(
     rounds: int = 11, size: str = "d0", side: int = 512, classes: int = 90, largest: int = SIDES[-1]
-) -> list[Row]:
+) -> Iterator[Row]:
     """Measures growth with modalities at `side` pixels, with pixels up to `largest`, and with objects."""
-    rows = []
     for form, detectors in {"eager": _detectors(size, classes), "fused": _detectors(size, classes, fused=True)}.items():
-        rows += modalities(form, detectors, side, rounds)
-        rows += pixels(form, detectors[0], [x for x in SIDES if x <= largest], rounds)
-        rows += objects(form, detectors[0], side, rounds)
-    return rows
+        yield from modalities(form, detectors, side, rounds)
+        yield from pixels(form, detectors[0], [x for x in SIDES if x <= largest], rounds)
+        yield from objects(form, detectors[0], side, rounds)
 
 
 def _detectors(size: str, classes: int, *, fused: bool = False) -> list[FusionDetector]:

@@ -1,19 +1,21 @@
-"""What a benchmark found: written as JSON, and read as a table of docs/performance.md."""
+"""What a benchmark found: written as JSON as it comes, and read as a table of docs/performance.md."""
 
 import json
 import os
 import platform
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import shlex
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import mmfuse
 from benchmarks.side_by_side import Ratio
 from mmfuse.errors import UserError
 from mmfuse.files import write_whole
@@ -76,32 +78,47 @@ def count_rows(measure: str, unit: str, counts: Mapping[str, float], bars: Mappi
     return [Row(measure, name, value, unit, value / first, bar=bars.get(name)) for name, value in counts.items()]
 
 
-def save(benchmark: str, options: Mapping[str, Any], rows: Sequence[Row], folder: Path = RESULTS) -> dict[str, Any]:
-    """Writes `folder`/`benchmark`.json with the rows, how to get them again, and where and when; returns it."""
-    arguments = [f"--{name.replace('_', '-')} {value}" for name, value in options.items()]
-    command = " ".join([f"python -m benchmarks {benchmark}", *arguments])
-    result = described(benchmark, command, rows) | {"rounds": options.get("rounds")}
-    write(result, folder / f"{benchmark}.json")
-    return result
+def save(benchmark: str, options: Mapping[str, Any], found: Iterable[Row | str], folder: Path = RESULTS) -> Path:
+    """Writes what a benchmark finds, with how to get it again, and where and when it was made; returns the file.
 
-
-def described(benchmark: str, command: str, rows: Sequence[Row]) -> dict[str, Any]:
-    """Returns the rows of a benchmark with how to get them again, and where and when they were made."""
-    return {
+    The file is `folder`/`benchmark`.json, with the name of the GPU where there is one. It is written after each row, so
+    what is there isn't lost when a later one fails; a row of the same measure and name takes the place of an earlier
+    one. Texts among the rows are notes on what is left out.
+    """
+    where, rows, notes = hardware(), dict[tuple[str, str], Row](), list[str]()
+    device = re.sub(r"[^a-z0-9]+", "_", f" {where['device']}".lower()) if where["device"] else ""
+    path = folder / f"{benchmark}{device.rstrip('_')}.json"
+    result = {
         "benchmark": benchmark,
-        "command": command,
+        "command": " ".join([f"python -m benchmarks {benchmark}", *_arguments(options)]),
         "date": datetime.now(UTC).date().isoformat(),
-        "hardware": hardware(),
-        "versions": {
-            name: version(name) for name in ("mmfuse", "effdet", "timm", "torch", "torchvision") if find_spec(name)
-        },
-        "rows": [asdict(row) for row in rows],
+        "hardware": where,
+        "versions": versions(),
+        "rounds": options.get("rounds"),
     }
+    for one in found:
+        if isinstance(one, str):
+            notes.append(one)
+        else:
+            rows[one.measure, one.name] = one
+        result["rows"], result["notes"] = [asdict(row) for row in rows.values()], notes
+        write_whole(path, (json.dumps(result, indent=2) + "\n").encode())
+    return path
 
 
-def write(result: Mapping[str, Any], path: Path) -> None:
-    """Writes a result as JSON, whole or not at all."""
-    write_whole(path, (json.dumps(result, indent=2) + "\n").encode())
+def _arguments(options: Mapping[str, Any]) -> list[str]:
+    """Returns the words of a command; switches that are off, and texts that are empty, are left out."""
+    given = {f"--{name.replace('_', '-')}": value for name, value in options.items() if value not in (False, "")}
+    return [name if value is True else shlex.join([name, str(value)]) for name, value in given.items()]
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python, of mmfuse, installed or not, and of the libraries that are there."""
+    found = {"python": platform.python_version(), "mmfuse": mmfuse.__version__}
+    for name in ("effdet", "timm", "torch", "torchvision"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def hardware() -> dict[str, Any]:
@@ -134,6 +151,33 @@ def table(result: Mapping[str, Any]) -> str:
     return f"{lines}\n{_made(result)}\n"
 
 
+def ways_table(result: Mapping[str, Any]) -> str:
+    """Returns a result as Markdown tables, a row for each way and a column for each measure, and how it was made.
+
+    Where measures begin with a size, as in "d0, 1 modality, batch 1: latency", each size has a table of what was timed.
+    """
+    tables: dict[str, list[Any]] = {}
+    for row in result["rows"]:
+        size, comma, measure = row["measure"].partition(", ")
+        if not comma:
+            tables.setdefault("", []).append(row)
+        elif row["ratio"] is not None:
+            tables.setdefault(size, []).append(row | {"measure": measure})
+    parts = []
+    for size, rows in tables.items():
+        measures, names = (list(dict.fromkeys(row[key] for row in rows)) for key in ("measure", "name"))
+        cells = {(row["name"], row["measure"]): _ratio_first(row) for row in rows}
+        lines = [[name, *(cells.get((name, measure)) for measure in measures)] for name in names]
+        if size or len(tables) == 1:
+            parts.append(markdown_table([size or "way", *measures], lines))
+    return "\n".join([*parts, _made(result)]) + "\n"
+
+
+def _ratio_first(row: Mapping[str, Any]) -> str:
+    quantity = _quantity(row["value"], row["unit"]) or ""
+    return quantity if row["ratio"] is None else f"{row['ratio']:.3f}: {quantity}"
+
+
 def _quantity(value: float | None, unit: str) -> str | None:
     if value is None:
         return None
@@ -149,7 +193,7 @@ def _verdict(ratio: float | None, bar: Mapping[str, float | None]) -> str | None
     if ratio is None or must is None:
         return None
     if ratio > must:
-        return f"missed by {ratio / must - 1:.0%}" if ratio / must >= 1.005 else "missed"
+        return "missed"
     return "met" if aim is None or ratio > aim else "aim"
 
 
@@ -165,22 +209,23 @@ def _made(result: Mapping[str, Any]) -> str:
 def rewrite(page: Path = PAGE, folder: Path = RESULTS) -> list[str]:
     """Puts the tables of `folder` between the marks of a page, `<!-- table: NAME -->` and `<!-- end -->`.
 
-    Nothing else of the page changes. Returns the names of the tables.
+    `<!-- ways: NAME -->` asks for `ways_table`. Nothing else of the page changes. Returns the names of the tables.
 
     Raises:
         UserError: a table has no result, or no end.
     """
     text = page.read_text()
-    marks = r"(<!-- table: (\S+) -->\n)((?:(?!<!-- table: ).)*?)(<!-- end -->)"
-    names = re.findall(r"<!-- table: (\S+) -->", text)
+    marks = r"(<!-- (table|ways): (\S+) -->\n)((?:(?!<!-- (?:table|ways): ).)*?)(<!-- end -->)"
+    names = re.findall(r"<!-- (?:table|ways): (\S+) -->", text)
     if len(re.findall(marks, text, re.DOTALL)) != len(names):
         raise UserError(f"{page}: {len(names)} tables begin, but not each ends; add <!-- end --> below each")
 
     def fresh(match: re.Match[str]) -> str:
-        path = folder / f"{match[2]}.json"
+        path = folder / f"{match[3]}.json"
         if not path.exists():
-            raise UserError(f"{page}: table {match[2]} needs {path}; run python -m benchmarks {match[2]} first")
-        return f"{match[1]}\n{table(json.loads(path.read_text()))}\n{match[4]}"
+            raise UserError(f"{page}: table {match[3]} needs {path}; run python -m benchmarks {match[3]} first")
+        text = (table if match[2] == "table" else ways_table)(json.loads(path.read_text()))
+        return f"{match[1]}\n{text}\n{match[5]}"
 
     write_whole(page, re.sub(marks, fresh, text, flags=re.DOTALL).encode())
     return names

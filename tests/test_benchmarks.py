@@ -1,11 +1,15 @@
 import json
 import time
+import tomllib
+from importlib.metadata import PackageNotFoundError
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import mmfuse
 from benchmarks import forward, growth, loader, losses, postprocess, results, training
 from benchmarks.__main__ import MODULES, main
 from benchmarks.results import Bar, Row
@@ -76,7 +80,7 @@ def test_a_result_says_how_it_was_made_and_is_printed_as_a_table(tmp_path, capsy
     assert result["rounds"] == 2
     assert result["hardware"].keys() == {"cpu", "cores", "threads", "device", "load"}
     assert result["hardware"]["threads"] == 1
-    assert result["versions"].keys() == {"mmfuse", "effdet", "timm", "torch", "torchvision"}
+    assert result["versions"].keys() == {"python", "mmfuse", "effdet", "timm", "torch", "torchvision"}
     assert capsys.readouterr().out == results.table(result)
     for measure in ("forward", "forward and backward"):
         assert sorted(names(result, measure)) == sorted((*FUSIONS, "fast again"))
@@ -101,6 +105,7 @@ def test_the_loaders_that_are_compared_give_alike_samples(tmp_path):
     assert all(boxes.shape[1] == 4 for boxes in (*theirs["boxes"], *batch.targets.boxes))
 
 
+PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 WAYS = ["effdet", "mmfuse", "mmfuse again"]
 SMALL = ("--side", "128", "--batch", "2", "--classes", "7", "--rounds", "2")
 
@@ -274,12 +279,66 @@ def test_a_table_follows_from_the_numbers():
     assert cells[3][-3:] == ["0.800", "0.650", "aim"]
     assert cells[4][-1] == "met"
     assert cells[5][2] == "1.23 ms"
-    assert cells[5][-1] == "missed by 25%"
+    assert cells[5][-1] == "missed"
     assert cells[6] == ["calls", "e", "12 calls", "0.801", "–", "0.800", "–", "missed"]
     assert lines[-1] == (
         "`python -m benchmarks it --rounds 7`; a CPU, 2 cores, 2 threads, load 0.2; "
         "torch 2.10.0, effdet 0.4.1; 2026-01-02."
     )
+
+
+def test_results_are_written_as_they_come(tmp_path):
+    def found():
+        yield Row("time", "a", 2, "ms", 1.0)
+        (path,) = tmp_path.iterdir()
+        assert [row["value"] for row in json.loads(path.read_text())["rows"]] == [2]
+        yield "b: left out"
+        yield Row("time", "a", 3, "ms", 1.0)
+
+    options = {"small": True, "only": "d0, 1", "fast": False, "minutes": 2.0, "empty": ""}
+    path = results.save("it", options, found(), tmp_path)
+    result = json.loads(path.read_text())
+    assert [row["value"] for row in result["rows"]] == [3]
+    assert result["notes"] == ["b: left out"]
+    assert result["command"] == "python -m benchmarks it --small --only 'd0, 1' --minutes 2.0"
+
+
+def test_results_from_a_gpu_bear_its_name(tmp_path, monkeypatch):
+    where = results.hardware() | {"device": "NVIDIA H200 (80 GB)"}
+    monkeypatch.setattr(results, "hardware", lambda: where)
+    assert results.save("it", {}, [Row("time", "a")], tmp_path).name == "it_nvidia_h200_80_gb.json"
+
+
+def test_versions_are_told_of_a_package_that_is_not_installed(monkeypatch):
+    def lacking(name):
+        if name in ("mmfuse", "effdet"):
+            raise PackageNotFoundError(name)
+        return "1.2.3"
+
+    monkeypatch.setattr(results, "version", lacking)
+    found = results.versions()
+    assert found["mmfuse"] == mmfuse.__version__ == tomllib.loads(PROJECT.read_text())["project"]["version"]
+    assert found["torch"] == "1.2.3"
+    assert "effdet" not in found
+
+
+def test_ways_have_a_table_for_each_size():
+    text = results.ways_table(
+        result_of(
+            Row("bandwidth", "copy", 4169, "GB/s"),
+            Row("d0, batch 1: latency", "effdet", 20, "ms", 1.0),
+            Row("d0, batch 1: kernels", "effdet", 1200, "kernels"),
+            Row("d0, batch 1: latency", "ours", 1.0, "ms", 0.05),
+            Row("d0, batch 9: throughput", "ours", 3035.2, "img/s", 0.8),
+            Row("d1, batch 1: latency", "ours", 40, "ms", 1.0),
+        )
+    )
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "|" in line]
+    assert cells[0] == ["d0", "batch 1: latency", "batch 9: throughput"]
+    assert cells[2:4] == [["effdet", "1.000: 20 ms", "–"], ["ours", "0.050: 1 ms", "0.800: 3035 img/s"]]
+    assert [cells[4], cells[6]] == [["d1", "batch 1: latency"], ["ours", "1.000: 40 ms"]]
+    alone = results.ways_table(result_of(Row("step", "a", 2, "ms", 1.0), Row("memory", "a", 7, "MiB")))
+    assert [cell.strip() for cell in alone.splitlines()[2].strip("|").split("|")] == ["a", "1.000: 2 ms", "7 MiB"]
 
 
 def test_tables_replace_what_is_between_the_marks_and_nothing_else(tmp_path):
@@ -320,3 +379,10 @@ def test_every_table_of_the_page_is_a_benchmark_s():
     for name in ("forward", "training", "losses", "postprocess", "growth", "epoch"):
         assert f"<!-- table: {name} -->" in text
         assert name in MODULES
+
+
+def test_the_page_has_the_tables_of_the_results_as_they_are(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(results.PAGE.read_text())
+    results.rewrite(page)
+    assert page.read_text() == results.PAGE.read_text(), "run .venv/bin/python -m benchmarks tables"

@@ -2,13 +2,15 @@
 
 import json
 import sys
-import time
 
 import pytest
 import torch
 
-from benchmarks import gpu_inference, gpu_training
-from benchmarks.gpu_inference import Case, Notes, covered, ways
+from benchmarks import gpu, gpu_inference, gpu_training
+from benchmarks.__main__ import main
+from benchmarks.gpu import Notes, covered
+from benchmarks.gpu_inference import Case, ways
+from benchmarks.results import Row
 from mmfuse.errors import UserError
 
 
@@ -29,9 +31,9 @@ def rows_of(folder):
 
 def test_inference_runs_small_without_effdet(tmp_path, capsys, without_effdet, monkeypatch):
     monkeypatch.setattr(gpu_inference, "SMALL", [Case("d-4", 1, 1, 128), Case("d-4", 2, 2, 128)])
-    gpu_inference.main(["--small", "--results", str(tmp_path)])
+    main(["gpu_inference", "--small", "--threads", "1", "--results", str(tmp_path)])
     result, rows = rows_of(tmp_path)
-    assert result["command"] == "python -m benchmarks.gpu_inference --small"
+    assert result["command"] == "python -m benchmarks gpu_inference --small --minutes 7.0 --threads 1"
     for measure in ("d-4, 1 modality, batch 1: latency", "d-4, 2 modalities, batch 2: throughput"):
         for name in ("eager", "eager, with NMS", "fused", "fused, with NMS"):
             assert rows[measure, name]["value"] > 0
@@ -39,8 +41,8 @@ def test_inference_runs_small_without_effdet(tmp_path, capsys, without_effdet, m
 
 
 def test_inference_says_that_effdet_is_missing(without_effdet):
-    notes = Notes(time.monotonic())
-    reference, detector = gpu_inference.models("d0", 128, 1, notes)
+    notes = Notes(0)
+    reference, detector = gpu.models("d0", 128, 1, notes)
     assert reference is None
     assert detector.modalities == ("sensor_0",)
     assert notes.lines[0].startswith("effdet: left out")
@@ -48,46 +50,74 @@ def test_inference_says_that_effdet_is_missing(without_effdet):
 
 def test_inference_runs_effdet_with_the_same_weights():
     with torch.no_grad():
-        sides = ways(Case("d0", 1, 1, 128), Notes(time.monotonic() + 60))
+        sides = ways(Case("d0", 1, 1, 128), Notes(1))
         theirs, ours = (sides[name]() for name in ("effdet", "eager"))
     for got, wanted in zip(ours, theirs, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3)
 
 
 def test_training_runs_small_beside_effdet(tmp_path, capsys):
-    gpu_training.main(["--small", "--side", "128", "--batch", "2", "--results", str(tmp_path)])
+    small = ("--small", "--side", "128", "--batch", "2", "--threads", "1")
+    main(["gpu_training", *small, "--results", str(tmp_path)])
     result, rows = rows_of(tmp_path)
     assert result["notes"] == []
     assert rows["full step", "effdet, eager"]["ratio"] == 1
     assert rows["full step", "mmfuse, eager"]["value"] > 0
-    assert result["command"] == "python -m benchmarks.gpu_training --side 128 --batch 2 --small"
+    command = "python -m benchmarks gpu_training --small --minutes 7.0 --size d0 --side 128 --batch 2 --threads 1"
+    assert result["command"] == command
     assert "full step" in capsys.readouterr().out
 
 
 def test_training_runs_small_without_effdet(without_effdet):
-    rows, notes = gpu_training.measure(small=True, size="d0", side=128, batch=2)
-    assert [row.name for row in rows] == ["mmfuse, eager"]
-    assert len(notes) == 1
-    assert notes[0].startswith("effdet: left out")
+    row, note = gpu_training.measure(small=True, size="d0", side=128, batch=2)
+    assert row.name == "mmfuse, eager"
+    assert note.startswith("effdet: left out")
 
 
 def test_what_fails_is_left_out_and_named():
-    notes = Notes(time.monotonic() + 60)
+    notes = Notes(1)
 
     def fail():
         raise RuntimeError("no such thing\nand more")
 
     assert notes.attempt("made", lambda: fail()) is None
     assert notes.attempt("run", lambda: fail) is None
-    assert notes.lines == ["made: left out, RuntimeError: no such thing", "run: left out, RuntimeError: no such thing"]
+    assert notes.taken() == [f"{what}: left out, RuntimeError: no such thing" for what in ("made", "run")]
+    assert notes.taken() == []
 
 
 def test_nothing_begins_when_time_is_up(without_effdet):
-    assert gpu_inference.measure(small=True, minutes=0)[0] == []
-    notes = Notes(time.monotonic() - 1)
-    assert notes.late("this")
-    assert notes.lines == ["this: left out, no time was left"]
-    assert not Notes(time.monotonic() + 60).late("that")
+    found = list(gpu_inference.measure(small=True, minutes=-1))
+    assert found == [f"{case}: left out, no time was left" for case in gpu_inference.SMALL]
+    assert not Notes(1).late("that")
+
+
+def test_cases_are_chosen_by_how_they_begin(monkeypatch):
+    monkeypatch.setattr(gpu_inference, "time_case", lambda case, *others, **options: [Row("time", str(case))])
+    (row,) = gpu_inference.measure(small=True, only="d-4")
+    assert row.name == "d-4, 2 modalities, batch 2"
+    with pytest.raises(UserError, match="only: 'd9' begins no case"):
+        next(gpu_inference.measure(small=True, only="d9"))
+
+
+def test_every_size_has_a_turn_before_most_of_what_is_compiled():
+    names = [str(case) for case in gpu_inference.cases() if not case.compiled]
+    assert len(names) == len(set(names))
+    assert names[0] == "d0, 1 modality, batch 1"
+    order = [case.size if not case.compiled else "compiled" for case in gpu_inference.cases()]
+    assert list(dict.fromkeys(order)) == ["d0", "d1", "d2", "d3", "d4", "compiled"]
+
+
+def test_what_was_found_is_kept_when_a_later_case_fails(tmp_path, monkeypatch):
+    def failing(case, *others, **options):
+        if case.size == "d-4":
+            raise RuntimeError("the device is gone")
+        return [Row("time", str(case))]
+
+    monkeypatch.setattr(gpu_inference, "time_case", failing)
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        main(["gpu_inference", "--small", "--threads", "1", "--results", str(tmp_path)])
+    assert [row["name"] for row in rows_of(tmp_path)[0]["rows"]] == ["d0, 1 modality, batch 1"]
 
 
 def test_outputs_that_differ_are_not_timed():
@@ -105,9 +135,9 @@ def test_losses_that_differ_are_not_timed(monkeypatch):
         return {name: (network, losses), "twice": (network, lambda: losses() * 2)}
 
     monkeypatch.setattr(gpu_training, "sides", doubled)
-    rows, notes = gpu_training.measure(small=True, size="d0", side=128, batch=2)
-    assert [row.name for row in rows] == ["effdet, eager"]
-    assert notes[-1].startswith("twice: left out, AssertionError")
+    row, note = gpu_training.measure(small=True, size="d0", side=128, batch=2)
+    assert row.name == "effdet, eager"
+    assert note.startswith("twice: left out, AssertionError")
 
 
 def test_busy_time_counts_what_overlaps_once():
@@ -116,19 +146,19 @@ def test_busy_time_counts_what_overlaps_once():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-@pytest.mark.parametrize("module", [gpu_inference, gpu_training])
-def test_a_gpu_is_asked_for(module, tmp_path):
+@pytest.mark.parametrize("name", ["gpu_inference", "gpu_training"])
+def test_a_gpu_is_asked_for(name, tmp_path):
     with pytest.raises(UserError, match="device: no CUDA device was found"):
-        module.main(["--results", str(tmp_path)])
+        main([name, "--threads", "1", "--results", str(tmp_path)])
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.gpu
 def test_every_way_runs_on_a_gpu():
-    notes = Notes(time.monotonic() + 600)
+    notes = Notes(10)
     with torch.no_grad():
-        sides = ways(Case("d-4", 2, 2, 128, compiled=True), notes)
+        sides = {name: run for how in (False, True) for name, run in ways(Case("d-4", 2, 2, 128, how), notes).items()}
     assert notes.lines == []
     names = ("eager", "fused", "compiled", "fused, branches on streams")
     assert {f"{name}, graph" for name in names} <= sides.keys()
-    assert gpu_inference.kernels(sides["fused, graph"])[0] > 10
+    assert gpu.kernels(sides["fused, graph"])[0] > 10

@@ -47,6 +47,7 @@ def test_verbs_that_pages_name_exist(capsys):
 def test_benchmarks_that_pages_name_exist():
     names = {"tables", "NAME", *MODULES}
     assert [(page, name) for page, name in named(r"python -m benchmarks (\w+)") if name not in names] == []
+    assert [page.name for page in PAGES if "python -m benchmarks." in page.read_text()] == []
 
 
 def test_targets_of_make_that_pages_name_exist():

@@ -1,4 +1,4 @@
-"""What one sensor delivers and how its raw pixels become network input; the same in training, prediction and export.
+"""What one sensor delivers and how its raw pixels become network input; the same in training, evaluation and prediction.
 
 Three steps lead there. Files are read into *raw* images, in the sensor's own unit. *Preparing* does what needs the
 whole image (`data.encodings`: percentiles, CLAHE, normals, HHA, colours) or the rig (`data.geometry`); for all other

@@ -1,8 +1,9 @@
-"""What one sensor delivers and how its raw pixels become network input; the same in training, evaluation and prediction.
+"""What one sensor delivers and how its raw pixels become network input; the same in training, scores and prediction.
 
 Three steps lead there. Files are read into *raw* images, in the sensor's own unit. *Preparing* does what needs the
-whole image (`data.encodings`: percentiles, CLAHE, normals, HHA, colours) or the rig (`data.geometry`); for all other
-sensors a prepared image is the raw one. *Encoding*, here, works pixel by pixel and thus on any part of an image.
+whole image (`data.images.encodings`: percentiles, CLAHE, normals, HHA, colours) or the rig (`data.images.geometry`);
+for all other sensors a prepared image is the raw one. *Encoding*, here, works pixel by pixel and thus on any part of an
+image.
 """
 
 from dataclasses import asdict, dataclass

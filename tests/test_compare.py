@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from mmfuse import compare as compare_module
+from mmfuse.data.annotations.cards import card_of
 from mmfuse.data.annotations.records import Record
 from mmfuse.errors import UserError
 from mmfuse.evaluation.coco import coco_scores
@@ -15,7 +16,7 @@ from mmfuse.evaluation.results import DifferenceTo
 from mmfuse.evaluation.score import Evaluation, evaluate
 from mmfuse.predict import predict
 from mmfuse.recipes import Recipe, load_recipe
-from mmfuse.run import build_detector, prepare
+from mmfuse.run import build_detector, input_size
 from mmfuse.sample import Detections
 from mmfuse.strict_yaml import save_yaml
 from mmfuse.training.loop import train
@@ -422,7 +423,7 @@ def test_an_ablation_runs_on_any_card(paired_set, tmp_path):
 def test_each_detector_of_an_ablation_fits_any_card(ablation, paired_set):
     for path in sorted((ABLATIONS / ablation).glob("*.yaml")):
         recipe = load_recipe(path, [f"card={paired_set}", *TINY])
-        card, size = prepare(recipe)
+        card = card_of(recipe)
         with torch.device("meta"):
-            detector = build_detector(recipe, card)
-        assert (detector.classes, size) == (card.classes, (96, 128)), path
+            detector = build_detector(recipe, card.modalities, card.classes)
+        assert (detector.classes, input_size(recipe)) == (card.classes, (96, 128)), path

@@ -16,14 +16,31 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmfuse.data.transforms import STATED_WIDTH
-from mmfuse.errors import UserError
+from mmfuse.errors import UserError, unknown_name
 from mmfuse.sensor import Sensor
 
 SEVERITIES = 5
+NOWHERE = torch.zeros(0, 4)
+"""The boxes of an image without objects."""
+
 _ABSOLUTE_ZERO = -273.15
 _GAMMA = 2.2
 
 _Change = Callable[[Tensor, Sensor, float, torch.Generator], Tensor]
+_ObjectChange = Callable[[Tensor, Sensor, float, Tensor], Tensor]
+
+UNSEEN = (
+    *("frozen", "another_scene", "shift", "rotation"),
+    *("blank_white", "constant"),
+    *("fog", "lens_dirt", "crossover"),
+    *("agc", "range_cut"),
+)
+"""Corruptions that stay out of training, so that what a detector makes of faults that it never met can be measured.
+
+They are kinds of their own, of which training sees no relative: images that are sound but of another time or place
+(the first four), all of an image gone to one value (blank_white, constant; blank_black alone may be learnt), what lies
+before a sensor (fog, lens_dirt), objects that don't stand out (crossover), and processing (the last two).
+"""
 
 
 @dataclass(frozen=True)
@@ -35,6 +52,11 @@ class Corruption:
     unit: str
     suits: Callable[[Sensor], bool]
 
+    @property
+    def trainable(self) -> bool:
+        """Whether training may use it; see `UNSEEN`."""
+        return self.name not in UNSEEN
+
 
 @dataclass(frozen=True)
 class ImageCorruption(Corruption):
@@ -42,11 +64,12 @@ class ImageCorruption(Corruption):
 
     change: _Change
 
-    def __call__(self, image: Tensor, sensor: Sensor, severity: int, seed: int = 0) -> Tensor:
+    def __call__(self, image: Tensor, sensor: Sensor, severity: int, seed: int = 0, boxes: Tensor = NOWHERE) -> Tensor:
         """Returns a raw image (C, H, W) as it looks at `severity`, 0 (the image as it is) to 5.
 
         The result has the type of `image` and depends on the arguments alone. Chance is the same at all severities: a
-        shift keeps its direction, holes grow. Gaps stay: NaN, and 0 in depth.
+        shift keeps its direction, holes grow. Gaps stay: NaN, and 0 in depth. `boxes` (N, 4) are the objects in it,
+        xyxy as shares of its width and height; few corruptions ask for them.
 
         Raises:
             UserError: the severity isn't 0 to 5, or the corruption doesn't suit the sensor.
@@ -60,11 +83,28 @@ class ImageCorruption(Corruption):
             return image
         state = np.random.SeedSequence([seed % 2**64, zlib.crc32(self.name.encode())]).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(state[0]))
-        values = self.change(image, sensor, self.levels[severity - 1], generator)
+        values = self._changed(image, sensor, self.levels[severity - 1], generator, boxes)
         if image.is_floating_point():
             return values.to(image.dtype)
         limits = torch.iinfo(image.dtype)
         return values.round().clamp(limits.min, limits.max).to(image.dtype)
+
+    def _changed(
+        self, image: Tensor, sensor: Sensor, level: float, generator: torch.Generator, boxes: Tensor
+    ) -> Tensor:
+        return self.change(image, sensor, level, generator)
+
+
+@dataclass(frozen=True)
+class ObjectCorruption(ImageCorruption):
+    """A fault that changes how the objects of an image look."""
+
+    change: _ObjectChange  # type: ignore[assignment]
+
+    def _changed(
+        self, image: Tensor, sensor: Sensor, level: float, generator: torch.Generator, boxes: Tensor
+    ) -> Tensor:
+        return self.change(image, sensor, level, boxes)
 
 
 def faulty(image_ids: Sequence[int], severity: int, seed: int = 0) -> set[int]:
@@ -92,6 +132,11 @@ def _colour(sensor: Sensor) -> bool:
 
 def _one_channel(sensor: Sensor) -> bool:
     return not sensor.is_depth and sensor.channels == 1
+
+
+def _one_channel_in_place(sensor: Sensor) -> bool:
+    """Tells whether boxes of the reference lie in the raw image as they do in the reference's."""
+    return _one_channel(sensor) and sensor.register in ("none", "resize")
 
 
 def _shift(image: Tensor, sensor: Sensor, level: float, generator: torch.Generator) -> Tensor:
@@ -163,6 +208,94 @@ def _agc(image: Tensor, sensor: Sensor, level: float, generator: torch.Generator
     return low + (high - low) * (255 * share).round() / 255
 
 
+def _whiten(image: Tensor, sensor: Sensor, level: float, generator: torch.Generator) -> Tensor:
+    return _towards(_span(image, sensor)[1], image, sensor, level, generator)
+
+
+def _blacken(image: Tensor, sensor: Sensor, level: float, generator: torch.Generator) -> Tensor:
+    return _towards(0.0 if sensor.is_depth else _span(image, sensor)[0], image, sensor, level, generator)
+
+
+def _level_out(image: Tensor, sensor: Sensor, level: float, generator: torch.Generator) -> Tensor:
+    low, high = _span(image, sensor)
+    value = low + (high - low) * float(torch.rand((), generator=generator))
+    return _towards(value, image, sensor, level, generator)
+
+
+def _towards(value: float, image: Tensor, sensor: Sensor, level: float, generator: torch.Generator) -> Tensor:
+    """Brings all pixels `level` of the way to a value; of depth, which must not be mixed, that share all the way.
+
+    Depth has no value where nothing was measured.
+    """
+    values = image.to(torch.float32)
+    if not sensor.is_depth:
+        return values + level * (value - values)
+    reached = torch.rand(image.shape, generator=generator) < level
+    return torch.where(reached & (sensor.metres(image)[1] > 0), value, values)
+
+
+def _kill(image: Tensor, sensor: Sensor, level: float, generator: torch.Generator) -> Tensor:
+    """Sticks `level` of the pixels, and of the columns, at black or white; of depth they measure nothing."""
+    _, height, width = image.shape
+    low, high = (0.0, 0.0) if sensor.is_depth else _span(image, sensor)
+    values = image.to(torch.float32)
+    for rows in (height, 1):
+        dead, side = torch.rand(2, rows, width, generator=generator)
+        values = torch.where((dead < level) & ~values.isnan(), torch.where(side < 0.5, low, high), values)
+    return values
+
+
+def _soil(image: Tensor, sensor: Sensor, level: float, generator: torch.Generator) -> Tensor:
+    """Lays patches of dirt, out of focus, over `level` of the image, which hide nine tenths of what lies behind.
+
+    Dirt is dark in colours; a window's is as warm as the mean of other images.
+    """
+    values = image.to(torch.float32)
+    hills = _hills(8, image.shape[1], image.shape[2], generator)
+    edge = hills.flatten().kthvalue(max(1, round((1 - level) * hills.numel()))).values
+    hidden = 0.9 * ((hills - edge) / (0.25 * hills.std(correction=0).clamp(min=1e-6))).clamp(0, 1)
+    mean = float(values.nanmean())
+    low = _span(image, sensor)[0]
+    dirt = low + (mean - low) / 4 if _colour(sensor) else mean
+    return values + hidden * (dirt - values)
+
+
+def _cross_over(image: Tensor, sensor: Sensor, level: float, boxes: Tensor) -> Tensor:
+    """Takes `level` of what sets each object apart from what is behind it, which is drawn through from its box's rim.
+
+    So objects become as warm as their surroundings, as at dawn and dusk. The largest go first, so that the rims of
+    smaller ones show no object.
+    """
+    values = image.to(torch.float32, copy=True)
+    _, height, width = image.shape
+    size = boxes.new_tensor([width, height, width, height])
+    for x1, y1, x2, y2 in sorted((boxes * size).round().int().tolist(), key=lambda b: (b[0] - b[2]) * (b[3] - b[1])):
+        x1, y1, x2, y2 = max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
+        if x1 >= x2 or y1 >= y2:
+            continue
+        inside = values[:, y1:y2, x1:x2]
+        behind = _drawn_through(values, x1, y1, x2, y2)
+        values[:, y1:y2, x1:x2] = inside + level * (behind - inside)
+    return values
+
+
+def _drawn_through(values: Tensor, x1: int, y1: int, x2: int, y2: int) -> Tensor:
+    """Returns (C, h, w): the mean of straight lines across a box, from rim to rim, along rows and along columns."""
+    along_rows = _lines(values[:, y1:y2], x1, x2)
+    along_columns = [line.mT for line in _lines(values[:, :, x1:x2].mT, y1, y2)]
+    lines = along_rows + along_columns
+    mean = values.nanmean()
+    drawn = torch.stack(lines).mean(0) if lines else mean.expand(len(values), y2 - y1, x2 - x1)
+    return torch.where(drawn.isnan(), mean, drawn)
+
+
+def _lines(rows: Tensor, start: int, end: int) -> list[Tensor]:
+    """Returns rows (C, h, W) between two places as straight lines (C, h, w), none where both rims lie outside."""
+    rims = [rows[:, :, place] for place in (start - 1, end) if 0 <= place < rows.shape[2]]
+    share = (torch.arange(end - start) + 1) / (end - start + 1)
+    return [rims[0][..., None] * (1 - share) + rims[-1][..., None] * share] if rims else []
+
+
 def _add_pattern(image: Tensor, sensor: Sensor, level: float, generator: torch.Generator) -> Tensor:
     low, high = _span(image, sensor)
     _, height, width = image.shape
@@ -189,11 +322,16 @@ def _add_depth_noise(image: Tensor, sensor: Sensor, level: float, generator: tor
 def _make_holes(image: Tensor, sensor: Sensor, level: float, generator: torch.Generator) -> Tensor:
     """Cuts out the highest `level` of smooth random hills, some 20 pixels wide at 640 pixels' width."""
     height, width = image.shape[1:]
-    coarse = torch.randn(1, 1, max(2, 32 * height // width), 32, generator=generator)
-    hills = F.interpolate(coarse, (height, width), mode="bilinear")[0, 0].flatten()
+    hills = _hills(32, height, width, generator).flatten()
     kept = torch.ones_like(hills)
     kept[hills.topk(round(level * hills.numel())).indices] = 0
     return torch.where(kept.view(height, width) > 0, image.to(torch.float32), 0)
+
+
+def _hills(across: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+    """Returns a smooth random landscape (H, W) with so many heights across its width."""
+    coarse = torch.randn(1, 1, max(2, across * height // width), across, generator=generator)
+    return F.interpolate(coarse, (height, width), mode="bilinear")[0, 0]
 
 
 def _cut_range(image: Tensor, sensor: Sensor, level: float, generator: torch.Generator) -> Tensor:
@@ -203,7 +341,16 @@ def _cut_range(image: Tensor, sensor: Sensor, level: float, generator: torch.Gen
 
 
 def _span(image: Tensor, sensor: Sensor) -> tuple[float, float]:
-    """Returns black and white in raw values: the sensor's range, that of 8 bits, or the image's own extremes."""
+    """Returns black and white in raw values: the sensor's range, that of 8 bits, or the image's own extremes.
+
+    Of depth they are near and far.
+    """
+    if sensor.is_depth:
+        near, far = (
+            sensor.disparity[0] / metres + sensor.disparity[1] if sensor.disparity else metres / sensor.unit
+            for metres in (sensor.near, sensor.far)
+        )
+        return near, far
     if sensor.range:
         low, high = sensor.range
         if sensor.encoding == "celsius":
@@ -241,16 +388,32 @@ _SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
 
 MISSING = Corruption("missing", _SHARES, "of the images lack the sensor", _any)
 FROZEN = Corruption("frozen", _SHARES, "of the images show the sensor's previous frame", _any)
+ANOTHER_SCENE = Corruption("another_scene", _SHARES, "of the images show the sensor's frame of another scene", _any)
+
+_WAYS = (0.5, 0.7, 0.85, 0.95, 1.0)
 
 CORRUPTIONS: tuple[Corruption, ...] = (
     MISSING,
     FROZEN,
+    ANOTHER_SCENE,
+    ImageCorruption("blank_white", _WAYS, "of the way to white", _any, _whiten),
+    ImageCorruption("blank_black", _WAYS, "of the way to black, or to no depth", _any, _blacken),
+    ImageCorruption("constant", _WAYS, "of the way to one value of the range", _any, _level_out),
+    ImageCorruption("dead_pixels", (0.005, 0.01, 0.02, 0.05, 0.1), "of the pixels and of the columns", _any, _kill),
     ImageCorruption("shift", (4, 8, 15, 22, 30), "px in any direction, at 640 px width", _any, _shift),
     ImageCorruption("rotation", (1, 2.5, 5, 7.5, 10), "degrees, either way", _any, _rotate),
     ImageCorruption("under_exposure", (-1, -2, -3, -4, -5), "stops, at gamma 2.2", _colour, _expose),
     ImageCorruption("over_exposure", (0.5, 1, 1.5, 2, 3), "stops, at gamma 2.2", _colour, _expose),
     ImageCorruption("blur", (1, 2, 3, 4, 6), "px of sigma (ImageNet-C), at 640 px width", _intensity, _blur),
     ImageCorruption("fog", (0.7, 0.5, 0.35, 0.2, 0.1), "of the contrast left (Koschmieder)", _intensity, _fog),
+    ImageCorruption("lens_dirt", (0.05, 0.1, 0.2, 0.35, 0.5), "of the image", _intensity, _soil),
+    ObjectCorruption(
+        "crossover",
+        (0.5, 0.7, 0.85, 0.95, 1.0),
+        "of what sets objects apart from what is behind them",
+        _one_channel_in_place,
+        _cross_over,
+    ),
     ImageCorruption("gain", (0.1, 0.2, 0.3, 0.4, 0.5), "change of gain, half of it of offset", _one_channel, _gain),
     ImageCorruption("agc", _SHARES, "of the way to 8 bits over the image's own range", _one_channel, _agc),
     ImageCorruption(
@@ -279,3 +442,23 @@ Noise of depth follows Khoshelham & Elberink, "Accuracy and resolution of Kinect
 error grows with depth squared. Columns and pixels are the fixed terms of the 3-D noise model of thermal cameras
 (D'Agostino & Webb, 1991); the pattern is drawn anew for each image.
 """
+
+
+def corrupt(image: Tensor, sensor: Sensor, name: str, severity: int, seed: int = 0) -> Tensor:
+    """Returns a raw image (C, H, W) under the corruption of that name; see `ImageCorruption`.
+
+    Raises:
+        UserError: no corruption of images has the name, it doesn't suit the sensor, or the severity isn't 0 to 5.
+    """
+    known = {c.name: c for c in CORRUPTIONS if isinstance(c, ImageCorruption)}
+    if name not in known:
+        raise UserError(f"corruption: {unknown_name(name, known, 'corruption of images')}")
+    return known[name](image, sensor, severity, seed)
+
+
+def trainable(sensor: Sensor) -> tuple[Corruption, ...]:
+    """Returns the corruptions that suit a sensor and may be used in training, "missing" first.
+
+    All others are functions of raw images.
+    """
+    return tuple(c for c in CORRUPTIONS if c.trainable and c.suits(sensor))

@@ -1,5 +1,6 @@
 import math
 import pickle
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -7,13 +8,23 @@ import pytest
 import torch
 
 from mmfuse.errors import UserError
-from mmfuse.evaluation.corruptions import CORRUPTIONS, SEVERITIES, ImageCorruption, faulty
+from mmfuse.evaluation.corruptions import (
+    CORRUPTIONS,
+    SEVERITIES,
+    UNSEEN,
+    ImageCorruption,
+    corrupt,
+    faulty,
+    trainable,
+)
 from mmfuse.sensor import Sensor
 
 BY_NAME = {c.name: c for c in CORRUPTIONS}
 IMAGE = [c for c in CORRUPTIONS if isinstance(c, ImageCorruption)]
 HEIGHT, WIDTH = 48, 64
 BY_CHANCE = {"shift", "rotation", "gain", "nonuniformity", "noise", "depth_noise", "depth_holes"}
+BY_CHANCE |= {"constant", "dead_pixels", "lens_dirt"}
+BOXES = torch.tensor([[0.25, 0.25, 0.5, 0.75]])
 
 COLOUR = Sensor(3, mean=(100.0, 110.0, 120.0), std=(50.0, 50.0, 50.0))
 COUNTS = Sensor(1, range=(7000.0, 9000.0), mean=(0.25,), std=(0.1,))
@@ -65,37 +76,60 @@ def test_every_corruption_keeps_the_contract(corruption, kind):
     kept = image.clone()
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    assert same(corruption(image, sensor, 0, 5), image)
+    assert same(corruption(image, sensor, 0, 5, BOXES), image)
     for severity in range(1, SEVERITIES + 1):
-        changed = corruption(image, sensor, severity, 5)
+        changed = corruption(image, sensor, severity, 5, BOXES)
         assert changed.dtype == image.dtype
         assert changed.shape == image.shape
-        assert same(changed, corruption(image, sensor, severity, 5))
+        assert same(changed, corruption(image, sensor, severity, 5, BOXES))
         if corruption.name not in ("shift", "rotation"):  # these move gaps
             gaps, before = invalid(sensor, changed), invalid(sensor, image)
             assert gaps[before].all()
-            if corruption.name not in ("depth_holes", "range_cut"):
+            if corruption.name not in ("depth_holes", "range_cut", *(["blank_black", "dead_pixels"] * sensor.is_depth)):
                 assert (gaps == before).all()
         assert not changed.float().isinf().any()
     assert not same(changed, image)
     assert same(image, kept)
-    others = [corruption(image, sensor, 4, seed) for seed in range(8)]
-    assert any(not same(others[0], other) for other in others) == (corruption.name in BY_CHANCE)
+    others = [corruption(image, sensor, 4, seed, BOXES) for seed in range(8)]
+    by_chance = BY_CHANCE | ({"blank_white", "blank_black"} if sensor.is_depth else set())
+    assert any(not same(others[0], other) for other in others) == (corruption.name in by_chance)
     assert torch.equal(torch.get_rng_state(), state)  # the global generator neither moves nor matters
     torch.manual_seed(2)
-    assert same(changed, pickle.loads(pickle.dumps(corruption))(image, sensor, SEVERITIES, 5))
+    assert same(changed, pickle.loads(pickle.dumps(corruption))(image, sensor, SEVERITIES, 5, BOXES))
 
 
 def test_the_sensor_decides_what_suits():
     def suiting(sensor):
         return {c.name for c in CORRUPTIONS if c.suits(sensor)}
 
-    anywhere = {"missing", "frozen", "shift", "rotation"}
-    light = {*anywhere, "blur", "fog", "noise"}
+    anywhere = {"missing", "frozen", "another_scene", "shift", "rotation"}
+    anywhere |= {"blank_white", "blank_black", "constant", "dead_pixels"}
+    light = {*anywhere, "blur", "fog", "noise", "lens_dirt"}
     assert suiting(Sensor(3)) == light | {"under_exposure", "over_exposure"}
-    assert suiting(Sensor(1)) == suiting(COUNTS) == light | {"gain", "agc", "nonuniformity"}
+    warmth = light | {"gain", "agc", "nonuniformity"}
+    assert suiting(Sensor(1)) == suiting(replace(COUNTS, register="resize")) == warmth | {"crossover"}
+    assert suiting(replace(COUNTS, register="rig")) == warmth  # boxes can't be brought to its raw image
     assert suiting(Sensor(10)) == light
     assert suiting(DEPTH) == anywhere | {"depth_noise", "depth_holes", "range_cut"}
+
+
+def test_training_may_use_what_is_not_kept_for_measuring():
+    assert set(UNSEEN) <= BY_NAME.keys()
+    kept_out = {"blank_white", "constant", "frozen", "another_scene", "crossover", "lens_dirt", "fog"}
+    assert kept_out <= {c.name for c in CORRUPTIONS if not c.trainable} == set(UNSEEN)
+    names = {m: [c.name for c in trainable(s)] for m, s in (("c", COLOUR), ("t", COUNTS), ("d", DEPTH))}
+    shared = ["missing", "blank_black", "dead_pixels"]
+    assert names["c"] == [*shared, "under_exposure", "over_exposure", "blur", "noise"]
+    assert names["t"] == [*shared, "blur", "gain", "nonuniformity", "noise"]
+    assert names["d"] == [*shared, "depth_noise", "depth_holes"]
+
+
+def test_a_corruption_is_called_by_its_name():
+    sensor, image = raw("counts")
+    assert same(corrupt(image, sensor, "noise", 3, 7), BY_NAME["noise"](image, sensor, 3, 7))
+    for name in ("nois", "missing"):
+        with pytest.raises(UserError, match=f"^corruption: '{name}' is not a known corruption of images; "):
+            corrupt(image, sensor, name, 3)
 
 
 def test_what_does_not_suit_is_refused():
@@ -186,6 +220,126 @@ def test_exposure_moves_stops_and_saturates():
     deep = torch.tensor([100, 1100, 4100], dtype=torch.uint16).repeat(3, 1, 1)
     twelve = Sensor(3, range=(100.0, 4100.0))
     assert BY_NAME["over_exposure"](deep, twelve, 2)[0, 0].tolist() == [100, 1470, 4100]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "value"),
+    [
+        *(("blank_white", "colour", 255), ("blank_white", "counts", 9000), ("blank_white", "celsius", 8328.75)),
+        *(("blank_black", "colour", 0), ("blank_black", "counts", 7000), ("blank_black", "celsius", 6578.75)),
+    ],
+)
+def test_blank_images_lose_their_contrast_to_black_or_white(name, kind, value):
+    sensor, image = raw(kind)
+    for severity, level in enumerate((0.5, 0.7, 0.85, 0.95, 1.0), 1):
+        changed = BY_NAME[name](image, sensor, severity).float()
+        assert torch.allclose(changed, (1 - level) * image.float() + level * value, atol=0.51)
+
+
+def test_a_constant_image_has_a_value_of_the_range_by_chance():
+    sensor, image = raw("counts")
+    values = [BY_NAME["constant"](image, sensor, 5, seed).float().unique() for seed in range(20)]
+    assert all(len(v) == 1 and 7000 <= v <= 9000 for v in values)
+    assert len({float(v) for v in values}) > 15
+    flat = BY_NAME["constant"](image, sensor, 1, 3).float()
+    assert float(flat.std()) == pytest.approx(float(image.float().std()) / 2, rel=0.01)
+
+
+def test_blank_depth_is_a_share_of_pixels_that_are_far_or_measure_nothing():
+    image = torch.full((1, 200, 200), 5000).to(torch.uint16)
+    image.view(torch.int16)[:, :50] = 0
+    for severity, level in enumerate((0.5, 0.7, 0.85, 0.95, 1.0), 1):
+        white = BY_NAME["blank_white"](image, DEPTH, severity, 2).float()
+        black = BY_NAME["blank_black"](image, DEPTH, severity, 2).float()
+        assert float((white == 16000).float().mean()) == pytest.approx(0.75 * level, abs=0.01)
+        assert set(white.unique().tolist()) <= {0, 5000, 16000}
+        assert float((black[:, 50:] == 0).float().mean()) == pytest.approx(level, abs=0.01)
+    disparity = Sensor(1, "metres", disparity=(100.0, 0.0), near=1.0, far=16.0)
+    assert BY_NAME["blank_white"](torch.full((1, 4, 4), 50.0), disparity, 5).unique().tolist() == [6.25]
+    value = BY_NAME["constant"](image, DEPTH, 5, 1).float().unique().tolist()
+    assert value[0] == 0
+    assert 1000 <= value[1] <= 16000
+
+
+@pytest.mark.parametrize("kind", ["colour", "counts", "depth"])
+def test_dead_pixels_and_columns_are_stuck_and_stay_dead(kind):
+    sensor, _ = raw(kind)
+    image = torch.full((sensor.channels, 60, 4000), 77 if kind == "colour" else 7700)
+    image = image.to(torch.uint8 if kind == "colour" else torch.uint16)
+    before = torch.zeros(60, 4000, dtype=torch.bool)
+    for severity, share in enumerate((0.005, 0.01, 0.02, 0.05, 0.1), 1):
+        changed = BY_NAME["dead_pixels"](image, sensor, severity, 4).float()
+        dead = (changed != image.float()).any(0)
+        columns = dead.all(0)
+        assert float(columns.float().mean()) == pytest.approx(share, abs=0.012)
+        assert float(dead[:, ~columns].float().mean()) == pytest.approx(share, rel=0.1)
+        assert dead[before].all()
+        stuck = {"colour": {0, 255}, "counts": {7000, 9000}, "depth": {0}}[kind]
+        assert set(changed[:, dead].unique().tolist()) == stuck
+        before = dead
+
+
+def test_dirt_hides_patches_that_grow():
+    image = torch.full((3, 240, 320), 200, dtype=torch.uint8)
+    before = torch.zeros(240, 320, dtype=torch.bool)
+    for severity, share in enumerate((0.05, 0.1, 0.2, 0.35, 0.5), 1):
+        changed = BY_NAME["lens_dirt"](image, COLOUR, severity, 9)
+        dirty = (changed != image).any(0)
+        assert share * 0.9 < float(dirty.float().mean()) <= share
+        assert dirty[before].all()
+        assert int(changed.min()) == 65  # a tenth of 200 and nine of a quarter of the mean
+        assert (dirty[:, 1:] != dirty[:, :-1]).float().mean() < 0.03
+        before = dirty
+    warm = torch.arange(7000, 9000, 25).to(torch.uint16).repeat(1, 60, 1)
+    changed = BY_NAME["lens_dirt"](warm, COUNTS, 5, 1).float()
+    assert (changed - 7987.5).abs().max() <= (warm.float() - 7987.5).abs().max()
+
+
+def street(height=40, width=60):
+    """Ground that warms to the right and downwards, and the boxes of two objects on it, one in a corner."""
+    ground = 7200.0 + 5 * torch.arange(width) + 3 * torch.arange(height)[:, None]
+    boxes = [(10, 8, 26, 30), (52, 30, 60, 40)]
+    warm = ground.clone()
+    for x1, y1, x2, y2 in boxes:
+        warm[y1:y2, x1:x2] += 500
+    shares = torch.tensor(boxes) / torch.tensor([width, height, width, height])
+    return ground[None].to(torch.uint16), warm[None].to(torch.uint16), shares
+
+
+def test_crossover_makes_objects_as_warm_as_what_is_behind_them():
+    ground, warm, boxes = street()
+    ground = ground.float()
+    for severity, level in enumerate((0.5, 0.7, 0.85, 0.95, 1.0), 1):
+        apart = BY_NAME["crossover"](warm, COUNTS, severity, 0, boxes).float() - ground
+        assert torch.allclose(apart[:, 8:30, 10:26], torch.tensor(500 * (1 - level)), atol=1)  # the slope goes on
+        assert (apart[:, 30:, 52:] - 500 * (1 - level)).abs().max() < 60  # in a corner one rim is known each way
+        apart[:, 8:30, 10:26] = apart[:, 30:, 52:] = 0
+        assert (apart == 0).all()
+    assert same(BY_NAME["crossover"](warm, COUNTS, 5), warm)  # without objects nothing changes
+
+
+def test_crossover_bears_any_boxes():
+    _, warm, _ = street()
+    whole = BY_NAME["crossover"](warm, COUNTS, 5, 0, torch.tensor([[0.0, 0, 1, 1]])).float()
+    assert whole.unique().tolist() == [round(float(warm.float().mean()))]
+    odd = torch.tensor([[-0.5, -0.5, 0.1, 2.0], [0.3, 0.3, 0.3, 0.3], [0.9, 0.9, 0.2, 0.2], [1.5, 1.5, 2, 2]])
+    changed = BY_NAME["crossover"](warm, COUNTS, 5, 0, odd)
+    assert (changed != warm).any()
+    assert same(changed[:, :, 6:].contiguous(), warm[:, :, 6:].contiguous())
+    gaps = warm.float()
+    gaps[:, :, :12] = torch.nan
+    mended = BY_NAME["crossover"](gaps, Sensor(1), 5, 0, torch.tensor([[0.2, 0.2, 0.4, 0.8]]))
+    assert torch.equal(mended.isnan(), gaps.isnan())
+
+
+def test_crossover_cools_a_large_object_before_a_small_one_in_front_of_it():
+    ground = torch.full((1, 40, 60), 7500.0)
+    boxes = torch.tensor([[20, 15, 30, 25], [10, 5, 40, 35]]) / torch.tensor([60, 40, 60, 40])
+    warm = ground.clone()
+    warm[:, 5:35, 10:40] = 8000
+    warm[:, 15:25, 20:30] = 8500
+    for order in (boxes, boxes.flip(0)):
+        assert torch.allclose(BY_NAME["crossover"](warm, COUNTS, 5, 0, order), ground)
 
 
 def gaussian(values, sigma):

@@ -18,7 +18,7 @@ from mmfuse.data.checks.check import check
 from mmfuse.demo import demo
 from mmfuse.embedded.dataset import generate
 from mmfuse.errors import UserError
-from mmfuse.evaluation.corruptions import CORRUPTIONS
+from mmfuse.evaluation.corruptions import CORRUPTIONS, SEVERITIES
 from mmfuse.evaluation.score import evaluate
 from mmfuse.predict import predict
 from mmfuse.report.tables import other_scores_text, robustness_markdown, scores_text, shares_markdown
@@ -82,6 +82,10 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--without", action="append", default=[], metavar="MODALITY", help="leave a sensor out")
     add.add_argument("--soft-nms", action="store_true", help="lower the scores of overlapping boxes, don't drop them")
 
+    def severity(added: argparse.ArgumentParser, default: str) -> None:
+        text = f"1 to {SEVERITIES}, once for each (default: {default})"
+        added.add_argument("--severity", type=int, action="append", default=[], metavar="N", help=text)
+
     names = ", ".join(corruption.name for corruption in CORRUPTIONS)
     add = verb("robustness", _robustness, "score a run on corrupted images: AP against severity")
     add.add_argument("run", help="run folder")
@@ -90,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument(
         "--corruption", action="append", default=[], metavar="NAME", help=f"once for each: {names} (default: all)"
     )
+    severity(add, "all")
     add.add_argument("--limit", type=int, metavar="N", help="score N images, evenly spaced (default: all)")
     add.add_argument("--seed", type=int, default=0, help="seed of the corruptions (default: %(default)s)")
 
@@ -98,6 +103,9 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--seeds", type=int, nargs="+", help="training seeds for recipes")
     add.add_argument("--split", default="test")
     add.add_argument("--reference", metavar="MODEL", help="what differences are taken to (default: best single sensor)")
+    text = "score models of several sensors with each sensor under it, too; once for each, or all (default: none)"
+    add.add_argument("--corruption", action="append", default=[], metavar="NAME", help=text)
+    severity(add, str(SEVERITIES))
     add.add_argument("--out", default="runs/comparison", help="report folder (default: %(default)s)")
 
     add = verb("predict", _predict, "find objects in one scene: --MODALITY FILE for each sensor", as_json=False)
@@ -172,6 +180,7 @@ def _robustness(options: argparse.Namespace, rest: list[str]) -> int:
         split=options.split,
         modalities=options.modality,
         corruptions=options.corruption,
+        severities=options.severity,
         limit=options.limit,
         seed=options.seed,
     )
@@ -184,7 +193,14 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> int:
     assignments = [text for text in options.inputs if "=" in text and not Path(text).exists()]
     inputs = [text for text in options.inputs if text not in assignments]
     comparison = compare(
-        inputs, assignments, seeds=options.seeds, split=options.split, reference=options.reference, out=options.out
+        inputs,
+        assignments,
+        seeds=options.seeds,
+        split=options.split,
+        reference=options.reference,
+        corruptions=options.corruption,
+        severities=options.severity or [SEVERITIES],
+        out=options.out,
     )
     if options.json:
         print(json.dumps(dataclasses.asdict(comparison), indent=2))

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,12 @@ from mmfuse.data.annotations.records import Record
 from mmfuse.data.images.samples import load_sample
 from mmfuse.environment import environment
 from mmfuse.errors import UserError, unknown_name
-from mmfuse.evaluation.results import Comparison, DifferenceTo, ModelRow, SubsetRow, Verdict, write_json
+from mmfuse.evaluation.corruptions import CORRUPTIONS, SEVERITIES
+from mmfuse.evaluation.results import Comparison, DifferenceTo, Fault, ModelRow, SubsetRow, Verdict, write_json
+from mmfuse.evaluation.robustness import Trial, Trials, check_names, suiting
 from mmfuse.evaluation.score import Evaluation, evaluate
 from mmfuse.evaluation.significance import Difference, difference, hardest, match, resampled_ap
+from mmfuse.evaluation.verdicts import SEEDS_NEEDED, fault_verdict, verdict_on
 from mmfuse.files import write_whole
 from mmfuse.model.detector import Detector, FusionDetector
 from mmfuse.recipes import Recipe, load_recipe
@@ -28,9 +31,6 @@ from mmfuse.report.pictures import GalleryRow, gallery
 from mmfuse.report.tables import comparison_markdown
 from mmfuse.run import Run, input_size
 from mmfuse.training.loop import train
-
-SEEDS_NEEDED = 3
-"""How many training seeds a model shares with each single modality before a verdict is given."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +65,8 @@ def compare(
     seeds: Sequence[int] | None = None,
     split: str = "test",
     reference: str | None = None,
+    corruptions: Collection[str] = (),
+    severities: Collection[int] = (SEVERITIES,),
     out: str | Path = "runs/comparison",
     rounds: int = 1000,
 ) -> Comparison:
@@ -79,6 +81,10 @@ def compare(
     that none is chosen on the split, and three training seeds shared with each, in all of which it isn't behind; "no"
     an interval below zero, or three seeds of which that isn't true; "not shown" is all else.
 
+    Where `corruptions` are named, each model of several modalities is also scored with one sensor under each of them,
+    of which it isn't told, and set beside itself without this sensor; a second verdict, by the same rules, tells whether
+    a fault costs no more than a sensor that is known to be missing.
+
     Args:
         runs_or_recipes: run folders, recipe files, or folders of recipe files.
         assignments: changes to the recipe files, such as "train.epochs=20".
@@ -86,20 +92,24 @@ def compare(
         split: the split to score on.
         reference: the model that differences are taken to; by default the best single modality or, for a model of
             several modalities, the single one that is hardest to beat; where there is none, the first model.
+        corruptions: names of `mmfuse.evaluation.corruptions.CORRUPTIONS` to try; "all" for all that suit.
+        severities: of 1 to 5, at which to try them.
         out: the report folder.
         rounds: bootstrap rounds.
 
     Raises:
-        UserError: nothing to compare, different cards or splits, two models of one name, an unknown reference, or no
-            rounds.
+        UserError: nothing to compare, different cards or splits, two models of one name, an unknown reference,
+            corruption or severity, or no rounds.
     """
+    tried = [c.name for c in CORRUPTIONS] if "all" in corruptions else list(corruptions)
+    check_names(tried, severities)
     if rounds < 1:
         raise UserError(f"rounds: {rounds} is not allowed; use at least 1")
     out = Path(out)
     runs = [run for path in runs_or_recipes for run in _runs(Path(path), tuple(assignments), seeds, out / "runs")]
     models = _group(runs, split)
     records = models[0].evaluations[0].records
-    comparison = _comparison(models, split, reference, rounds)
+    comparison = _comparison(models, split, reference, rounds, tried, sorted(set(severities)))
     write_json(out / "comparison.json", comparison)
     write_whole(out / "report.md", _report(comparison, models).encode())
     _pictures(out, comparison, models, records)
@@ -144,7 +154,14 @@ def _group(runs: Sequence[Run], split: str) -> list[_Model]:
     return sorted(models.values(), key=lambda model: len(model.recipe.modalities))
 
 
-def _comparison(models: Sequence[_Model], split: str, reference: str | None, rounds: int) -> Comparison:
+def _comparison(
+    models: Sequence[_Model],
+    split: str,
+    reference: str | None,
+    rounds: int,
+    corruptions: Sequence[str],
+    severities: Sequence[int],
+) -> Comparison:
     by_name = {model.name: model for model in models}
     if reference is not None and reference not in by_name:
         raise UserError(f"reference: {unknown_name(reference, by_name, 'model of this comparison')}")
@@ -164,6 +181,7 @@ def _comparison(models: Sequence[_Model], split: str, reference: str | None, rou
         per_condition = {c: _against(model, rivals, ap) for c, ap in by_condition.items()} if against else {}
         detector = model.evaluations[0].detector
         size = input_size(model.recipe)
+        lacking = _lacking(model, split) if model.fused else {}
         rows.append(
             ModelRow(
                 name=model.name,
@@ -179,7 +197,8 @@ def _comparison(models: Sequence[_Model], split: str, reference: str | None, rou
                 difference=DifferenceTo(**dataclasses.asdict(shown), to=to) if shown else None,
                 differences=differences,
                 per_condition=per_condition,
-                subsets=_subsets(model, models, split) if model.fused else (),
+                subsets=_subsets(model, models, lacking) if model.fused else (),
+                faults=_faults(model, lacking, rounds, corruptions, severities) if model.fused and corruptions else (),
             )
         )
     facts = environment(next(models[0].evaluations[0].detector.parameters()).device)
@@ -192,6 +211,7 @@ def _comparison(models: Sequence[_Model], split: str, reference: str | None, rou
         models=tuple(rows),
         reference=reference or best.name,
         verdicts=tuple(verdicts),
+        fault_verdicts=tuple(v for row in rows if (v := fault_verdict(row.name, row.faults)) is not None),
         same_budget=all(budget == budgets[0] for budget in budgets),
         command="mmfuse compare " + " ".join(str(run.folder) for model in models for run in model.runs),
         date=facts.date,
@@ -231,13 +251,7 @@ def _verdict(model: _Model, singles: Sequence[_Model], against: dict[str, Differ
     seeds = set().union(*shared.values())
     behind = {seed for single in singles for seed in shared[single.name] if own[seed] < single.ap_by_seed[seed]}
     fewest = min(shared, key=lambda name: len(shared[name]))
-    few = len(shared[fewest]) < SEEDS_NEEDED
-    if any(d.below for d in against.values()):
-        verdict = "no"
-    elif few:
-        verdict = "not shown"
-    else:
-        verdict = "no" if behind or any(d.low < 0 for d in against.values()) else "yes"
+    verdict = verdict_on(against.values(), len(shared[fewest]), len(behind))
     rival = hardest(against)
     figures = f"{against[rival].mean:+.3f} AP against {rival}, "
     figures += f"95 % interval {against[rival].low:+.3f} to {against[rival].high:+.3f}; "
@@ -249,19 +263,56 @@ def _verdict(model: _Model, singles: Sequence[_Model], against: dict[str, Differ
     return Verdict(model.name, verdict, f"{model.name} ≥ best single: {verdict} ({figures})")
 
 
-def _subsets(model: _Model, models: Sequence[_Model], split: str) -> tuple[SubsetRow, ...]:
-    """Scores a model with each subset of its modalities, all of them first, then by falling size."""
+def _lacking(model: _Model, split: str) -> dict[tuple[str, ...], list[Evaluation]]:
+    """Scores a model with each subset of its modalities, by what is left: all first, then by falling size."""
     names = model.recipe.modalities
-    rows = []
-    for kept in (kept for count in range(len(names), 0, -1) for kept in itertools.combinations(names, count)):
+    scored = {names: model.evaluations}
+    for kept in (kept for count in range(len(names) - 1, 0, -1) for kept in itertools.combinations(names, count)):
         without = [name for name in names if name not in kept]
-        scores = [evaluation.scores for evaluation in model.evaluations]
-        if without:
-            scores = [evaluate(run, split=split, without=without).scores for run in model.runs]
-        trained = [other for other in models if without and set(other.recipe.modalities) == set(kept)]
+        scored[kept] = [
+            dataclasses.replace(evaluate(run, split=split, without=without), detector=whole.detector)  # one a run
+            for run, whole in zip(model.runs, model.evaluations, strict=True)
+        ]
+    return scored
+
+
+def _subsets(
+    model: _Model, models: Sequence[_Model], lacking: Mapping[tuple[str, ...], Sequence[Evaluation]]
+) -> tuple[SubsetRow, ...]:
+    """Sets a model with each subset of its modalities beside the best that was trained on just these."""
+    rows = []
+    for kept, evaluations in lacking.items():
+        scores = tuple(evaluation.scores for evaluation in evaluations)
+        others = models if kept != model.recipe.modalities else ()
+        trained = [other for other in others if set(other.recipe.modalities) == set(kept)]
         alone = max(trained, key=lambda other: other.mean_ap, default=None)
         share = statistics.mean(s.ap for s in scores) / alone.mean_ap if alone and alone.mean_ap else None
-        rows.append(SubsetRow(kept, tuple(scores), alone.name if alone else None, share))
+        rows.append(SubsetRow(kept, scores, alone.name if alone else None, share))
+    return tuple(rows)
+
+
+def _faults(
+    model: _Model,
+    lacking: Mapping[tuple[str, ...], Sequence[Evaluation]],
+    rounds: int,
+    corruptions: Sequence[str],
+    severities: Sequence[int],
+) -> tuple[Fault, ...]:
+    """Tries corruptions of each modality on all runs of a model."""
+    recipe, names = model.recipe, model.recipe.modalities
+    trials = []
+    for i, evaluation in enumerate(model.evaluations):
+        missing = {m: lacking[tuple(n for n in names if n != m)][i].detections for m in names}
+        scored, size, batch = evaluation.records, input_size(recipe), recipe.train.batch_size
+        found, workers = evaluation.detections, recipe.data.workers
+        trials.append(Trial(evaluation.detector, scored, scored, size, batch, found, missing, workers))
+    chosen = suiting(model.evaluations[0].detector.sensors, corruptions)
+    total = sum(trial.images_to_run(c, severities) for trial in trials for c, _ in chosen)
+    rows, together = [], Trials(trials, rounds)
+    with tqdm(total=total, desc=f"faults of {model.name}", unit="image", leave=False) as bar:
+        for corruption, modality in chosen:
+            bar.set_postfix_str(f"{corruption.name} of {modality}")
+            rows += [fault for fault, _ in together.faults(corruption, modality, severities, bar.update)]
     return tuple(rows)
 
 
@@ -316,11 +367,12 @@ def _pictures(out: Path, comparison: Comparison, models: Sequence[_Model], recor
         share_heatmap(weighing.fusion_shares(), out / "shares.png")
     sensors = {m: s for model in models for m, s in model.evaluations[0].detector.sensors.items()}
     rows = []
-    for record in _telling(records):
+    for record in _shown(records):
         images = load_sample(record, sensors).images
         found = {model.name: model.evaluations[0].detections[record.image_id] for model in models}
         truth = (torch.from_numpy(record.boxes), torch.from_numpy(record.labels))
-        rows.append(GalleryRow(record.condition or f"image {record.image_id}", images, truth, found))
+        spoilt = f"\n{', '.join(record.struck)} struck" if record.struck else ""
+        rows.append(GalleryRow((record.condition or f"image {record.image_id}") + spoilt, images, truth, found))
     shown_on = {model.name: model.recipe.modalities[0] for model in models}
     gallery(rows, sensors, shown_on, detector.classes, out / "gallery.png")
 
@@ -331,8 +383,18 @@ def _weighing(models: Sequence[_Model]) -> list[FusionDetector]:
     return [d for d in detectors if isinstance(d, FusionDetector) and len(d.modalities) > 1 and not d.stacked]
 
 
+def _shown(records: Sequence[Record]) -> list[Record]:
+    """Returns images for the gallery, none of which is chosen by its result: some, and the first that a fault struck.
+
+    That is one of which the data says that the weather, or whatever it was, spoilt a sensor's image.
+    """
+    sound = [record for record in records if not record.struck]
+    struck = [record for record in records if record.struck and len(record.boxes)]
+    return [*_telling(sound), *struck[:1]]
+
+
 def _telling(records: Sequence[Record], count: int = 4) -> list[Record]:
-    """Returns the first images with objects, in turn from each condition, so that none is chosen by its result."""
+    """Returns the first images with objects, in turn from each condition."""
     by_condition: dict[str | None, list[Record]] = {}
     for record in records:
         if len(record.boxes):

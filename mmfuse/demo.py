@@ -20,6 +20,9 @@ RECIPE = Recipe(
 )
 """The recipe of the demo; its three files differ in their modalities alone."""
 
+CORRUPTIONS = ("blank_white", "noise", "frozen")
+"""What the fused detector is tried on, at the highest severity: a sensor that says nothing, nonsense, or old news."""
+
 MODALITIES = (("rgb",), ("thermal",), ("rgb", "thermal"))
 
 
@@ -41,4 +44,4 @@ def demo(out: str | Path = "runs/demo", seeds: Sequence[int] = (0,)) -> Comparis
         recipe = dataclasses.replace(RECIPE, name=name, card="../data/card.yaml", modalities=modalities)
         recipes.append(out / "recipes" / f"{name}.yaml")
         save_yaml(recipes[-1], recipe.to_dict())
-    return compare(recipes, seeds=seeds, out=out)
+    return compare(recipes, seeds=seeds, corruptions=CORRUPTIONS, out=out)

@@ -124,7 +124,9 @@ def test_the_recipes_of_the_demo_differ_in_their_modalities_alone(tmp_path, monk
     module = demo_module if not callable(demo_module) else __import__("sys").modules["mmfuse.demo"]
     seen = []
     monkeypatch.setattr(module, "generate", lambda root: root)
-    monkeypatch.setattr(module, "compare", lambda recipes, seeds, out: seen.extend(recipes) or {"seeds": list(seeds)})
+    monkeypatch.setattr(
+        module, "compare", lambda recipes, seeds, corruptions, out: seen.extend(recipes) or {"seeds": list(seeds)}
+    )
     assert module.demo(tmp_path / "one") == {"seeds": [0]}
     seen.clear()
     assert module.demo(tmp_path, [4, 5]) == {"seeds": [4, 5]}

@@ -1,5 +1,5 @@
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from mmfuse.errors import UserError
 from mmfuse.evaluation.coco import coco_scores
 from mmfuse.evaluation.results import DifferenceTo
 from mmfuse.evaluation.score import Evaluation, evaluate
+from mmfuse.evaluation.significance import Difference
 from mmfuse.predict import predict
 from mmfuse.recipes import Recipe, load_recipe
 from mmfuse.run import build_detector, input_size
@@ -189,6 +190,47 @@ def test_stacked_channels_and_boxes_lose_sensors_too(report, folder, recipes, tm
         assert (tmp_path / model.name / "test-without-thermal.json").exists()
 
 
+def test_faults_are_tried_on_what_has_other_sensors(report, folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(MODULE, "_pictures", lambda *a: None)
+    runs = [folder / "runs" / f"{name}-seed{seed}" for name in ("rgb", "rgb_thermal") for seed in (0, 1)]
+    options = {"corruptions": ["missing", "noise", "agc"], "severities": [5, 2], "rounds": 5}
+    one, both = compare(runs, out=tmp_path, **options).models
+    assert one.faults == ()
+    tried = [("missing", "rgb"), ("missing", "thermal"), ("agc", "thermal"), ("noise", "rgb"), ("noise", "thermal")]
+    assert [(f.corruption, f.modality, f.severity) for f in both.faults] == [
+        (*pair, s) for pair in tried for s in (2, 5)
+    ]
+    assert all(f.difference == Difference(0, 0, 0, 5) and f.ap == f.ap_without for f in both.faults[:4])
+    left = {m: row.scores for row in both.subsets[1:] for m in ("rgb", "thermal") if m not in row.modalities}
+    for f in both.faults:
+        if f.corruption != "missing" or f.severity == 5:
+            assert f.ap_without == pytest.approx([scores.ap for scores in left[f.modality]], abs=1e-9)
+    (verdict,) = json.loads((tmp_path / "comparison.json").read_text())["fault_verdicts"]
+    text = (tmp_path / "report.md").read_text()
+    assert verdict["text"].startswith("rgb_thermal: fault ≥ without it: ")
+    assert f"**{verdict['text']}**" in text.splitlines()
+    assert [row[1:4] for row in table(text, "When sensors lie")][-1] == ["noise", "thermal", "5"]
+
+
+def test_faults_that_do_not_exist_are_told_before_anything_is_trained(tmp_path):
+    for options, message in (
+        ({"corruptions": ["nois"]}, r"^corruption: 'nois' is not a known corruption; did you mean 'noise'\?$"),
+        ({"corruptions": ["all"], "severities": [6]}, "^severity: 6 is not allowed; use whole numbers from 1 to 5$"),
+    ):
+        with pytest.raises(UserError, match=message):
+            compare([tmp_path / "nowhere"], **options)
+
+
+def test_a_frame_that_a_fault_struck_is_shown_last():
+    records = [replace(r, struck=("rgb",) if i in (0, 1, 4) else ()) for i, r in enumerate(RECORDS[:12])]
+    records[0] = replace(records[0], boxes=records[0].boxes[:0])
+    shown = MODULE["_shown"](records)
+    assert [record.struck for record in shown] == [(), (), (), (), ("rgb",)]
+    assert shown[-1] is records[1]
+    assert [record.condition for record in shown[:4]].count("day") == 2
+    assert len(MODULE["_shown"](records[:2])) == 1
+
+
 def test_three_modalities_have_seven_subsets_each_beside_its_own_model(staged):
     order = ("thermal", "depth", "rgb")
     models = {
@@ -312,7 +354,8 @@ def test_a_condition_is_judged_on_its_own_images(staged):
     day, night = table(text, "By condition")
     assert (day[:2], day[-1]) == (["day", "both"], "not below")
     assert (night[:2], night[3], night[-1]) == (["night", "both"], "thermal", "below")
-    assert "both isn't below its best single in 1 of 2 conditions." in text.splitlines()
+    line = "both isn't below its best single in 1 of 2 conditions; it is below in 1, and in 0 neither is shown."
+    assert line in text.splitlines()
 
 
 def test_models_of_other_images_or_without_rounds_are_refused(staged):

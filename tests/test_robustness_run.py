@@ -8,6 +8,7 @@ from mmfuse.errors import UserError
 from mmfuse.evaluation.results import Clean
 from mmfuse.evaluation.robustness import Trial
 from mmfuse.evaluation.score import evaluate
+from mmfuse.evaluation.significance import Difference
 from mmfuse.robustness import robustness
 from mmfuse.run import Run
 from mmfuse.training.loop import train
@@ -34,16 +35,20 @@ def run(trained, tmp_path):
 
 @pytest.fixture
 def counted(monkeypatch):
-    """The corruption, modality and severity of each evaluation."""
+    """The corruption, modality and severity of each time that images are changed."""
     calls = []
-    scores = Trial.scores
+    changed = Trial._changed
 
     def count(self, corruption, modality, severity, *rest):
         calls.append((corruption.name, modality, severity))
-        return scores(self, corruption, modality, severity, *rest)
+        return changed(self, corruption, modality, severity, *rest)
 
-    monkeypatch.setattr(Trial, "scores", count)
+    monkeypatch.setattr(Trial, "_changed", count)
     return calls
+
+
+def measured(run, **options):
+    return robustness(run, **{"rounds": 5, **options})
 
 
 def read(run, name="robustness-test.json"):
@@ -51,7 +56,7 @@ def read(run, name="robustness-test.json"):
 
 
 def test_curves_start_at_what_evaluate_says_and_end_without_the_sensor(run):
-    result = robustness(run, corruptions=["missing"], split="train")
+    result = measured(run, corruptions=["missing"], split="train")
     clean = evaluate(run, split="train").scores
     without = evaluate(run, split="train", without=["rgb"]).scores
     assert len({0.0, clean.ap, without.ap}) == 3
@@ -61,25 +66,31 @@ def test_curves_start_at_what_evaluate_says_and_end_without_the_sensor(run):
     assert (curve.ap[0], curve.ap[5]) == (clean.ap, without.ap)
     assert (curve.ap50[0], curve.ap50[5]) == (clean.ap50, without.ap50)
     assert [c.modality for c in result.curves] == ["rgb", "thermal"]
+    assert [(f.modality, f.severity) for f in result.faults] == [
+        (m, s) for m in ("rgb", "thermal") for s in range(1, 6)
+    ]
+    assert all(f.difference == Difference(0, 0, 0, 5) for f in result.faults)  # it is what it is compared with
+    assert result.faults[4].ap_without == pytest.approx((without.ap,))
+    assert result.verdict.verdict == "not shown"
     assert json.loads(json.dumps(asdict(result))) == read(run, "robustness-train.json")
 
 
 def test_each_suiting_modality_is_corrupted_alone_at_five_severities(run, counted):
-    robustness(run, corruptions=["agc", "shift", "over_exposure"])
+    measured(run, corruptions=["agc", "shift", "over_exposure"])
     wanted = [("shift", "rgb"), ("shift", "thermal"), ("over_exposure", "rgb"), ("agc", "thermal")]
     assert counted == [(*pair, severity) for pair in wanted for severity in range(1, 6)]
     assert [(c["corruption"], c["modality"]) for c in read(run)["curves"]] == wanted
     counted.clear()
-    robustness(run, modalities=["thermal"], corruptions=["shift", "blur"], split="val")
+    measured(run, modalities=["thermal"], corruptions=["shift", "blur"], split="val")
     assert counted == [(name, "thermal", severity) for name in ("shift", "blur") for severity in range(1, 6)]
     assert read(run, "robustness-val.json")["split"] == "val"
 
 
 def test_curves_that_are_there_are_kept_and_not_scored_again(run, counted):
-    first = robustness(run, corruptions=["fog"])
-    robustness(run, corruptions=["fog"])
+    first = measured(run, corruptions=["fog"])
+    measured(run, corruptions=["fog"])
     assert len(counted) == 10
-    both = robustness(run, corruptions=["blur"], modalities=["rgb"])
+    both = measured(run, corruptions=["blur"], modalities=["rgb"])
     assert len(counted) == 15
     assert [(c.corruption, c.modality) for c in both.curves] == [
         ("blur", "rgb"),
@@ -89,17 +100,41 @@ def test_curves_that_are_there_are_kept_and_not_scored_again(run, counted):
     assert both.curves[1:] == first.curves
 
 
-@pytest.mark.parametrize("change", ["seed", "limit", "detector", "levels"])
+def test_severities_are_scored_when_they_are_asked_for(run, counted):
+    first = measured(run, corruptions=["fog"], modalities=["rgb"], severities=[5, 2])
+    assert counted == [("fog", "rgb", 2), ("fog", "rgb", 5)]
+    assert [ap is None for ap in first.curves[0].ap] == [False, True, False, True, True, False]
+    assert first.curves[0].area_ap is None
+    assert [f.severity for f in first.faults] == [2, 5]
+    whole = measured(run, corruptions=["fog"], modalities=["rgb"])
+    assert [severity for *_, severity in counted] == [2, 5, 1, 3, 4]
+    assert whole.faults[1::3] == first.faults
+    assert (whole.curves[0].ap[2], whole.curves[0].ap[5]) == (first.curves[0].ap[2], first.curves[0].ap[5])
+
+
+def test_a_run_of_one_modality_has_curves_and_no_verdict(paired_set, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(
+        f"card: {paired_set}\nmodalities: [rgb]\nmodel: {{size: d-4}}\ndata: {{input_size: [96, 128], workers: 0}}\n"
+        "train: {epochs: 1, batch_size: 4}\n"
+    )
+    alone = train(tmp_path / "recipe.yaml", folder=tmp_path / "run")
+    result = measured(alone, corruptions=["missing", "crossover", "lens_dirt"])
+    assert [c.corruption for c in result.curves] == ["missing", "lens_dirt"]
+    assert result.curves[0].ap[5] == 0
+    assert (result.faults, result.verdict) == ((), None)
+
+
+@pytest.mark.parametrize("change", ["seed", "limit", "detector", "levels", "rounds"])
 def test_curves_of_something_else_are_scored_again(run, counted, change):
-    robustness(run, corruptions=["fog"], modalities=["rgb"])
-    options = {"seed": {"seed": 1}, "limit": {"limit": 3}}.get(change, {})
+    measured(run, corruptions=["fog"], modalities=["rgb"])
+    options = {"seed": {"seed": 1}, "limit": {"limit": 3}, "rounds": {"rounds": 6}}.get(change, {})
     if change == "detector":
         _touch(run)
     if change == "levels":
         stored = read(run)
         stored["curves"][0]["levels"][0] = 0.9
         (run.folder / "robustness-test.json").write_text(json.dumps(stored))
-    robustness(run, corruptions=["fog"], modalities=["rgb"], **options)
+    measured(run, corruptions=["fog"], modalities=["rgb"], **options)
     assert len(counted) == 10
 
 
@@ -116,33 +151,36 @@ def _touch(run):
 
 
 def test_what_was_whole_survives_an_interruption(run, monkeypatch):
-    scores = Trial.scores
+    changed = Trial._changed
 
     def interrupted(self, corruption, modality, severity, *rest):
         if (corruption.name, severity) == ("fog", 3):
             raise KeyboardInterrupt
-        return scores(self, corruption, modality, severity, *rest)
+        return changed(self, corruption, modality, severity, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trial, "scores", interrupted)
+        patch.setattr(Trial, "_changed", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            robustness(run, corruptions=["blur", "fog"], modalities=["rgb"])
-    assert [c["corruption"] for c in read(run)["curves"]] == ["blur"]
-    result = robustness(run, corruptions=["blur", "fog"], modalities=["rgb"])
+            measured(run, corruptions=["blur", "fog"], modalities=["rgb"])
+    stored = [[c["corruption"], *(ap is not None for ap in c["ap"])] for c in read(run)["curves"]]
+    assert stored == [["blur", *[True] * 6], ["fog", True, True, True, False, False, False]]
+    result = measured(run, corruptions=["blur", "fog"], modalities=["rgb"])
     assert [c.corruption for c in result.curves] == ["blur", "fog"]
+    assert None not in result.curves[1].ap
+    assert len(result.faults) == 10
 
 
 def test_a_limit_spreads_over_the_split_and_is_clean_at_severity_0(run, counted):
-    result = robustness(run, corruptions=["fog"], modalities=["rgb"], limit=2)
+    result = measured(run, corruptions=["fog"], modalities=["rgb"], limit=2)
     assert result.images == 2
-    whole = robustness(run, corruptions=["fog"], modalities=["rgb"], limit=99)
+    whole = measured(run, corruptions=["fog"], modalities=["rgb"], limit=99)
     assert whole.images == 4
     assert whole.digest == read(run, "test.json")["digest"] != result.digest
     assert result.curves[0].ap[0] == result.clean.ap
 
 
 def test_the_verb_prints_and_writes_the_page_and_the_picture(run, capsys):
-    words = ["robustness", str(run.folder), "--corruption", "shift", "--modality", "thermal"]
+    words = ["robustness", str(run.folder), "--corruption", "shift", "--modality", "thermal", "--severity", "3"]
     assert main(words) == 0
     text = capsys.readouterr().out
     page = (run.folder / "robustness-test.md").read_text()
@@ -160,12 +198,14 @@ def test_the_verb_prints_and_writes_the_page_and_the_picture(run, capsys):
         ({"corruptions": ["blurr"]}, "corruption: 'blurr' is not a known corruption; did you mean 'blur'?"),
         ({"corruptions": ["agc"], "modalities": ["rgb"]}, "corruption: agc suits none of rgb; choose others"),
         ({"limit": 0}, "limit: 0 is not allowed; use at least 1"),
+        ({"rounds": 0}, "rounds: 0 is not allowed; use at least 1"),
+        ({"severities": [0]}, "severity: 0 is not allowed; use whole numbers from 1 to 5"),
         ({"split": "tset"}, "tset"),
     ],
 )
 def test_mistakes_are_one_line_and_write_nothing(run, options, message):
     with pytest.raises(UserError) as caught:
-        robustness(run, **options)
+        measured(run, **options)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not list(run.folder.glob("robustness*"))
@@ -175,10 +215,10 @@ def test_no_run_and_a_broken_file_are_one_line(run, tmp_path, capsys):
     assert main(["robustness", str(tmp_path / "nowhere")]) == 2
     assert "is not a run folder" in capsys.readouterr().err
     path = run.folder / "robustness-test.json"
-    robustness(run, corruptions=["fog"], modalities=["rgb"])
+    measured(run, corruptions=["fog"], modalities=["rgb"])
     good = read(run)
     for text in ("{", "[]", json.dumps(good | {"curves": [{"levels": 1}]})):
         path.write_text(text)
         with pytest.raises(UserError, match=r"robustness-test.json: .* remove it"):
-            robustness(run, corruptions=["fog"])
+            measured(run, corruptions=["fog"])
         assert path.read_text() == text

@@ -1,7 +1,7 @@
 """What `compare`, `shares` and `robustness` found, as the values that pages and charts are made of."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -34,12 +34,32 @@ class SubsetRow:
 
 
 @dataclass(frozen=True)
+class Fault:
+    """One corruption of one modality at one severity, set beside the modality missing from the same images.
+
+    `ap` and `ap_without`, the AP under the fault and without the modality, have an entry a seed. `difference` is by how
+    much the first is ahead. `false_detections` and `false_without` count, an image, the detections of a score of at
+    least 0.3 that find no object at IoU 0.5.
+    """
+
+    corruption: str
+    modality: str
+    severity: int
+    ap: tuple[float, ...]
+    ap_without: tuple[float, ...]
+    difference: Difference
+    false_detections: float
+    false_without: float
+
+
+@dataclass(frozen=True)
 class ModelRow:
     """One recipe of a comparison: its scores for each of `seeds`, what it costs and what it is ahead of.
 
     `ap`, `ap50` and `scores` have an entry a seed. `gmacs` are billions of multiply-adds, `latency_ms` milliseconds, of
     one image. `difference` is the one that the table shows; `differences` are those to each rival by name, on all
-    images and, as `per_condition`, on those of each condition alone. `subsets` is empty where there is one modality.
+    images and, as `per_condition`, on those of each condition alone. `subsets` is empty where there is one modality,
+    and so is `faults`, or where no corruption was tried.
     """
 
     name: str
@@ -56,11 +76,12 @@ class ModelRow:
     differences: dict[str, Difference]
     per_condition: dict[str, dict[str, Difference]]
     subsets: tuple[SubsetRow, ...]
+    faults: tuple[Fault, ...]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether `model` is at least as good as the best single modality: "yes", "no" or "not shown"; `text` says why."""
+    """Whether a model keeps a promise: "yes", "no" or "not shown"; `text` names the promise and says why."""
 
     model: str
     verdict: str
@@ -71,8 +92,10 @@ class Verdict:
 class Comparison:
     """Models scored on one split; see `mmfuse.compare`.
 
-    `digest` is that of the split, `reference` the model that differences are taken to by default. `same_budget` tells
-    whether the models differ in their modalities and seeds alone.
+    `verdicts` tell of models of several modalities whether they are at least as good as the best single one,
+    `fault_verdicts` whether they are under each fault at least as good as without the sensor. `digest` is that of the
+    split, `reference` the model that differences are taken to by default. `same_budget` tells whether the models differ
+    in their modalities and seeds alone.
     """
 
     card: str
@@ -81,6 +104,7 @@ class Comparison:
     models: tuple[ModelRow, ...]
     reference: str
     verdicts: tuple[Verdict, ...]
+    fault_verdicts: tuple[Verdict, ...]
     same_budget: bool
     command: str
     date: str
@@ -155,27 +179,28 @@ class Shares:
 class Curve:
     """AP and AP50 at severities 0 (clean) to 5 of one corruption of one modality; `levels` are its strengths.
 
-    `area_ap` and `area_ap50` are the areas under both; see `relative_area`.
+    A severity that wasn't scored has None. `area_ap` and `area_ap50` are the areas under both; see `relative_area`.
     """
 
     corruption: str
     modality: str
     unit: str
     levels: tuple[float, ...]
-    ap: tuple[float, ...]
-    ap50: tuple[float, ...]
+    ap: tuple[float | None, ...]
+    ap50: tuple[float | None, ...]
     area_ap: float | None
     area_ap50: float | None
 
 
-def relative_area(values: Iterable[float]) -> float | None:
+def relative_area(values: Sequence[float | None]) -> float | None:
     """Returns the area under a curve over severities (trapezoids) relative to its clean, first value held throughout.
 
-    1 means that nothing was lost; None that there was nothing to lose.
+    1 means that nothing was lost; None that there was nothing to lose, or that a value is missing.
     """
-    values = list(values)
-    area = sum((a + b) / 2 for a, b in pairwise(values))
-    return area / (values[0] * (len(values) - 1)) if values[0] else None
+    known = [value for value in values if value is not None]
+    if len(known) < len(values) or not known[0]:
+        return None
+    return sum((a + b) / 2 for a, b in pairwise(known)) / (known[0] * (len(known) - 1))
 
 
 @dataclass(frozen=True)
@@ -191,17 +216,20 @@ class Robustness:
     """How a run bears corrupted images; see `mmfuse.robustness`.
 
     `digest` is that of the `images` images scored, `detector` the SHA-256 of the checkpoint, `seed` that of the
-    corruptions.
+    corruptions, `rounds` those of the bootstrap. `faults` and `verdict` are empty and None for a run of one modality.
     """
 
     split: str
     digest: str
     detector: str
     seed: int
+    rounds: int
     name: str
     images: int
     clean: Clean
     curves: tuple[Curve, ...]
+    faults: tuple[Fault, ...]
+    verdict: Verdict | None
     environment: Environment
 
 

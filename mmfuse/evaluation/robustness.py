@@ -1,6 +1,6 @@
-"""Scores a detector on images of which one modality is corrupted, and sums up how AP falls with severity."""
+"""Tries a detector on images of which one modality is corrupted, and sets the result beside that modality missing."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -8,24 +8,71 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmfuse.data.annotations.records import Record
+from mmfuse.data.annotations.records import Record, own_objects
 from mmfuse.data.images.samples import Read, read_record
 from mmfuse.data.loader import EvalLoader, eval_loader
-from mmfuse.evaluation.coco import Scores, coco_scores
-from mmfuse.evaluation.corruptions import FROZEN, MISSING, SEVERITIES, Corruption, ImageCorruption, faulty
+from mmfuse.errors import UserError, unknown_name
+from mmfuse.evaluation.corruptions import (
+    ANOTHER_SCENE,
+    CORRUPTIONS,
+    FROZEN,
+    MISSING,
+    NOWHERE,
+    SEVERITIES,
+    Corruption,
+    ImageCorruption,
+    ObjectCorruption,
+    faulty,
+)
 from mmfuse.evaluation.inference import collect
-from mmfuse.evaluation.results import Curve, relative_area
+from mmfuse.evaluation.results import Fault
+from mmfuse.evaluation.significance import Matches, difference, match, resampled_ap
 from mmfuse.model.detector import Detector
-from mmfuse.sample import Batch
+from mmfuse.sample import Batch, Detections
 from mmfuse.sensor import Sensor
+
+Found = Mapping[int, Detections]
+"""Detections by image id, in original pixels."""
+
+_FRAMES_TRIED = 32
+
+
+def check_names(corruptions: Collection[str], severities: Collection[int]) -> None:
+    """Checks what a user asks for.
+
+    Raises:
+        UserError: a corruption is unknown, or a severity isn't 1 to 5.
+    """
+    names = [c.name for c in CORRUPTIONS]
+    for name in corruptions:
+        if name not in names:
+            raise UserError(f"corruption: {unknown_name(name, names, 'corruption')}")
+    for severity in severities:
+        if severity not in range(1, SEVERITIES + 1):
+            raise UserError(f"severity: {severity!r} is not allowed; use whole numbers from 1 to {SEVERITIES}")
+
+
+def suiting(
+    sensors: Mapping[str, Sensor], corruptions: Collection[str] = (), modalities: Collection[str] = ()
+) -> list[tuple[Corruption, str]]:
+    """Returns the corruptions of these names, each with every modality that it suits; empty stands for all."""
+    return [
+        (corruption, m)
+        for corruption in CORRUPTIONS
+        for m, sensor in sensors.items()
+        if corruption.name in (corruptions or (corruption.name,))
+        and m in (modalities or (m,))
+        and corruption.suits(sensor)
+    ]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A detector, and the images to try corruptions on.
+    """A detector, the images to try corruptions on, and what it finds in these as they are.
 
-    `scored` are those of `records` that are scored; the others only lend previous frames. The rest is as for
-    `eval_loader`; `seed` is that of all corruptions.
+    `scored` are those of `records` that are scored; the others only lend frames. `clean` is what is found with all
+    sensors, `lacking` what is found with each modality missing. The rest is as for `eval_loader`; `seed` is that of all
+    corruptions.
     """
 
     detector: Detector
@@ -33,43 +80,118 @@ class Trial:
     scored: Sequence[Record]
     input_size: tuple[int, int]
     batch_size: int
+    clean: Found
+    lacking: Mapping[str, Found]
     workers: int | None = None
     seed: int = 0
 
-    def curve(
-        self, corruption: Corruption, modality: str, clean: Scores, progress: Callable[[int], object] = lambda images: 0
-    ) -> Curve:
-        """Scores all severities; `clean` are the scores of severity 0. `progress` is told each number of images done.
+    def run(
+        self,
+        corruption: Corruption,
+        modality: str,
+        severities: Sequence[int],
+        progress: Callable[[int], object] = lambda images: 0,
+    ) -> Iterator[tuple[Found, Found]]:
+        """Yields for each severity what is found under a corruption, and with the modality missing where it strikes.
+
+        `progress` is told each number of images done. A fault of whole images runs once: at each severity it strikes a
+        share of the images, and the others are as they were.
 
         Raises:
             UserError: an image can't be read, or the corruption doesn't suit the sensor.
         """
-        scores = [clean]
-        for severity in range(1, SEVERITIES + 1):
-            scores.append(self.scores(corruption, modality, severity, progress))
-        ap, ap50 = tuple(s.ap for s in scores), tuple(s.ap50 for s in scores)
-        areas = relative_area(ap), relative_area(ap50)
-        return Curve(corruption.name, modality, corruption.unit, corruption.levels, ap, ap50, *areas)
+        lacking = self.lacking[modality]
+        if isinstance(corruption, ImageCorruption):
+            for severity in severities:
+                yield self._changed(corruption, modality, severity, progress), lacking
+            return
+        everywhere = self._struck(corruption, modality, progress)
+        for severity in severities:
+            struck = faulty([r.image_id for r in self.scored], severity, self.seed)
+            found, without = ({**self.clean, **{i: of[i] for i in struck}} for of in (everywhere, lacking))
+            yield found, without
 
-    def scores(
-        self, corruption: Corruption, modality: str, severity: int, progress: Callable[[int], object] = lambda images: 0
-    ) -> Scores:
-        """Scores the detector with one modality corrupted at one severity; see `curve`."""
-        records: Sequence[Record] = self.scored
-        read: Read | None = None
-        lost: set[int] = set()
-        struck = faulty([r.image_id for r in self.scored], severity, self.seed)
+    def images_to_run(self, corruption: Corruption, severities: Sequence[int]) -> int:
+        """Returns how many images `run` will report as done."""
         if corruption is MISSING:
-            lost = struck
-        elif corruption is FROZEN:
-            wanted = {r.image_id for r in self.scored}
-            records = [r for r in frozen(self.records, modality, struck) if r.image_id in wanted]
-        elif isinstance(corruption, ImageCorruption):
-            change = _Corrupted(corruption, modality, self.detector.sensors[modality], severity, self.seed)
-            read = partial(read_record, change=change)
+            return 0
+        return len(self.scored) * (len(severities) if isinstance(corruption, ImageCorruption) else 1)
+
+    def _struck(self, corruption: Corruption, modality: str, progress: Callable[[int], object]) -> Found:
+        """Returns what is found when a fault of whole images strikes all of them."""
+        ids = {r.image_id for r in self.scored}
+        if corruption is MISSING:
+            return self.lacking[modality]
+        if corruption is FROZEN:
+            changed = frozen(self.records, modality, ids)
+        else:
+            assert corruption is ANOTHER_SCENE
+            changed = of_another_scene(self.records, modality, ids, self.seed)
+        return self._found([record for record in changed if record.image_id in ids], progress)
+
+    def _changed(
+        self, corruption: ImageCorruption, modality: str, severity: int, progress: Callable[[int], object]
+    ) -> Found:
+        sensor = self.detector.sensors[modality]
+        told = self.scored if isinstance(corruption, ObjectCorruption) else ()
+        boxes = {record.image_id: _boxes(record, modality, sensor) for record in told}
+        change = Corrupted(corruption, modality, sensor, severity, self.seed, boxes)
+        return self._found(self.scored, progress, partial(read_record, change=change))
+
+    def _found(self, records: Sequence[Record], progress: Callable[[int], object], read: Read | None = None) -> Found:
         loader = eval_loader(records, self.detector.sensors, self.input_size, self.batch_size, self.workers, read)
-        found = collect(self.detector, _batches(loader, modality, lost, progress))
-        return coco_scores(self.scored, found, self.detector.classes)
+        return collect(self.detector, _told(loader, progress))
+
+
+class Trials:
+    """The trials of one model, one for each training seed, on the same images; `rounds` are those of the bootstrap."""
+
+    def __init__(self, trials: Sequence[Trial], rounds: int) -> None:
+        self._trials = trials
+        self._rounds = rounds
+        self._lacking: dict[tuple[str, int | None], tuple[list[Matches], np.ndarray]] = {}
+
+    def faults(
+        self,
+        corruption: Corruption,
+        modality: str,
+        severities: Sequence[int],
+        progress: Callable[[int], object] = lambda images: 0,
+    ) -> Iterator[tuple[Fault, list[Found]]]:
+        """Yields what a corruption does at each severity, and what each trial found under it; see `Trial.run`."""
+        runs = [trial.run(corruption, modality, severities, progress) for trial in self._trials]
+        for severity, pairs in zip(severities, zip(*runs, strict=True), strict=True):
+            found = [of for of, _ in pairs]
+            share = None if isinstance(corruption, ImageCorruption) else severity
+            if (modality, share) not in self._lacking:
+                matches = self._matches([lacking for _, lacking in pairs])
+                self._lacking[modality, share] = matches, resampled_ap(matches, self._rounds)
+            without, ap_without = self._lacking[modality, share]
+            under = self._matches(found)
+            yield (
+                Fault(
+                    corruption=corruption.name,
+                    modality=modality,
+                    severity=severity,
+                    ap=_each_ap(under),
+                    ap_without=_each_ap(without),
+                    difference=difference(resampled_ap(under, self._rounds), ap_without),
+                    false_detections=_mean_false(under),
+                    false_without=_mean_false(without),
+                ),
+                found,
+            )
+
+    def _matches(self, found: Sequence[Found]) -> list[Matches]:
+        return [match(t.scored, of, t.detector.classes) for t, of in zip(self._trials, found, strict=True)]
+
+
+def _each_ap(matches: Sequence[Matches]) -> tuple[float, ...]:
+    return tuple(float(m.average_precision(np.ones((1, m.images), int))[0]) for m in matches)
+
+
+def _mean_false(matches: Sequence[Matches]) -> float:
+    return sum(m.false_detections() for m in matches) / len(matches)
 
 
 def frozen(records: Sequence[Record], modality: str, image_ids: Collection[int]) -> list[Record]:
@@ -85,38 +207,78 @@ def frozen(records: Sequence[Record], modality: str, image_ids: Collection[int])
         before = last.get(place)
         if modality in record.files:
             last[place] = record
-        if before is not None and modality in record.files and record.image_id in image_ids:
-            own = {m: c for m, c in record.calibration.items() if m != modality}
-            old = {m: c for m, c in before.calibration.items() if m == modality}
-            record = replace(
-                record, files={**record.files, modality: before.files[modality]}, calibration={**own, **old}
-            )
+            if before is not None and record.image_id in image_ids:
+                record = _with_frame_of(before, record, modality)
         changed.append(record)
     return changed
 
 
+def of_another_scene(
+    records: Sequence[Record], modality: str, image_ids: Collection[int], seed: int = 0
+) -> list[Record]:
+    """Returns the records; those of `image_ids` have the modality's file and calibration of another one of their size.
+
+    Where there are sequences it is of another one. A record for which none is found in 32 draws stays.
+    """
+    by_size: dict[tuple[int, int], list[Record]] = {}
+    for record in records:
+        if modality in record.files:
+            by_size.setdefault((record.width, record.height), []).append(record)
+    changed = []
+    for record in records:
+        if modality in record.files and record.image_id in image_ids:
+            others = by_size[record.width, record.height]
+            draws = np.random.default_rng([seed % 2**64, record.image_id % 2**64]).integers(
+                len(others), size=_FRAMES_TRIED
+            )
+            other = next((others[i] for i in draws if _is_another_scene(others[i], record)), None)
+            record = record if other is None else _with_frame_of(other, record, modality)
+        changed.append(record)
+    return changed
+
+
+def _is_another_scene(other: Record, record: Record) -> bool:
+    if record.sequence is None:
+        return other.image_id != record.image_id
+    return other.sequence != record.sequence
+
+
+def _with_frame_of(other: Record, record: Record, modality: str) -> Record:
+    own = {m: c for m, c in record.calibration.items() if m != modality}
+    theirs = {m: c for m, c in other.calibration.items() if m == modality}
+    files = {**record.files, modality: other.files[modality]}
+    return replace(record, files=files, calibration={**own, **theirs})
+
+
+def _boxes(record: Record, modality: str, sensor: Sensor) -> Tensor:
+    """Returns the objects (N, 4) in the image of a modality, xyxy as shares of its width and height."""
+    objects = own_objects(record, modality, sensor) or record
+    size = np.array([record.width, record.height, record.width, record.height], np.float32)
+    return torch.from_numpy(objects.boxes / size)
+
+
 @dataclass(frozen=True)
-class _Corrupted:
-    """Corrupts the raw images of one modality; loader workers call it."""
+class Corrupted:
+    """Corrupts the raw images of one modality, for `read_record`; loader workers call it.
+
+    Chance is a function of (seed, image id). `boxes` are those that `ImageCorruption` asks for, by image id.
+    """
 
     corruption: ImageCorruption
     modality: str
     sensor: Sensor
     severity: int
     seed: int
+    boxes: Mapping[int, Tensor]
 
     def __call__(self, image_id: int, modality: str, raw: Tensor) -> Tensor:
         if modality != self.modality:
             return raw
         state = np.random.SeedSequence([self.seed % 2**64, image_id % 2**64]).generate_state(1, np.uint64)
-        return self.corruption(raw, self.sensor, self.severity, int(state[0]))
+        return self.corruption(raw, self.sensor, self.severity, int(state[0]), self.boxes.get(image_id, NOWHERE))
 
 
-def _batches(
-    loader: EvalLoader, modality: str, lost: Collection[int], progress: Callable[[int], object]
-) -> Iterator[Batch]:
-    """Yields the batches, in which images of `lost` lack the modality."""
+def _told(loader: EvalLoader, progress: Callable[[int], object]) -> Iterator[Batch]:
     for batch in loader:
-        there = torch.tensor([image_id not in lost for image_id in batch.image_ids])
-        yield replace(batch, present={**batch.present, modality: batch.present[modality] & there})
+        yield batch
         progress(len(batch))

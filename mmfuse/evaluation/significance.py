@@ -6,6 +6,7 @@ precision-recall curve. The draws are the same for every detector, so a differen
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from mmfuse.evaluation.coco import coco_pair, evaluate_pair
 from mmfuse.sample import Detections
 
 ROUNDS_AT_ONCE = 64
+
+TOLERANCE = 0.01
+"""One AP point: a detector isn't below another if it is sure to be less than this behind it."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,13 @@ class Difference:
     def below(self) -> bool:
         """Whether the whole interval lies under zero."""
         return self.high < 0
+
+    @property
+    def judgement(self) -> Literal["below", "not below", "not shown"]:
+        """Whether the one is below the other, "not below" being an interval that ends above -1 AP point."""
+        if self.below:
+            return "below"
+        return "not below" if self.low > -TOLERANCE else "not shown"
 
 
 @dataclass(frozen=True)
@@ -82,6 +93,11 @@ class Matches:
     rankings: tuple[Ranking, ...]
     recalls: np.ndarray
 
+    @property
+    def images(self) -> int:
+        """How many images there are."""
+        return len(self.rankings[0].objects)
+
     def on(self, chosen: np.ndarray) -> "Matches":
         """Returns the matches of the images that are True in `chosen` (I,) bool alone."""
         place = chosen.cumsum() - 1
@@ -92,6 +108,11 @@ class Matches:
             hit, ignored = ranking.hit[:, kept], ranking.ignored[:, kept]
             rankings.append(Ranking(score, image, hit, ignored, ranking.objects[chosen]))
         return Matches(tuple(rankings), self.recalls)
+
+    def false_detections(self, score: float = 0.3) -> float:
+        """Returns how many detections an image of at least a `score` find no object at IoU 0.5."""
+        false = (((r.score >= score) & ~r.hit[0] & ~r.ignored[0]).sum() for r in self.rankings)
+        return float(sum(false) / self.images)
 
     def average_precision(self, weights: np.ndarray) -> np.ndarray:
         """Returns COCO's AP (R,), over the classes that are drawn, with each image counted `weights` (R, I) times.
@@ -143,7 +164,7 @@ def resampled_ap(seeds: Sequence[Matches], rounds: int, seed: int = 0) -> np.nda
     `seeds` holds the matches of one detector for each training seed. A round draws as many images as there are, with
     replacement; `seed` decides which. A round that draws no object is NaN.
     """
-    draws = _draws(len(seeds[0].rankings[0].objects), rounds, seed)
+    draws = _draws(seeds[0].images, rounds, seed)
     return np.concatenate([np.mean([m.average_precision(weights) for m in seeds], axis=0) for weights in draws])
 
 

@@ -199,7 +199,9 @@ def robustness_curves(robustness: Robustness, path: Path) -> None:
         for curve in (c for c in curves if c.corruption == name):
             i = modalities.index(curve.modality)
             marker = SERIES_MARKERS[i % len(SERIES_MARKERS)]
-            (line,) = ax.plot(curve.ap, color=_series_colour(i), marker=marker, markersize=4, clip_on=False)
+            places = [s for s, ap in enumerate(curve.ap) if ap is not None]
+            values = [ap for ap in curve.ap if ap is not None]
+            (line,) = ax.plot(places, values, color=_series_colour(i), marker=marker, markersize=4, clip_on=False)
             lines[f"{curve.modality} corrupted"] = line
         ax.set_title(name.replace("_", " "), fontsize=10)
         ax.tick_params(labelbottom=True)

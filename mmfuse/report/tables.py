@@ -1,5 +1,6 @@
 """Comparisons as Markdown: what was scored, how sure it is, what it costs and how it was made."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -7,11 +8,15 @@ import numpy as np
 from mmfuse.environment import Environment
 from mmfuse.evaluation.coco import Scores
 from mmfuse.evaluation.miss_rate import MissRates
-from mmfuse.evaluation.results import Comparison, DifferenceTo, ModelRow, Robustness, ShareGroup, Shares
+from mmfuse.evaluation.results import Comparison, DifferenceTo, Fault, ModelRow, Robustness, ShareGroup, Shares
 from mmfuse.evaluation.significance import Difference, hardest
 from mmfuse.evaluation.voc import VocScores
 
 NOTHING = "–"
+
+_JUDGEMENTS = (
+    "below: all of the interval lies under zero; not below: all of it lies above -1 AP point; not shown: neither"
+)
 
 
 def markdown_table(header: Sequence[object], rows: Iterable[Sequence[object]], numbers_from: int = 1) -> str:
@@ -39,11 +44,12 @@ def comparison_markdown(comparison: Comparison) -> str:
     parts = [
         f"# {comparison.card}: {len(models)} models compared\n",
         _models_table(comparison),
-        *(f"**{verdict.text}**\n" for verdict in comparison.verdicts),
+        *(f"**{verdict.text}**\n" for verdict in (*comparison.verdicts, *comparison.fault_verdicts)),
         *(_conditions_won(model) for model in models if model.per_condition),
         _reading(comparison),
         *_condition_section(comparison),
         *_subset_section(comparison),
+        *_fault_section({model.name: model.faults for model in models}),
         "## AP per class\n",
         _class_table(models),
         "## How it was made\n",
@@ -89,6 +95,8 @@ def robustness_markdown(robustness: Robustness) -> str:
     curves = robustness.curves
     severities = range(len(curves[0].levels) + 1)
     parts = [f"# {robustness.name}: robustness on the {robustness.split} split\n"]
+    if robustness.verdict is not None:
+        parts.append(f"**{robustness.verdict.text}**\n")
     for key, name in (("ap", "AP"), ("ap50", "AP50")):
         rows = [
             [c.corruption, c.modality, *map(_figure, getattr(c, key)), _figure(getattr(c, f"area_{key}"))]
@@ -100,6 +108,7 @@ def robustness_markdown(robustness: Robustness) -> str:
         "One modality is corrupted at a time; severity 0 is clean. The area under the curve is relative to the clean "
         "score held at all severities: 1 means that nothing was lost.\n"
     )
+    parts += _fault_section({robustness.name: robustness.faults})
     meanings = {c.corruption: [c.unit, *(f"{level:g}" for level in c.levels)] for c in curves}
     rows = [[name, *meaning] for name, meaning in meanings.items()]
     parts.append("## What the severities mean\n")
@@ -175,8 +184,11 @@ def _reading(comparison: Comparison) -> str:
 
 
 def _conditions_won(model: ModelRow) -> str:
-    below = [differences[hardest(differences)].below for differences in model.per_condition.values()]
-    return f"{model.name} isn't below its best single in {below.count(False)} of {len(below)} conditions.\n"
+    judged = Counter(differences[hardest(differences)].judgement for differences in model.per_condition.values())
+    return (
+        f"{model.name} isn't below its best single in {judged['not below']} of {judged.total()} conditions; it is "
+        f"below in {judged['below']}, and in {judged['not shown']} neither is shown.\n"
+    )
 
 
 def _condition_section(comparison: Comparison) -> list[str]:
@@ -187,12 +199,12 @@ def _condition_section(comparison: Comparison) -> list[str]:
                 continue
             rival = hardest(model.per_condition[condition])
             ahead = model.per_condition[condition][rival]
-            ap, judged = _condition_ap(model.scores, condition), "below" if ahead.below else "not below"
-            rows.append([condition, model.name, ap, rival, _interval(ahead), judged])
+            ap = _condition_ap(model.scores, condition)
+            rows.append([condition, model.name, ap, rival, _interval(ahead), ahead.judgement])
     if not rows:
         return []
     header = ["condition", "model", "AP", "hardest single", "Δ AP to it", "so it is"]
-    text = "Intervals resample the images of the condition alone; below: all of the interval lies under zero.\n"
+    text = f"Intervals resample the images of the condition alone; {_JUDGEMENTS}.\n"
     return ["## By condition\n", markdown_table(header, rows, numbers_from=2), text]
 
 
@@ -219,6 +231,27 @@ def _subset_section(comparison: Comparison) -> list[str]:
         "relative to that of the model that was trained on just these.\n"
     )
     return ["## When sensors are lost\n", markdown_table(header, rows, numbers_from=2), text]
+
+
+def _fault_section(faults: Mapping[str, Sequence[Fault]]) -> list[str]:
+    """Returns a section on the faults that each model was tried on, by its name; nothing where there are none."""
+    rows = [
+        [
+            *(name, f.corruption, f.modality, f.severity, mean_and_spread(f.ap), mean_and_spread(f.ap_without)),
+            *(_interval(f.difference), f.difference.judgement, f"{f.false_detections:.2f}", f"{f.false_without:.2f}"),
+        ]
+        for name, of_model in faults.items()
+        for f in of_model
+    ]
+    if not rows:
+        return []
+    header = ["model", "corruption", "of", "severity", "AP", "AP without it", "Δ AP", "so it is", "false", "without it"]
+    text = (
+        "Each row sets a corrupted sensor, of which nobody tells the detector, beside the same sensor missing from the "
+        f"images that the fault strikes; {_JUDGEMENTS}. False are detections an image of a score of at least 0.3 that "
+        "find no object at IoU 0.5.\n"
+    )
+    return ["## When sensors lie\n", markdown_table(header, rows, numbers_from=3), text]
 
 
 def _class_table(models: Sequence[ModelRow]) -> str:

@@ -8,6 +8,7 @@ import torch
 
 from mmfuse.data.annotations.records import Record
 from mmfuse.errors import UserError
+from mmfuse.evaluation.arrays import overlaps
 from mmfuse.evaluation.coco import coco_scores
 from mmfuse.evaluation.significance import Difference, difference, hardest, match, resampled_ap
 from mmfuse.sample import Detections
@@ -197,6 +198,48 @@ def test_hardest_rival_is_one_that_is_ahead_for_sure():
     assert hardest({"beaten": beaten, "wide": wide}) == "wide"
     assert hardest({"beaten": beaten, "wide": wide, "sure": sure}) == "sure"
     assert hardest({"wide": wide, "sure": sure, "worse": worse}) == "worse"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "judgement"),
+    [
+        (-0.107, 0.043, "not shown"),
+        (-0.02, 0.3, "not shown"),
+        (-0.01, 0.01, "not shown"),
+        (-0.0099, 0.01, "not below"),
+        (-0.0099, 0.0, "not below"),
+        (0.0, 0.0, "not below"),
+        (0.1, 0.2, "not below"),
+        (-0.2, -0.1, "below"),
+        (-0.005, -0.001, "below"),
+    ],
+)
+def test_not_below_takes_an_interval_that_ends_above_one_point_less(low, high, judgement):
+    assert Difference((low + high) / 2, low, high, 9).judgement == judgement
+
+
+@pytest.mark.parametrize("crowds", [False, True])
+def test_false_detections_find_no_object_at_half_overlap(crowds):
+    records = scene(25, 3, crowds)
+    detections = detect(records, noise=2, recall=0.8, alarms=6, seed=3)
+    matches = match(records, detections, CLASSES)
+    assert matches.images == 25
+    for score in (0.3, 0.5):
+        false = 0
+        for r in records:
+            free = np.ones(len(r.boxes), bool)
+            for box, one, label in detections[r.image_id]:
+                if one < score:
+                    continue
+                overlap = np.where(r.labels == int(label), overlaps(box.numpy()[None], r.boxes, r.ignore)[0], 0)
+                own = np.where(free & ~r.ignore, overlap, 0)
+                if own.max(initial=0) >= 0.5:
+                    free[own.argmax()] = False
+                elif not (overlap[r.ignore] >= 0.5).any():
+                    false += 1
+        assert matches.false_detections(score) == pytest.approx(false / 25)
+        assert false > 25
+    assert match(records, {}, CLASSES).false_detections() == 0
 
 
 def test_difference_survives_json():

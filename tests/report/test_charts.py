@@ -27,11 +27,13 @@ def scores(ap):
 
 def comparison(difference):
     models = tuple(
-        ModelRow(name, m, (0, 1), 3, ap, ap, tuple(scores(a) for a in ap), 1, 1.0, 1.0, d, {}, {}, ())
+        ModelRow(name, m, (0, 1), 3, ap, ap, tuple(scores(a) for a in ap), 1, 1.0, 1.0, d, {}, {}, (), ())
         for name, m, ap, d in (("rgb", ("rgb",), (0.3, 0.4), None), ("both", ("rgb", "d"), (0.5, 0.6), difference))
     )
     verdicts = (Verdict("both", "yes", "both ≥ best single: yes"),)
-    return Comparison("street", "test", "ab", models, "rgb", verdicts, True, "mmfuse compare", "2026-01-01", "a card")
+    return Comparison(
+        "street", "test", "ab", models, "rgb", verdicts, (), True, "mmfuse compare", "2026-01-01", "a card"
+    )
 
 
 def test_comparison_bars_show_differences_where_there_are_any(tmp_path):
@@ -108,7 +110,7 @@ def robustness(*curves):
         Curve(name, m, "px", (1, 2, 3, 4, 5), (0.5, 0.4, 0.4, 0.3, 0.2, last), (0.5,) * 6, 1.0, 1.0)
         for name, m, last in curves
     )
-    return Robustness("test", "ab", "cd", 0, "street", 3, Clean(0.5, 0.8), values, MADE_ON)
+    return Robustness("test", "ab", "cd", 0, 10, "street", 3, Clean(0.5, 0.8), values, (), None, MADE_ON)
 
 
 def test_robustness_has_a_panel_for_each_corruption_and_a_line_for_each_modality(tmp_path):
@@ -122,6 +124,11 @@ def test_robustness_has_a_panel_for_each_corruption_and_a_line_for_each_modality
     two = drawn("two", ("shift", "rgb", 0.1), ("shift", "depth", 0.2))
     assert two.shape == one.shape
     assert (two != one).any()
+    part = robustness(("shift", "rgb", 0.1))
+    curve = replace(part.curves[0], ap=(0.5, None, None, 0.3, None, 0.1))
+    robustness_curves(replace(part, curves=(curve,)), tmp_path / "part")
+    assert pixels(tmp_path / "part").shape == one.shape  # a severity that wasn't scored has no marker
+    assert (pixels(tmp_path / "part") != one).any()
     seven = drawn("seven", *((f"corruption {i}", f"m{i}", 0.1) for i in range(7)))
     assert seven.shape[0] > 1.5 * one.shape[0]
     assert seven.shape[1] > 2 * one.shape[1]

@@ -9,6 +9,7 @@ from mmfuse.evaluation.results import (
     Comparison,
     Curve,
     DifferenceTo,
+    Fault,
     ModelRow,
     Robustness,
     SubsetRow,
@@ -51,6 +52,7 @@ def model(name, modalities, ap, difference=None, per_condition=None, subsets=())
         differences={},
         per_condition=per_condition or {},
         subsets=subsets,
+        faults=(),
     )
 
 
@@ -89,6 +91,7 @@ def comparison():
         ),
         reference="thermal",
         verdicts=(Verdict("both", "yes", "both ≥ best single: yes (+0.080 AP)"),),
+        fault_verdicts=(),
         same_budget=True,
         command="mmfuse compare a b c",
         date="2026-01-02",
@@ -153,7 +156,7 @@ def test_each_condition_has_the_rival_that_is_hardest_there(comparison):
     header, _, *rows = section(comparison_markdown(comparison), "By condition")
     assert header == ["condition", "model", "AP", "hardest single", "Δ AP to it", "so it is"]
     assert rows == [
-        ["day", "both", "0.530 ± 0.014", "thermal", "+0.030 [-0.010, +0.050]", "not below"],
+        ["day", "both", "0.530 ± 0.014", "thermal", "+0.030 [-0.010, +0.050]", "not shown"],
         ["night", "both", "0.330 ± 0.014", "thermal", "-0.030 [-0.050, -0.010]", "below"],
     ]
 
@@ -174,7 +177,10 @@ def test_each_subset_stands_beside_the_model_of_just_these_sensors(comparison):
 def test_page_says_the_verdict_and_how_it_was_made(comparison):
     page = comparison_markdown(comparison)
     assert "**both ≥ best single: yes (+0.080 AP)**" in page.splitlines()
-    assert "both isn't below its best single in 1 of 2 conditions." in page.splitlines()
+    assert (
+        "both isn't below its best single in 0 of 2 conditions; it is below in 1, and in 1 neither is shown."
+        in page.splitlines()
+    )
     assert "1000 rounds" in page
     for line in (
         "- split: test, 10 images, 17 objects",
@@ -196,6 +202,27 @@ def test_one_seed_without_conditions_or_differences(comparison):
     assert "By condition" not in page
     assert "When sensors are lost" not in page
     assert "best single in" not in page
+    assert "When sensors lie" not in page
+
+
+FAULT = Fault("noise", "rgb", 4, (0.2, 0.3), (0.31, 0.33), Difference(-0.07, -0.1, -0.03, 1000), 12.5, 0.126)
+
+
+def test_each_fault_stands_beside_the_sensor_s_absence(comparison):
+    models = (*comparison.models[:2], replace(comparison.models[2], faults=(FAULT,)))
+    verdicts = (Verdict("both", "no", "both: fault ≥ without it: no (at worst)"),)
+    page = comparison_markdown(replace(comparison, models=models, fault_verdicts=verdicts))
+    header, _, *rows = section(page, "When sensors lie")
+    assert header[:5] == ["model", "corruption", "of", "severity", "AP"]
+    assert header[5:] == ["AP without it", "Δ AP", "so it is", "false", "without it"]
+    assert rows == [
+        [
+            *("both", "noise", "rgb", "4", "0.250 ± 0.071", "0.320 ± 0.014"),
+            *("-0.070 [-0.100, -0.030]", "below", "12.50", "0.13"),
+        ]
+    ]
+    lines = page.splitlines()
+    assert lines.index("**both ≥ best single: yes (+0.080 AP)**") + 2 == lines.index(f"**{verdicts[0].text}**")
 
 
 def robustness(*curves):
@@ -205,10 +232,13 @@ def robustness(*curves):
         digest="ab" * 32,
         detector="cd" * 32,
         seed=3,
+        rounds=1000,
         name="street",
         images=7,
         clean=Clean(0.5, 0.8),
         curves=tuple(Curve(name, m, "px", (4, 8, 15, 22.5, 30), ap, ap50, 0.5, area) for name, m, area in curves),
+        faults=(),
+        verdict=None,
         environment=Environment("2026-01-01", "3.11", {"torch": "2.10"}, "a card", 1),
     )
 
@@ -221,5 +251,16 @@ def test_robustness_has_ap_and_ap50_by_severity_and_their_areas():
     assert rows[6] == ["shift", "rgb", *["0.800"] * 5, "0.400", "0.950"]
     assert rows[7][-1] == NOTHING
     assert rows[10:] == [["shift", "px", "4", "8", "15", "22.5", "30"]]
+    assert "When sensors lie" not in text
     for words in ("# street: robustness on the val split", "- images: 7 of the val split", "abab", "cdcd", "seed: 3"):
         assert words in text
+
+
+def test_robustness_shows_what_was_scored_beside_the_sensor_s_absence():
+    whole = robustness(("shift", "rgb", 0.95))
+    curve = replace(whole.curves[0], ap=(0.5, None, None, 0.25, None, None), area_ap=None)
+    verdict = Verdict("street", "no", "street: fault ≥ without it: no (at worst)")
+    text = robustness_markdown(replace(whole, curves=(curve,), faults=(FAULT,), verdict=verdict))
+    assert cells(text, "shift") == ["shift", "rgb", "0.500", "–", "–", "0.250", "–", "–", "–"]
+    assert text.splitlines()[2] == f"**{verdict.text}**"
+    assert section(text, "When sensors lie")[2][:4] == ["street", "noise", "rgb", "4"]

@@ -82,8 +82,8 @@ def compare(
     an interval below zero, or three seeds of which that isn't true; "not shown" is all else.
 
     Where `corruptions` are named, each model of several modalities is also scored with one sensor under each of them,
-    of which it isn't told, and set beside itself without this sensor; a second verdict, by the same rules, tells whether
-    a fault costs no more than a sensor that is known to be missing.
+    of which it isn't told, and set beside itself without this sensor; a second verdict, by the same rules, tells
+    whether a fault costs no more than a sensor that is known to be missing.
 
     Args:
         runs_or_recipes: run folders, recipe files, or folders of recipe files.

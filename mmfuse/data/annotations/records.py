@@ -43,8 +43,8 @@ class Record:
     scene. `occlusion` (N,) int64 is the dataset's own degree, -1 where not given, None if no object has one. All this
     is of the card's reference image; `objects_of` holds what was labelled on the images of other modalities as well.
     `calibration` has that of modalities whose sensor moved or changed from image to image, `onto` that of the reference
-    if it did; the card's holds otherwise. `struck` names the modalities whose image a fault spoilt already, as far as the
-    data says so.
+    if it did; the card's holds otherwise. `struck` names the modalities whose image a fault spoilt already, as far as
+    the data says so.
     """
 
     image_id: int

@@ -81,10 +81,12 @@ def check_output(detector: Detector, model: EfficientDet) -> None:
     assert distance(detector, model) < 1e-4
 
 
-@pytest.mark.parametrize("level_first", [False, True])
 @pytest.mark.parametrize(
-    "name",
-    ["tf_efficientdet_d0", "efficientdet_d1", "tf_efficientdet_d6", "tf_efficientdet_d7x", "efficientdet_q0"],
+    ("name", "level_first"),
+    [
+        *[("tf_efficientdet_d0", False), ("tf_efficientdet_d0", True), ("efficientdet_d1", False)],
+        *[("efficientdet_q0", True), ("tf_efficientdet_d6", False), ("tf_efficientdet_d7x", True)],
+    ],
 )
 def test_every_tensor_has_its_name_and_shape(name: str, level_first: bool) -> None:
     config = get_efficientdet_config(name)
@@ -110,8 +112,8 @@ def test_values_come_back_bit_by_bit(model: EfficientDet, level_first: bool) -> 
 
 
 @pytest.mark.parametrize(("pyramid", "fusion"), FPN_NAMES)
-@pytest.mark.parametrize("level_first", [False, True])
-def test_every_pyramid_of_effdet_goes_in_and_out(pyramid: str, fusion: str, level_first: bool) -> None:
+def test_every_pyramid_of_effdet_goes_in_and_out(pyramid: str, fusion: str) -> None:
+    level_first = pyramid == "bifpn"
     changes = {"fpn_name": FPN_NAMES[pyramid, fusion], "head_bn_level_first": level_first}
     model = reference("efficientdet_d0", 128, 256, 2, **changes)
     detector = create_detector("d0", {"rgb": 3}, 2, pyramid=pyramid, fusion=fusion, flavour="symmetric")
@@ -132,10 +134,14 @@ def forms() -> dict[str, EfficientDet]:
     return {form: reference("tf_efficientdet_d0", 128, 256, 5, fpn_name=name) for form, name in names.items()}
 
 
-@pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize(
-    ("form", "placement"),
-    [*((form, p) for form in ("fast", "sum") for p in ("first", "every", "last", "channels")), ("softmax", "first")],
+    ("form", "placement", "fusion"),
+    [
+        *(("fast", "every", fusion) for fusion in FUSIONS),  # has edges that the checkpoint has nothing like
+        *(("sum", "last", fusion) for fusion in FUSIONS),  # has nodes that merge the pyramids of the modalities
+        ("softmax", "first", "fast"),
+        ("fast", "channels", "fast"),
+    ],
 )
 def test_one_sensor_of_many_gives_the_imported_output(
     forms: dict[str, EfficientDet], form: str, fusion: str, placement: str
@@ -192,13 +198,12 @@ def test_gains_are_needed_and_kept(forms: dict[str, EfficientDet], placement: st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tf_efficientdet_d6", "tf_efficientdet_d7x"])
-def test_the_large_sizes_go_into_many_sensors(name: str) -> None:
-    model = reference(name, 256, 256, 2)
-    detector = create_detector(name.rpartition("_")[2], {"rgb": 3, "thermal": 1}, 2)
+def test_the_largest_size_goes_into_many_sensors() -> None:
+    model = reference("tf_efficientdet_d7x", 256, 256, 2)
+    detector = create_detector("d7x", {"rgb": 3, "thermal": 1}, 2)
     assert detector.spec["fusion"] == "fast"
     import_effdet(detector, model.state_dict())
-    images = torch.randn(2, 3, 256, 256)
+    images = torch.randn(1, 3, 256, 256)
     with torch.no_grad():
         class_levels, box_levels = model(images)
         outputs = detector.eval()({"rgb": images})

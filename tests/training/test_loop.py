@@ -201,7 +201,7 @@ def test_a_recipe_that_does_not_fit_is_one_line(assignment, message, recipe_file
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "keys", [[], ["modality_dropout=0.9"], ["modality_dropout=0.9", "branch_losses=1", "distillation=1"]]
+    "keys", [["modality_dropout=0.9"], ["modality_dropout=0.9", "branch_losses=1", "distillation=1"]]
 )
 def test_two_processes_write_one_run(keys, recipe_file, tmp_path):
     with socket.socket() as free:

@@ -255,8 +255,9 @@ def test_images_without_objects_are_refused():
 
 @pytest.mark.slow
 def test_thousand_rounds_take_seconds():
+    """Of this process: what else runs on the machine doesn't count."""
     records = scene(200)
     models = [detect(records, 3, 0.8, 97, seed) for seed in range(6)]
-    begun = time.perf_counter()
+    begun = time.process_time()
     compared(records, models[:3], models[3:], rounds=1000)
-    assert time.perf_counter() - begun < 60
+    assert time.process_time() - begun < 60

@@ -79,7 +79,7 @@ def test_edges_are_those_of_the_paper(name):
     assert numbered(build(name)) == PAPERS[name]
 
 
-@pytest.mark.parametrize("name", PAPERS.keys() - {"m2det", "stdn"})
+@pytest.mark.parametrize("name", [name for name in PAPERS if name not in ("m2det", "stdn")])
 def test_a_second_cell_reads_the_outputs_of_the_first(name):
     one = PAPERS[name]
     last = {level: len(LEVELS) + index for index, (level, _) in enumerate(one)}

@@ -1,12 +1,39 @@
-"""The one way to write a file or a folder: whole, or not at all."""
+"""The one way to open a file that others gave, and to write a file or a folder: whole, or not at all."""
 
+import errno
+import os
+import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 
-from mmfuse.errors import UserError
+from mmfuse.errors import UserError, require
+
+
+def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
+    """Opens a file to be read; one that isn't a regular file, such as a pipe, is refused where it would be waited for.
+
+    Raises:
+        OSError: there is no such file, it is something else, or it may not be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    kind = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(kind):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.EINVAL, "Not a regular file", str(path))
+
+
+def read_regular(path: str | os.PathLike[str]) -> bytes:
+    """Returns the content of a file, as `open_regular` opens it."""
+    with open_regular(path) as file:
+        return file.read()
 
 
 def write_whole(path: Path, content: bytes, *, fix: str = "check the path and the space on the disk") -> None:
@@ -71,6 +98,11 @@ def named_like(out: str | Path, *suffixes: str) -> Path:
     if out.suffix not in suffixes or out.is_dir():
         raise UserError(f"out: {str(out)!r} is not a file name for this; end it in {' or '.join(suffixes)}")
     return out
+
+
+def require_name(name: str, place: str) -> None:
+    """Raises a UserError unless a name can be part of a file's name: no way out of a folder, and no hidden file."""
+    require(re.fullmatch(r"\w[\w.+-]*", name), place, name, "use letters, digits and then also . _ + -")
 
 
 def _neighbour(path: Path) -> Path:

@@ -1,13 +1,13 @@
 """Recipes: what one experiment is, one YAML file each."""
 
 import dataclasses
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from mmfuse.errors import UserError, require, unknown_name
+from mmfuse.files import require_name
 from mmfuse.strict_yaml import build, override, plain, read_yaml
 
 
@@ -133,7 +133,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         modalities, model, train = self.modalities, self.model, self.train
-        require(re.fullmatch(r"\w[\w.+-]*", self.name), "name", self.name, "use letters, digits and then also . _ + -")
+        require_name(self.name, "name")
         require(modalities, "modalities", modalities, "name at least one")
         require(len(set(modalities)) == len(modalities), "modalities", modalities, "name each once")
         for modality in self.init:

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import yaml
 
 from mmfuse.errors import UserError, unknown_name
-from mmfuse.files import write_whole
+from mmfuse.files import read_regular, write_whole
 
 T = TypeVar("T")
 
@@ -77,7 +77,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserError: the file is missing, isn't text, or holds something else than a mapping.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path).decode("utf-8")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; check the path") from None
     except UnicodeDecodeError:

@@ -6,8 +6,16 @@ from pathlib import Path
 import pytest
 
 from mmfuse import files
+from mmfuse.convert.archives import unpack
+from mmfuse.data.annotations.calibration_files import read_calibration
+from mmfuse.data.annotations.layout import image_size
+from mmfuse.data.images.decode import read_image
 from mmfuse.errors import UserError
-from mmfuse.files import new_folder, write_whole
+from mmfuse.files import new_folder, read_regular, write_whole
+from mmfuse.model import checkpoint
+from mmfuse.model.effdet_weights import read_checkpoint
+from mmfuse.sensor import Sensor
+from mmfuse.strict_yaml import read_yaml
 
 FULL = OSError(28, "No space left on device")
 
@@ -134,3 +142,42 @@ def test_a_folder_may_be_a_link_to_an_empty_one(tmp_path):
     with new_folder(tmp_path / "link") as partial:
         (partial / "a").write_bytes(b"")
     assert os.listdir(tmp_path / "disk") == ["a"]
+
+
+def test_only_a_regular_file_is_read(tmp_path):
+    """A pipe would be waited for without an end, so it must not be opened the plain way."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    (tmp_path / "file").write_bytes(b"content")
+    (tmp_path / "good").symlink_to(tmp_path / "file")
+    assert read_regular(tmp_path / "good") == read_regular(tmp_path / "file") == b"content"
+    for name, message in (
+        ("pipe", "Not a regular"),
+        ("link", "Not a regular"),
+        ("", "Is a directory"),
+        ("no", "No such"),
+    ):
+        with pytest.raises(OSError, match=message) as raised:
+            read_regular(tmp_path / name)
+        assert raised.value.filename == str(tmp_path / name)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "read",
+    [
+        read_yaml,
+        lambda path: unpack(path, path.parent / "out"),
+        lambda path: read_image(path, Sensor(1)),
+        lambda path: read_image(path.rename(path.with_suffix(".npy")), Sensor(1, "metres", register="rig")),
+        image_size,
+        lambda path: read_calibration(path, "kitti", "P0"),
+        checkpoint.read,
+        read_checkpoint,
+        lambda path: read_checkpoint(path.rename(path.with_suffix(".safetensors"))),
+    ],
+)
+def test_no_reader_waits_for_a_pipe(tmp_path, read):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe"):
+        read(tmp_path / "pipe")

@@ -20,7 +20,7 @@ from typing import IO, Any, Literal
 from tqdm import tqdm
 
 from mmfuse.errors import UserError
-from mmfuse.files import new_folder
+from mmfuse.files import new_folder, open_regular
 
 LARGEST_RATIO = 200
 """How many times larger than the archive its files may be, if they are more than 100 MB."""
@@ -175,7 +175,7 @@ def _steps(path: str) -> tuple[str, ...]:
 @contextmanager
 def _open(path: Path) -> Iterator[_Archive]:
     """Opens an archive by its first bytes."""
-    with path.open("rb") as raw:
+    with open_regular(path) as raw:
         head = raw.read(512)
         raw.seek(0)
         if head.startswith((b"PK\3\4", b"PK\5\6")):

@@ -8,6 +8,7 @@ from typing import Any
 from mmfuse.data.annotations.cards import inside
 from mmfuse.data.annotations.formats import decode
 from mmfuse.errors import UserError
+from mmfuse.files import read_regular
 from mmfuse.strict_yaml import read_yaml
 
 _SPLITS = ("train", "val", "test")
@@ -99,7 +100,7 @@ def _source(root: Path, given: object, where: str) -> _Source:
     if place.suffix != ".txt" or not place.is_file():
         raise UserError(f"{where}: {place} is neither a folder nor a .txt list; check the path")
     try:
-        lines = [line.strip() for line in decode(place.read_bytes()).splitlines() if line.strip()]
+        lines = [line.strip() for line in decode(read_regular(place)).splitlines() if line.strip()]
     except UserError as error:
         raise UserError(f"{place}: {error}") from None
     parents = sorted({line.rpartition("/")[0] for line in lines})

@@ -1,12 +1,4 @@
-"""Renders the embedded paired set: street scenes that RGB, thermal and depth cameras see in their own way.
-
-The world is in metres: x right, y up, z ahead, the road at y = 0, the three cameras in one place above the origin.
-Everything is a box, an ellipsoid or a ring, and each ray keeps the nearest, so depth, labels and both pictures agree.
-
-Some objects show in one sensor only, for the reasons that hold on a street: at night the unlit are lost in the RGB
-noise, and what has cooled to the air's temperature is lost in thermal; a hot day hides people in thermal, fog and low
-sun hide them in RGB. Posters are people in RGB only; panes that mirror a warm passer-by are people in thermal only.
-"""
+"""Writes the embedded paired set: street scenes that RGB, thermal and depth cameras see in their own way."""
 
 import io
 import json
@@ -23,13 +15,10 @@ from mmfuse.embedded.solids import FAR, NEAR, Array
 from mmfuse.embedded.street import Scene, build_scene
 from mmfuse.embedded.things import CLASSES
 from mmfuse.errors import UserError
-from mmfuse.files import write_whole
+from mmfuse.files import require_name, write_whole
 from mmfuse.strict_yaml import save_yaml
 
 COUNTS = {"train": 320, "val": 64, "test": 160}
-
-
-# --------------------------------------------------------------------------------------------------- the set on disk
 
 
 def draw(seed: int, split: str, index: int, size: tuple[int, int]) -> tuple[Scene, Pictures]:
@@ -57,6 +46,8 @@ def generate(
         raise UserError(
             f"counts: {counts!r} leaves a split empty; give at least 1 image for each of at least one split"
         )
+    for split in counts:
+        require_name(split, "counts")
     if min(size) < 64:
         raise UserError(f"size: {size!r} is too small for the scenes; give a height and width of at least 64 pixels")
     if seed < 0:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mmfuse.errors import UserError
-from mmfuse.files import write_whole
+from mmfuse.files import open_regular, write_whole
 from mmfuse.model.build import create_detector
 from mmfuse.model.detector import Detector
 from mmfuse.sensor import Sensor
@@ -36,6 +36,7 @@ def read(path: Path, *, with_tensors: bool = True) -> tuple[dict[str, Tensor], d
         UserError: the file is missing, truncated or not one of ours.
     """
     try:
+        open_regular(path).close()
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if (form := metadata.get("format", "")).startswith("mmfuse-") and form != FORMAT:

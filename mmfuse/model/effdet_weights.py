@@ -14,6 +14,7 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from mmfuse.errors import UserError, unknown_name
+from mmfuse.files import open_regular
 from mmfuse.model import graphs
 from mmfuse.model.backbones import STRIDES
 from mmfuse.model.detector import CLASS_PRIOR, SHARED, STACKED, Detector, FusionDetector
@@ -93,10 +94,11 @@ def read_checkpoint(source: str | Path) -> dict[str, Tensor]:
         if file:
             loaded = torch.hub.load_state_dict_from_url(where, map_location="cpu", check_hash=True, weights_only=True)
         elif Path(source).suffix == ".safetensors":
+            open_regular(source).close()
             loaded = load_file(source)
         else:
-            with torch.serialization.safe_globals([Namespace]):
-                loaded = torch.load(source, map_location="cpu", weights_only=True)
+            with open_regular(source) as content, torch.serialization.safe_globals([Namespace]):
+                loaded = torch.load(content, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"weights: {where} can't be read ({_line(error)}); connect, or give a file") from None
     except Exception as error:  # a broken pickle can raise anything

@@ -10,6 +10,7 @@ import numpy as np
 from mmfuse.calibration import IDENTITY, Calibration
 from mmfuse.data.annotations.formats import decode
 from mmfuse.errors import UserError, unknown_name
+from mmfuse.files import read_regular
 
 _CAMERAS = ("P0", "P1", "P2", "P3")
 _SCANNER = "Tr_velo_to_cam"
@@ -113,7 +114,7 @@ def open3d_json(content: bytes) -> Calibration:
 
 def _content(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: {reason}; check the path of the calibration") from None

@@ -8,6 +8,7 @@ from typing import Literal
 
 from mmfuse.data.annotations.templates import placeholders
 from mmfuse.errors import UserError, require, unknown_name
+from mmfuse.files import require_name
 from mmfuse.recipes import Recipe
 from mmfuse.sensor import Sensor
 from mmfuse.strict_yaml import build, read_yaml
@@ -153,6 +154,9 @@ class _CardFile:
         for key in ("modalities", "classes", "splits"):
             names = list(getattr(self, key))
             require(names and "" not in names, key, names, "name at least one, none of them empty")
+        for key in ("modalities", "splits"):
+            for name in getattr(self, key):
+                require_name(name, key)
         self._check_labels()
         if self.layout is not None:
             self._check_layout(self.layout)

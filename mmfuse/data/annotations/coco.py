@@ -8,6 +8,7 @@ from typing import Any, TypeGuard
 
 from mmfuse.calibration import Calibration
 from mmfuse.data.annotations.cards import Card, inside
+from mmfuse.data.annotations.formats import decode
 from mmfuse.data.annotations.layout import (
     Entries,
     Entry,
@@ -26,6 +27,7 @@ from mmfuse.data.annotations.records import (
     objects_from,
 )
 from mmfuse.errors import UserError, unknown_name
+from mmfuse.files import read_regular
 from mmfuse.strict_yaml import build, plain
 
 _NAN = float("nan")
@@ -247,7 +249,7 @@ def _read_json(path: Path) -> tuple[dict[str, list[dict[str, Any]]], bool]:
         return float(text.replace("Infinity", "inf"))
 
     try:
-        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=keep_constant)
+        values = json.loads(decode(read_regular(path)), parse_constant=keep_constant)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; check the path in the card") from None
     except (ValueError, RecursionError) as error:

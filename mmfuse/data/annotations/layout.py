@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from mmfuse.calibration import Calibration
 from mmfuse.data.annotations.calibration_files import read_calibration
@@ -17,9 +18,11 @@ from mmfuse.data.annotations.records import Reading
 from mmfuse.data.annotations.templates import fill, matcher, placeholders, wildcard
 from mmfuse.data.annotations.timestamps import match
 from mmfuse.errors import UserError
+from mmfuse.files import open_regular, read_regular
 
 _TURNED = (5, 6, 7, 8)
 _ORIENTATION = 0x0112
+_TIFF_SIZE = (0x0100, 0x0101)
 
 
 @dataclass(frozen=True)
@@ -202,8 +205,10 @@ def image_size(path: Path, border: tuple[int, int, int, int] = (0, 0, 0, 0)) -> 
         UserError: it isn't an image, or nothing of it is left.
     """
     try:
-        with Image.open(path) as image:
+        with open_regular(path) as file, Image.open(file) as image:
             width, height = image.size
+            if isinstance(image, TiffImageFile):  # Pillow tells it turned already, or not, by its version
+                width, height = (int(image.tag_v2[tag]) for tag in _TIFF_SIZE)
             turned = image.getexif().get(_ORIENTATION) in _TURNED
     except Image.DecompressionBombError as error:
         raise UserError(f"{path}: can't be decoded: {error}; give a whole image file") from None
@@ -219,7 +224,7 @@ def image_size(path: Path, border: tuple[int, int, int, int] = (0, 0, 0, 0)) -> 
 def _listed(card: Card, file: str, place: str) -> Iterator[tuple[str, str]]:
     path = inside(card.root, file, place)
     try:
-        text = decode(path.read_bytes())
+        text = decode(read_regular(path))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; check the path in the card") from None
     except UserError as error:
@@ -297,7 +302,7 @@ def _read_pairs(card: Card, layout: Layout) -> dict[str, str]:
         return {}
     path = inside(card.root, layout.pairs, f"{card.path}: layout.pairs")
     try:
-        values = json.loads(decode(path.read_bytes()))
+        values = json.loads(decode(read_regular(path)))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; check the path in the card") from None
     except (ValueError, RecursionError) as error:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mmfuse.errors import UserError, unknown_name
+from mmfuse.files import open_regular
 
 _NEWER = b"MATLAB 7.3"
 _MOST_ROWS = 128
@@ -27,7 +28,7 @@ def read_mat(path: Path, *names: str) -> dict[str, Any]:
     except ImportError:
         raise UserError(f"{path}: needs SciPy to be read; pip install 'mmfuse[mat]'") from None
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             if file.read(len(_NEWER)) == _NEWER:
                 raise UserError(f"{path}: is of MATLAB's version 7.3; save it with -v7")
             file.seek(0)
@@ -61,7 +62,7 @@ def open_mat(path: Path, *names: str) -> Iterator[Any]:
     if path.is_file() and not h5py.is_hdf5(path):
         raise UserError(f"{path}: is not of MATLAB's version 7.3 (HDF5); give the file as it was published")
     with _reading(path):
-        path.open("rb").close()
+        open_regular(path).close()
         file = h5py.File(path, "r")
     with file:
         _need(path, list(file), names)

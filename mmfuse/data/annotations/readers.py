@@ -21,6 +21,7 @@ from mmfuse.data.annotations.records import Annotation, Objects, Reading, Record
 from mmfuse.data.annotations.sunrgbd import read_sunrgbd
 from mmfuse.data.annotations.templates import placeholders
 from mmfuse.errors import UserError, unknown_name
+from mmfuse.files import read_regular
 
 Parse = Callable[[bytes, tuple[int, int]], Iterable[Annotation]]
 
@@ -101,7 +102,7 @@ def _annotations(
                 return []
             fix = "add it, remove the entry or set labels.unlabelled"
             raise UserError(f"{entry.where}: {entry.name}: the annotation file {path} is missing; {fix}")
-        content = path.read_bytes()
+        content = read_regular(path)
         if not placeholders(card.layout.annotations[modality] if card.layout else ""):
             content = formats.lines_of(content, entry.name)
         return [replace(annotation, where=f"{path}: {annotation.where}") for annotation in parse(content, size)]

@@ -18,6 +18,7 @@ from mmfuse.data.checks.look_alikes import difference_hash, look_alikes
 from mmfuse.data.images.decode import read_image
 from mmfuse.data.images.samples import read_record, size_problem
 from mmfuse.errors import UserError
+from mmfuse.files import read_regular
 from mmfuse.sensor import WHOLE_IMAGE
 
 _LINES_OF_A_KIND = 20
@@ -201,7 +202,7 @@ def _check_images(card: Card, readings: dict[str, Reading], report: Report) -> N
         for m, path in record.files.items():
             try:
                 image = read_image(path, replace(card.modalities[m], dtype=""))
-                content = hashlib.sha256(path.read_bytes()).hexdigest()
+                content = hashlib.sha256(read_regular(path)).hexdigest()
             except UserError as error:
                 report.errors.append(str(error))
                 continue

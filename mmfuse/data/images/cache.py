@@ -16,7 +16,7 @@ from torch import Tensor
 from mmfuse.data.annotations.records import Record
 from mmfuse.data.images.samples import read_record
 from mmfuse.errors import UserError
-from mmfuse.files import write_whole
+from mmfuse.files import open_regular, write_whole
 from mmfuse.sensor import Sensor
 
 _IMAGE, _SUM = "image", "sum"
@@ -106,7 +106,7 @@ class ImageCache:
             state = path.stat()
             key = (str(path), state.st_mtime_ns, state.st_size)
             if key not in self._digests:
-                with path.open("rb") as file:
+                with open_regular(path) as file:
                     self._digests[key] = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise UserError(f"{path}: can't be read: {error.strerror}; give a whole image file") from None
@@ -146,7 +146,8 @@ def _load(path: Path, verify: bool) -> Tensor | None:
     It is read at one go, in less time than safetensors takes to map the file and fault its pages in.
     """
     try:
-        content = np.fromfile(path, np.uint8)
+        with open_regular(path) as file:
+            content = np.fromfile(file, np.uint8)
         start = 8 + int.from_bytes(content[:8].tobytes(), "little")
         head = json.loads(content[8:start].tobytes())
         kind, shape = _KINDS[head[_IMAGE]["dtype"]], head[_IMAGE]["shape"]

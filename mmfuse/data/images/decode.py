@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg, decode_png
 
 from mmfuse.errors import UserError
+from mmfuse.files import open_regular
 from mmfuse.sensor import Sensor
 
 _MODES = {1: "L", 3: "RGB"}
@@ -64,7 +65,8 @@ def _of_type(raw: Tensor, path: str | os.PathLike[str], sensor: Sensor) -> Tenso
 def _decoded(path: str | os.PathLike[str], sensor: Sensor) -> np.ndarray:
     """Returns the pixels (H, W, C) of an image file, of type uint8, uint16 or float32."""
     try:
-        content = np.fromfile(path, np.uint8)
+        with open_regular(path) as opened:
+            content = np.fromfile(opened, np.uint8)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what PIL only warns of is either harmless or fails when decoding
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -120,6 +122,7 @@ def _read_points(path: Path, sensor: Sensor) -> Tensor:
     if not sensor.is_depth or sensor.register != "rig":
         raise UserError(f"{path}: holds points; use a depth encoding and register: rig, or give an image")
     try:
+        open_regular(path).close()
         if path.suffix.lower() == ".npy":
             points = np.load(path, mmap_mode="r", allow_pickle=False)
         else:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mmfuse.data.annotations.layout import image_size
 from mmfuse.data.annotations.records import Objects, Record
 from mmfuse.data.images.decode import read_image
 from mmfuse.data.images.samples import load_sample
@@ -116,6 +117,7 @@ def test_any_orientation_is_applied(tmp_path, orientation, name):
         5: plain.T, 6: np.rot90(plain, -1), 7: np.rot90(plain, 2).T, 8: np.rot90(plain),
     }[orientation]  # fmt: skip
     np.testing.assert_array_equal(read_image(tmp_path / name, GREY).numpy()[0], turned)
+    assert image_size(tmp_path / name) == turned.shape[::-1]
 
 
 @pytest.mark.parametrize("sensor", [RGB, GREY])

@@ -1,11 +1,11 @@
 """Dataset cards: YAML that says where a paired dataset lies, what its sensors are and which files are which split."""
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from mmfuse.data.annotations.patterns import check_pattern
 from mmfuse.data.annotations.templates import placeholders
 from mmfuse.errors import UserError, require, unknown_name
 from mmfuse.files import require_name
@@ -35,7 +35,7 @@ class Split:
     boxes: int | None = None
 
     def __post_init__(self) -> None:
-        _check_pattern(self.only, "only")
+        check_pattern(self.only, "only")
 
     @property
     def selects(self) -> bool:
@@ -92,7 +92,7 @@ class Layout:
         if "pair" in placeholders(self.sequence):
             raise UserError("sequence: {pair} is not known of every entry; use another placeholder")
         for tag, pattern in self.conditions.items():
-            _check_pattern(pattern, f"conditions.{tag}")
+            check_pattern(pattern, f"conditions.{tag}")
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -327,10 +327,3 @@ def _require_known(names: Iterable[str], known: Iterable[str], place: str, what:
     for name in names:
         if name not in known:
             raise UserError(f"{place}: {unknown_name(name, known, what)}")
-
-
-def _check_pattern(pattern: str, where: str) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise UserError(f"{where}: {pattern!r} is not a regular expression: {error}; mend it") from None

@@ -14,6 +14,7 @@ from mmfuse.calibration import Calibration
 from mmfuse.data.annotations.calibration_files import read_calibration
 from mmfuse.data.annotations.cards import Card, Layout, Split, inside
 from mmfuse.data.annotations.formats import decode
+from mmfuse.data.annotations.patterns import LONGEST_NAME, matches
 from mmfuse.data.annotations.records import Reading
 from mmfuse.data.annotations.templates import fill, matcher, placeholders, wildcard
 from mmfuse.data.annotations.timestamps import match
@@ -68,6 +69,8 @@ class Entries:
         Raises:
             UserError: the name doesn't fit the card's template.
         """
+        if len(name) > LONGEST_NAME:
+            raise UserError(f"{where}: the entry has {len(name)} characters; use at most {LONGEST_NAME}")
         found = self.pattern.fullmatch(name)
         if found is None:
             raise UserError(f"{where}: {name!r} doesn't fit the entry {self.layout.entry!r} of the card; mend one")
@@ -75,14 +78,14 @@ class Entries:
         partner = self.pairs.get(Path(name).name)
         if partner is not None:
             values["pair"] = partner
-        tags = (tag for tag, pattern in self.layout.conditions.items() if re.fullmatch(pattern, name))
+        tags = (tag for tag, pattern in self.layout.conditions.items() if matches(pattern, name))
         sequence = fill(self.layout.sequence, values) if self.layout.sequence else None
         return Entry(name, values, where, self.conditions.get(name, next(tags, None)), sequence)
 
     def chosen(self, name: str) -> bool:
         """Whether the split's rule takes the entry."""
         rule = self.rule
-        fits = not rule.only or re.fullmatch(rule.only, name)
+        fits = not rule.only or matches(rule.only, name)
         return bool(fits and (not rule.first or name >= rule.first) and (not rule.last or name <= rule.last))
 
 

@@ -1,6 +1,5 @@
 """Reads SUN RGB-D: lists and boxes in MATLAB files, and for each view a folder with its images and calibration."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,6 +11,7 @@ import numpy as np
 from mmfuse.data.annotations.cards import Card, inside
 from mmfuse.data.annotations.layout import Entries, Entry, calibrations, reference_size
 from mmfuse.data.annotations.matlab import as_list, read_mat
+from mmfuse.data.annotations.patterns import matches
 from mmfuse.data.annotations.records import Annotation, Reading, make_record, objects_from
 from mmfuse.data.annotations.templates import fill
 from mmfuse.errors import UserError
@@ -93,7 +93,7 @@ def _listed(card: Card, split: str) -> Iterator[tuple[str, str]]:
 
 
 def _entry(maker: Entries, name: str, where: str) -> Entry:
-    tags = (tag for tag, pattern in maker.layout.conditions.items() if re.fullmatch(pattern, name))
+    tags = (tag for tag, pattern in maker.layout.conditions.items() if matches(pattern, name))
     sequence = name.rpartition("/")[0] if name.count("/") > 2 else None
     values = {**maker.known, "entry": name}
     return Entry(name, values, where, maker.conditions.get(name, next(tags, None)), sequence)

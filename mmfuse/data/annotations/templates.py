@@ -8,6 +8,8 @@ from string import Formatter
 
 from mmfuse.errors import UserError
 
+_MOST_FREE = 3
+
 
 def placeholders(template: str) -> dict[str, int | None]:
     """Returns the names in a template and their lengths in characters, None where any length fits.
@@ -64,4 +66,14 @@ def _parts(template: str) -> tuple[tuple[str, str, int | None], ...]:
         )
         if not good:
             raise UserError(f"{template!r}: {{{name}}} is not a placeholder; write a name in braces, such as {{id}}")
+    seen, beside, free = set(), False, 0
+    for literal, name, length, _ in parts:
+        beside = beside and "/" not in literal
+        if name and not length and name not in seen:
+            free += 1 if beside else 0
+            beside = True
+            seen.add(name)
+    if free > _MOST_FREE:
+        fix = "part them by a slash, or give their lengths, such as {id:6}"
+        raise UserError(f"{template!r}: has too many placeholders in one name to tell where each ends; {fix}")
     return tuple((literal, name or "", int(length) if length else None) for literal, name, length, _ in parts)

@@ -31,3 +31,10 @@ def test_what_is_no_template_is_named(template):
         placeholders(template)
     assert repr(template) in str(raised.value)
     assert "such as {id}" in str(raised.value)
+
+
+def test_placeholders_that_run_into_each_other_are_few():
+    for template in ("{a}{b}{c}{d}", "{a}/{b}/{c}/{d}/{e}/{f}", "{a:2}{b:2}{c:2}{d:2}{e:2}{f}", "{a}{b}/{a}{b}{a}{b}"):
+        assert placeholders(template)
+    with pytest.raises(UserError, match=r"too many placeholders in one name .* such as \{id:6\}"):
+        placeholders("{a}{b}x{c}_{d}-{e}")

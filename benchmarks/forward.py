@@ -50,7 +50,7 @@ def sides(size: str, side: int, batch: int, classes: int) -> dict[str, Sides]:
         outputs = network({"rgb": x})
         return outputs.class_logits, outputs.box_codes
 
-    networks = {"effdet": (model, theirs), "mmfuse": (detector, ours), "mmfuse, fused": (detector.fuse(), ours)}
+    networks = {"effdet": (model, theirs), "mmfuse": (detector, ours), "mmfuse, fused": (detector.folded(), ours)}
     found: dict[str, Sides] = {}
     for name, (network, run) in networks.items():
         found[name] = {}

@@ -128,7 +128,7 @@ def ways(case: Case, notes: Notes) -> dict[str, Run]:
         .contiguous(memory_format=torch.channels_last)
         for m in detector.modalities
     }
-    fused = detector.fuse().to(dtype)
+    fused = detector.folded().to(dtype)
     plain = detector.to(dtype)
     grid = fused.anchors((case.side, case.side))
 

@@ -42,7 +42,7 @@ def _detectors(size: str, classes: int, *, fused: bool = False) -> list[FusionDe
         torch.manual_seed(0)
         detector = create_detector(size, dict.fromkeys(MODALITIES[:count], 3), classes).eval()
         assert isinstance(detector, FusionDetector)
-        found.append((detector.fuse() if fused else detector).to(device()).to(memory_format=torch.channels_last))
+        found.append((detector.folded() if fused else detector).to(device()).to(memory_format=torch.channels_last))
     return found
 
 
@@ -143,7 +143,7 @@ def outputs_of(detector: Detector, side: int, objects: int) -> Outputs:
     count = len(detector.anchors(size))
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(1, count, classes, generator=generator) * 0.1 + OTHER
-    cells = side // 2 ** detector.size.levels[0]
+    cells = side // 2 ** detector.levels[0]
     even = torch.arange(0, cells, 2)
     places = ((even[:, None] * cells + even) * PER_PLACE).flatten()
     number = torch.arange(objects)

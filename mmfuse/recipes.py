@@ -6,29 +6,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from mmfuse.architecture import Architecture
 from mmfuse.errors import UserError, require, unknown_name
 from mmfuse.files import require_name
 from mmfuse.strict_yaml import build, override, plain, read_yaml
 
 
 @dataclass(frozen=True)
-class ModelRecipe:
-    """The detector; see `mmfuse.create_detector` for what each name means.
+class ModelRecipe(Architecture):
+    """The detector: what it is made of, and what it starts from.
 
-    `weights` is the name of a published checkpoint or, with a suffix, a file.
+    `pretrained` takes timm's weights for the backbone. `weights` is the name of a published checkpoint or, with a
+    suffix, a file.
     """
 
-    size: str = "d0"
-    pyramid: str = "bifpn"
-    placement: Literal["channels", "first", "every", "last", "boxes"] = "first"
-    fusion: str | None = None
-    flavour: Literal["tf", "symmetric"] = "tf"
-    backbone: str | None = None
-    share_backbone: bool = False
-    align: str | None = None
-    width: int | None = None
-    pyramid_depth: int | None = None
-    head_depth: int | None = None
     pretrained: bool = False
     weights: str | None = None
 
@@ -141,16 +132,11 @@ class Recipe:
                 raise UserError(f"init: {unknown_name(modality, modalities, 'modality of this recipe')}")
         require(self.init or train.epochs >= 1, "train.epochs", train.epochs, "use at least 1, or 0 with init")
         require(not (self.init and model.weights), "model.weights", model.weights, "leave it or init out")
-        if len(modalities) == 1:
-            require(model.align is None, "model.align", model.align, "use null for one modality")
-            return
-        if model.align is not None and model.align not in modalities:
-            raise UserError(f"model.align: {unknown_name(model.align, modalities, 'modality of this recipe')}")
-        if model.placement in ("channels", "boxes"):
+        model.check(modalities, "model.")
+        if model.apart and len(modalities) > 1:
             for name in ("branch_losses", "distillation"):
                 weight, fix = getattr(train, name), f"use 0 for placement {model.placement}"
                 require(weight == 0, f"train.{name}", weight, fix)
-            require(model.align is None, "model.align", model.align, f"use null for placement {model.placement}")
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values for JSON or YAML; `build(Recipe, values, where)` reads them back."""

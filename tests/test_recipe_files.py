@@ -6,9 +6,10 @@ from typing import get_args
 import pytest
 import torch
 
+from mmfuse.architecture import Placement
 from mmfuse.model.build import create_detector
 from mmfuse.model.fusion import FUSIONS
-from mmfuse.model.graphs import PYRAMIDS, Placement
+from mmfuse.model.graphs import PYRAMIDS
 from mmfuse.recipes import load_recipe
 from mmfuse.run import input_size
 from mmfuse.sensor import Sensor
@@ -43,7 +44,7 @@ def test_every_recipe_builds_the_detector_of_its_card(path, detector_of):
     recipe = load_recipe(path)
     detector = detector_of(recipe)
     assert detector.modalities == recipe.modalities
-    assert all(side % detector.size.coarsest_stride == 0 for side in input_size(recipe))
+    assert all(side % detector.stride == 0 for side in input_size(recipe))
 
 
 @pytest.mark.parametrize("folder", ABLATIONS, ids=lambda path: path.name)

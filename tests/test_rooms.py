@@ -9,7 +9,8 @@ PACKAGE = ROOT / "mmfuse"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 PLAIN = {
-    "errors", "files", "strict_yaml", "boxes", "scaling", "sample", "sensor", "calibration", "recipes", "environment",
+    "architecture", "errors", "files", "strict_yaml", "boxes", "scaling", "sample", "sensor", "calibration",
+    "recipes", "environment",
 }  # fmt: skip
 ALLOWED = {
     "plain": set(),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmfuse import scaling
+from mmfuse.architecture import Architecture
 from mmfuse.errors import UserError
 from mmfuse.files import named_like, write_whole
 from mmfuse.model import checkpoint, graphs
@@ -96,7 +97,8 @@ def to_effdet(source: str | Path, out: str | Path) -> Conversion:
     """
     out = named_like(out, ".pth", ".safetensors")
     detector = checkpoint.load(source)
-    level_first = detector.spec["pyramid"] != "bifpn"
+    architecture = Architecture.of(detector.spec)
+    level_first = architecture.pyramid != "bifpn"
     state = {name: x.contiguous() for name, x in export_effdet(detector, level_first=level_first).items()}
     if out.suffix == ".safetensors":
         content = safetensors.torch.save(state)
@@ -106,7 +108,7 @@ def to_effdet(source: str | Path, out: str | Path) -> Conversion:
         content = buffer.getvalue()
     write_whole(out, content)
     facts = _facts(detector) | {
-        "fpn_name": FPN_NAMES[detector.spec["pyramid"], detector.spec["fusion"]],
+        "fpn_name": FPN_NAMES[architecture.pyramid, str(architecture.fusion)],
         "head_bn_level_first": level_first,
     }
     left = [f"mean {list(s.mean or ())} and std {list(s.std or ())} of {m}" for m, s in detector.sensors.items()]
@@ -171,5 +173,7 @@ def _size_of(source: str | Path) -> str | None:
 
 
 def _facts(detector: Detector) -> dict[str, Any]:
-    facts = {key: detector.spec[key] for key in ("size", "flavour", "pyramid", "fusion", "modalities")}
-    return facts | {"num_classes": len(detector.classes)}
+    architecture = Architecture.of(detector.spec)
+    facts = {key: getattr(architecture, key) for key in ("size", "flavour", "pyramid", "fusion")}
+    channels = {m: sensor.encoded_channels for m, sensor in detector.sensors.items()}
+    return facts | {"modalities": channels, "num_classes": len(detector.classes)}

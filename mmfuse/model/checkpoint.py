@@ -56,10 +56,10 @@ def save_detector(path: Path, detector: Detector, notes: dict[str, Any]) -> None
     """Writes a detector; `notes` travel in the header (how it was trained and scored).
 
     Raises:
-        UserError: the detector is fused, or the file can't be written.
+        UserError: the detector is folded, or the file can't be written.
     """
     if detector.frozen:
-        raise UserError(f"{path}: a fused detector can't be saved; save the one that it was made from")
+        raise UserError(f"{path}: a folded detector can't be saved; save the one that it was made from")
     save(path, dict(detector.state_dict()), {"spec": detector.spec, "notes": notes})
 
 

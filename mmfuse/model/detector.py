@@ -1,4 +1,4 @@
-"""The detector: backbones, cross-modal pyramid and heads, with the verbs forward, loss, detect and fuse."""
+"""The detector: backbones, cross-modal pyramid and heads, with the verbs forward, loss, detect and folded."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -9,17 +9,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from mmfuse import scaling
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.model import anchors as anchor_grid
-from mmfuse.model.backbones import Backbone
 from mmfuse.model.folding import fold_norms
-from mmfuse.model.heads import Head, norms_of_places
-from mmfuse.model.layers import initialise
+from mmfuse.model.heads import Head, Heads
 from mmfuse.model.losses import detection_loss
-from mmfuse.model.merge import Merge
-from mmfuse.model.nodes import Graph
-from mmfuse.model.packing import Packing
 from mmfuse.model.postprocess import DEFAULT, Selection, decode, decode_padded
 from mmfuse.model.presence import Presence
 from mmfuse.model.pyramid import Pyramid
@@ -46,17 +40,23 @@ class Detector(nn.Module, ABC):
     """What every detector has: its sensors and classes, the checks of what it is given, and `detect`.
 
     Images of modality m are (B, C_m, H, W), of one height and width in all modalities, multiples of
-    `size.coarsest_stride`. `present` maps a modality to (B,) bool, False where that image has no such sensor; a
+    `stride`. `present` maps a modality to (B,) bool, False where that image has no such sensor; a
     modality without an entry in `images` is absent from the whole batch, and its backbone doesn't run.
     """
 
     def __init__(
-        self, size: scaling.Size, sensors: Mapping[str, Sensor], classes: Sequence[str], spec: Mapping[str, Any]
+        self,
+        sensors: Mapping[str, Sensor],
+        classes: Sequence[str],
+        levels: Sequence[int],
+        anchor_scale: float,
+        spec: Mapping[str, Any],
     ) -> None:
         super().__init__()
-        self.size = size
         self.sensors = dict(sensors)
         self.classes = tuple(classes)
+        self.levels = tuple(levels)
+        self.anchor_scale = anchor_scale
         self.spec = dict(spec)
         for modality, sensor in self.sensors.items():
             shape = (1, -1, 1, 1)
@@ -64,6 +64,11 @@ class Detector(nn.Module, ABC):
             self.register_buffer(f"std_{modality}", torch.tensor(sensor.std).view(shape))
         self.frozen = False
         self._anchors: dict[tuple[int, int, torch.device], Tensor] = {}
+
+    @property
+    def stride(self) -> int:
+        """Pixels between two cells of the coarsest level; heights and widths of the input are its multiples."""
+        return 2 ** self.levels[-1]
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -152,29 +157,31 @@ class Detector(nn.Module, ABC):
             for module in training:
                 module.training = True
 
-    def fuse(self) -> Self:
+    def folded(self) -> Self:
         """Returns a copy for inference, as it is now: batch norms are folded into convolutions, the weights of merges
         and the norms of heads are constants. Its outputs are the same but for rounding.
 
         It can be moved to another device or type, but not trained or saved; keep the detector for that.
         """
-        fused = copy.deepcopy(self).eval().requires_grad_(False)
-        fold_norms(fused)
-        for part in fused.modules():
+        made = copy.deepcopy(self).eval().requires_grad_(False)
+        fold_norms(made)
+        for part in made.modules():
             if isinstance(part, Detector):
-                part.frozen = True
-            elif isinstance(part, Pyramid):
                 part.freeze()
-        return fused
+        return made
+
+    def freeze(self) -> None:
+        """Makes it a detector for inference alone, whose weights don't change any more."""
+        self.frozen = True
 
     def train(self, mode: bool = True) -> Self:
         """Sets training or eval mode.
 
         Raises:
-            UserError: the detector is fused.
+            UserError: the detector is folded.
         """
         if mode and self.frozen:
-            raise UserError("fuse: a fused detector can't be trained; train the one that it was made from")
+            raise UserError("folded: a folded detector can't be trained; train the one that it was made from")
         return super().train(mode)
 
     def anchors(self, size: tuple[int, int]) -> Tensor:
@@ -182,11 +189,11 @@ class Detector(nn.Module, ABC):
         device = next(self.parameters()).device
         key = (*size, device)
         if key not in self._anchors:
-            self._anchors[key] = anchor_grid.anchors(*size, self.size.levels, self.size.anchor_scale, device)
+            self._anchors[key] = anchor_grid.anchors(*size, self.levels, self.anchor_scale, device)
         return self._anchors[key]
 
     def _pad(self, modality: str, x: Tensor) -> Tensor:
-        stride, (batch, _, height, width) = self.size.coarsest_stride, x.shape
+        stride, (batch, _, height, width) = self.stride, x.shape
         fill = to_device(torch.tensor(self.sensors[modality].fill, dtype=x.dtype), x.device)[None, :, None, None]
         padded = self.normalise({modality: fill})[modality].repeat(
             batch, 1, height + -height % stride, width + -width % stride
@@ -199,9 +206,10 @@ class Detector(nn.Module, ABC):
     ) -> tuple[tuple[int, int], Presence]:
         """Returns the size (H, W) of encoded images, and which of them have which sensors; see `forward`."""
         _, height, width = self._check(images, {m: s.encoded_channels for m, s in self.sensors.items()})
-        stride = self.size.coarsest_stride
-        if height % stride or width % stride:
-            raise UserError(f"images: {height}x{width} is not a multiple of {stride} in height and width; pad them")
+        if height % self.stride or width % self.stride:
+            raise UserError(
+                f"images: {height}x{width} is not a multiple of {self.stride} in height and width; pad them"
+            )
         return (height, width), Presence.given(self.modalities, images, present)
 
     def _check(self, images: Mapping[str, Tensor], channels: Mapping[str, int]) -> tuple[int, int, int]:
@@ -225,41 +233,42 @@ class Detector(nn.Module, ABC):
 class FusionDetector(Detector):
     """Backbones, one pyramid that merges them, and heads. Build it with `create_detector`.
 
-    `graph` reads the features of the modalities, or of `STACKED` alone: the one backbone that reads the channels of
-    all of them, where an absent sensor is an image of its mean. `alignment` changes what the pyramid reads, see
-    `alignment.Alignment`.
+    `backbones` turn images into maps, finest first: one for each modality, one for all (`SHARED`), or one that reads
+    the channels of all of them (`STACKED`), where an absent sensor is an image of its mean. `alignment` changes what
+    the pyramid reads, see `alignment.Alignment`.
     """
 
     def __init__(
         self,
-        size: scaling.Size,
         sensors: Mapping[str, Sensor],
         classes: Sequence[str],
-        graph: Graph,
-        backbones: Mapping[str, Backbone],
+        levels: Sequence[int],
+        anchor_scale: float,
         *,
-        merge: type[Merge],
-        flavour: str,
+        backbones: Mapping[str, nn.Module],
+        alignment: nn.Module | None,
+        pyramid: Pyramid,
+        class_head: Head,
+        box_head: Head,
         spec: Mapping[str, Any],
-        alignment: nn.Module | None = None,
     ) -> None:
-        super().__init__(size, sensors, classes, spec)
-        same = bias = flavour == "tf"
+        super().__init__(sensors, classes, levels, anchor_scale, spec)
         self.backbones = nn.ModuleDict(backbones)
-        self.alignment = alignment
         self.stacked = STACKED in backbones
-        channels = {m: self._backbone(m).channels for m in ([STACKED] if self.stacked else sensors)}
-        self.pyramid = Pyramid(graph, channels, size.width, merge, same=same, bias=bias)
-        initialise(self.pyramid)
-        heads = (size.width, size.head_depth, len(size.levels), anchor_grid.PER_PLACE)
-        self.class_head = Head(*heads, len(classes), prior=CLASS_PRIOR, bias=bias)
-        self.box_head = Head(*heads, 4, prior=0.0, bias=bias)
-        self._packings: dict[tuple[Any, ...], tuple[Packing, list[tuple[Tensor, Tensor]] | None]] = {}
+        self.alignment = alignment
+        self.pyramid = pyramid
+        self.class_head = class_head
+        self.box_head = box_head
+        self.heads = Heads(class_head, box_head)
 
-    def _backbone(self, modality: str) -> Backbone:
-        backbone = self.backbones[modality if modality in self.backbones else SHARED]
-        assert isinstance(backbone, Backbone)
-        return backbone
+    def freeze(self) -> None:
+        """Makes it a detector for inference alone, whose weights don't change any more."""
+        super().freeze()
+        self.pyramid.freeze()
+        self.heads.frozen = True
+
+    def _backbone(self, modality: str) -> nn.Module:
+        return self.backbones[modality if modality in self.backbones else SHARED]
 
     def run(self, images: Mapping[str, Tensor], size: tuple[int, int], presence: Presence) -> Outputs:
         """Runs backbones, pyramid and heads on what `checked` let pass."""
@@ -278,20 +287,7 @@ class FusionDetector(Detector):
             features = self.alignment(features, presence)
         if self.stacked:
             presence = Presence.whole([STACKED], len(features[STACKED][0]))
-        levels = self.pyramid(features, presence)
-        if self.training:
-            return Outputs(self.class_head(levels), self.box_head(levels), size)
-        key = (*size, levels[0].device, levels[0].dtype)
-        packing, norms = self._packings.get(key, (None, None))
-        if packing is None:
-            packing = Packing([(x.shape[2], x.shape[3]) for x in levels], levels[0].device)
-        if norms is None:
-            norms = norms_of_places((self.class_head, self.box_head), packing, levels[0].dtype)
-        self._packings[key] = packing, norms if self.frozen else None
-        canvas = packing.pack(levels)
-        class_logits, box_codes = (
-            head.packed(canvas, packing, own) for head, own in zip((self.class_head, self.box_head), norms, strict=True)
-        )
+        class_logits, box_codes = self.heads(self.pyramid(features, presence))
         return Outputs(class_logits, box_codes, size)
 
     def _stack(self, images: Mapping[str, Tensor], presence: Presence) -> Tensor:
@@ -307,7 +303,7 @@ class FusionDetector(Detector):
 
     def loss(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
         """Returns the scalars "class", "box" and "total" for the objects of the batch; see `losses.detection_loss`."""
-        grids = anchor_grid.grids(*outputs.size, self.size.levels)
+        grids = anchor_grid.grids(*outputs.size, self.levels)
         return detection_loss(outputs.class_logits, outputs.box_codes, self.anchors(outputs.size), targets, grids)
 
     def decode(

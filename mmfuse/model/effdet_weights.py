@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
+from mmfuse.architecture import Architecture
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.files import open_regular
 from mmfuse.model import graphs
@@ -149,11 +150,11 @@ def _plain(detector: FusionDetector) -> Graph:
 
     The detector's is one with more edges, or one for each modality and then the joints: nodes that merge them.
     """
-    pyramid, size = detector.spec["pyramid"], detector.size
-    known = sorted({name for name, _ in FPN_NAMES})
+    architecture = Architecture.of(detector.spec)
+    pyramid, known = architecture.pyramid, sorted({name for name, _ in FPN_NAMES})
     if pyramid not in known:
         raise UserError(f"weights: effdet hasn't the pyramid {pyramid}; use {' or '.join(known)}")
-    return graphs.build(graphs.PYRAMIDS[pyramid], size.levels, [""], size.pyramid_depth)
+    return graphs.build(graphs.PYRAMIDS[pyramid], detector.levels, [""], architecture.scale.pyramid_depth)
 
 
 def _joints(detector: FusionDetector, plain: Graph) -> range:
@@ -169,13 +170,13 @@ def _counterpart(key: str, detector: FusionDetector, plain: Graph, level_first: 
         case ["pyramid", "extend", owner, part, name]:
             return f"fpn.resample.{len(STRIDES)}.conv.{part}.{name}", owner
         case ["pyramid", "nodes", index, *rest] if int(index) not in _joints(detector, plain):
-            cell, number = divmod(int(index) % len(plain), len(plain) // detector.size.pyramid_depth)
+            cell, number = divmod(int(index) % len(plain), sum(node.cell == 0 for node in plain))
             node = f"fpn.cell.{cell}.fnode.{number}"
             match rest:
                 case ["laterals", edge, part, name] if cell == 0:
                     source = graph[int(index)].inputs[int(edge)]
                     assert isinstance(source, Feature)
-                    offset = source.level - detector.size.levels[0]
+                    offset = source.level - detector.levels[0]
                     return f"{node}.combine.resample.{offset}.conv.{part}.{name}", source.modality
                 case ["merge", "weight"]:
                     return node + _EDGES, None
@@ -212,13 +213,14 @@ def import_effdet(
         UserError: a key is missing or unknown, a shape is wrong, or the pyramid or fusion can't hold the weights; the
             detector is as it was.
     """
-    channels, fusion = detector.spec["modalities"], detector.spec["fusion"]
+    architecture = Architecture.of(detector.spec)
+    channels, fusion = _channels(detector), architecture.fusion
     if modality is not None and modality not in channels:
         raise UserError(f"modality: {unknown_name(modality, channels, 'modality of this detector')}")
     main = modality or next((m for m, count in channels.items() if count == 3), next(iter(channels)))
     pairs = _counterparts(detector, level_first="class_net.bn_rep.0.0.weight" in state)
     form = edges if any(map(_is_edge, state)) else "sum"
-    if fusion == "sum" and (form != "sum" or (detector.spec["placement"] == "every" and len(channels) > 1)):
+    if fusion == "sum" and (form != "sum" or (architecture.placement == "every" and len(channels) > 1)):
         what = "placement every has edges that must start at 0" if form == "sum" else "the checkpoint weighs its edges"
         raise UserError(f"weights: {what}, but fusion sum has no weights; use fusion fast")
     trunk = [name for name, owner in pairs.values() if owner in _trunk(main)]
@@ -246,6 +248,10 @@ def import_effdet(
         left.append(f"the last layer of the class head, which starts fresh for {len(detector.classes)} classes")
     detector.load_state_dict(values, strict=False)
     return Imported(tuple(channels), loaded, tuple(adapted), tuple(left))
+
+
+def _channels(detector: Detector) -> dict[str, int]:
+    return {m: sensor.encoded_channels for m, sensor in detector.sensors.items()}
 
 
 def _is_edge(name: str) -> bool:
@@ -281,7 +287,7 @@ def _fitted(
         if _is_edge(name) or (value is None and name in needed):
             continue
         if value is not None and name == stem and value.ndim == 4:
-            value, notes = _stem(value, here.shape[1], owner, main, detector.spec["modalities"])
+            value, notes = _stem(value, here.shape[1], owner, main, _channels(detector))
             adapted += notes
         if value is not None and value.shape == here.shape:
             values[key] = value
@@ -320,7 +326,7 @@ def _merges(
 
     Edges that it has nothing like get almost no share.
     """
-    plain, fusion, width = _plain(detector), detector.spec["fusion"], detector.size.width
+    plain, fusion, width = _plain(detector), str(Architecture.of(detector.spec).fusion), detector.pyramid.width
     values = {}
     alike: list[int | None]
     for index, node in enumerate(detector.pyramid.graph):
@@ -370,7 +376,8 @@ def export_effdet(detector: Detector, *, level_first: bool = False) -> dict[str,
     Raises:
         UserError: the detector has several modalities, a pyramid or fusion that effdet hasn't, or gains in its merges.
     """
-    modalities, pyramid, fusion = (detector.spec[key] for key in ("modalities", "pyramid", "fusion"))
+    architecture, modalities = Architecture.of(detector.spec), detector.modalities
+    pyramid, fusion = architecture.pyramid, architecture.fusion
     if not isinstance(detector, FusionDetector) or len(modalities) > 1 or (pyramid, fusion) not in FPN_NAMES:
         what = f"modalities {', '.join(modalities)}, pyramid {pyramid}, fusion {fusion}"
         fits = ", ".join(f"{p} with {f}" for p, f in FPN_NAMES)

@@ -49,7 +49,7 @@ class BoxEnsemble(Detector):
     def __init__(self, members: Mapping[str, Detector], spec: Mapping[str, Any]) -> None:
         first = next(iter(members.values()))
         sensors = {modality: member.sensors[modality] for modality, member in members.items()}
-        super().__init__(first.size, sensors, first.classes, spec)
+        super().__init__(sensors, first.classes, first.levels, first.anchor_scale, spec)
         self.members = nn.ModuleDict(members)
         self.register_buffer("slopes", torch.ones(len(members)))
         self.register_buffer("offsets", torch.zeros(len(members)))

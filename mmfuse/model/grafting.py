@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from mmfuse.architecture import Architecture
 from mmfuse.errors import UserError
 from mmfuse.model.backbones import default_name
 from mmfuse.model.detector import SHARED, Detector, FusionDetector
@@ -22,15 +23,16 @@ _NAMES, _NUMBERS = ("size", "pyramid", "flavour", "share_backbone"), ("width", "
 
 def misfit(detector: Detector, modality: str, single: Detector) -> str | None:
     """Returns why `single`, a detector of that modality, can't be its start in `detector`; None where it can."""
+    here, there = Architecture.of(detector.spec), Architecture.of(single.spec)
     for key, own, theirs in (
         ("classes", list(detector.classes), list(single.classes)),
-        *((f"model.{k}", detector.spec[k], single.spec[k]) for k in _NAMES),
-        ("model.backbone", _backbone_name(detector, modality), _backbone_name(single, modality)),
-        *((f"model.{k}", getattr(detector.size, k), getattr(single.size, k)) for k in _NUMBERS),
+        *((f"model.{k}", getattr(here, k), getattr(there, k)) for k in _NAMES),
+        ("model.backbone", _backbone_name(here, modality), _backbone_name(there, modality)),
+        *((f"model.{k}", getattr(here.scale, k), getattr(there.scale, k)) for k in _NUMBERS),
     ):
         if own != theirs:
             return f"has {key} {theirs!r}, the recipe {own!r}; give a run like the recipe, or change {key}"
-    fusions = detector.spec["fusion"], single.spec["fusion"]
+    fusions = here.fusion, there.fusion
     if fusions[0] != fusions[1] and fusions[1] not in FORMS:
         return f"merges by {fusions[1]}, which {fusions[0]} can't go on from; set model.fusion: {fusions[1]}"
     return None
@@ -52,13 +54,17 @@ def graft(detector: Detector, singles: Mapping[str, FusionDetector], main: str) 
             detector.members[modality].load_state_dict(single.state_dict())
         return
     assert isinstance(detector, FusionDetector)
-    spec = detector.spec
+    architecture = Architecture.of(detector.spec)
     if len(detector.modalities) > 1:
         for impossible, what, fix in (
-            (spec["placement"] not in ("first", "every"), f"placement {spec['placement']}", "placement: first"),
+            (
+                architecture.placement not in ("first", "every"),
+                f"placement {architecture.placement}",
+                "placement: first",
+            ),
             (SHARED in detector.backbones, "share_backbone", "share_backbone: false"),
-            (any(node.gate for node in detector.pyramid.graph), f"pyramid {spec['pyramid']}", "pyramid: bifpn"),
-            (spec["fusion"] == "sum", "fusion sum", "fusion: fast"),
+            (any(node.gate for node in detector.pyramid.graph), f"pyramid {architecture.pyramid}", "pyramid: bifpn"),
+            (architecture.fusion == "sum", "fusion sum", "fusion: fast"),
         ):
             if impossible:
                 raise UserError(f"{what} can't start from single modalities; use model.{fix}")
@@ -79,11 +85,8 @@ def keep_open(detector: nn.Module) -> None:
                 part.get_parameter("weight").clamp_(min=FAINT)
 
 
-def _backbone_name(detector: Detector, modality: str) -> str:
-    chosen = detector.spec["backbone"]
-    return (chosen.get(modality) if isinstance(chosen, dict) else chosen) or default_name(
-        detector.size, detector.spec["flavour"]
-    )
+def _backbone_name(architecture: Architecture, modality: str) -> str:
+    return architecture.backbone_of(modality) or default_name(architecture.scale, architecture.flavour)
 
 
 def _edges(detector: FusionDetector, singles: Mapping[str, FusionDetector], main: str, index: int) -> dict[str, Tensor]:

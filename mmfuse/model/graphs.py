@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
+from mmfuse.errors import UserError, unknown_name
 from mmfuse.model.nodes import Feature, Gate, Graph, Node, Source
 
 DEEPEST = 5
@@ -227,9 +228,16 @@ PYRAMIDS: dict[str, Stack] = {
     "m2det": m2det,
 }
 
-Placement = Literal["channels", "first", "every", "last", "boxes"]
-"""Where modalities meet: as stacked input channels of one backbone; in the first cell of the pyramid; in every cell;
-after a pyramid for each; as boxes of a detector for each."""
+
+def stack_of(name: str) -> Stack:
+    """Returns the pyramid of that name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in PYRAMIDS:
+        raise UserError(f"pyramid: {unknown_name(name, PYRAMIDS, 'pyramid')}")
+    return PYRAMIDS[name]
 
 
 def build(

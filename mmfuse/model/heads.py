@@ -1,6 +1,11 @@
-"""The class and box heads: one set of convolutions for all levels, a batch norm for each level."""
+"""The class and box heads: one set of convolutions for all levels, a batch norm for each level.
+
+In eval mode all levels lie on one canvas, so that a convolution that they share runs once.
+"""
 
 from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -8,9 +13,54 @@ from torch import Tensor, nn
 
 from mmfuse.model.layers import Separable, initialise
 from mmfuse.model.norms import norm_silu
-from mmfuse.model.packing import Packing
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+
+
+class Packing:
+    """Where levels lie on a canvas: the finest at the left, beside it the others one below the other, a place apart.
+
+    `places` (P,) are the places of the canvas that hold levels, finest first and row by row; `level_of` (h w,) is the
+    number of the level that a place of the canvas holds, or that of the levels where it holds none.
+    """
+
+    def __init__(self, sizes: Sequence[tuple[int, int]], device: torch.device) -> None:
+        self.sizes = list(sizes)
+        (first_height, first_width), *others = self.sizes
+        *tops, below = accumulate((height + 1 for height, _ in others), initial=0)
+        self.corners = [(0, 0), *((top, first_width + 1) for top in tops)]
+        self.height = max(first_height, below)
+        self.width = first_width + (1 + max(width for _, width in others) if others else 0)
+        numbers = torch.arange(self.height * self.width, device=device).view(self.height, self.width)
+        self.level_of = torch.full_like(numbers, len(self.sizes))
+        for level, part in enumerate(self._parts(self.level_of)):
+            part.fill_(level)
+        self.level_of = self.level_of.flatten()
+        self.places = torch.cat([part.flatten() for part in self._parts(numbers)])
+
+    def _parts(self, canvas: Tensor) -> list[Tensor]:
+        corners = zip(self.corners, self.sizes, strict=True)
+        return [canvas[y : y + height, x : x + width] for (y, x), (height, width) in corners]
+
+    def pack(self, levels: Sequence[Tensor]) -> Tensor:
+        """Turns maps (B, W, h, w) into a canvas (B, W, height, width), 0 between them."""
+        finest, *others = levels
+        if not others:
+            return finest
+        column = self.width - finest.shape[3] - 1
+        parts = [F.pad(x, (0, column - x.shape[3], 0, 1)) for x in others]
+        beside = torch.cat(parts, 2)
+        beside = F.pad(beside, (0, 0, 0, self.height - beside.shape[2]))
+        return torch.cat((F.pad(finest, (0, 1, 0, self.height - finest.shape[2])), beside), 3)
+
+    def rows(self, canvas: Tensor) -> Tensor:
+        """Returns (B, P, W): what a canvas (B, W, height, width) holds at `places`."""
+        return canvas.permute(0, 2, 3, 1).flatten(1, 2).index_select(1, self.places)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Turns the `values` (…, levels, W) of levels into those of places (…, W, height, width), 0 between levels."""
+        padded = F.pad(values, (0, 0, 0, 1)).index_select(-2, self.level_of)
+        return padded.unflatten(-2, (self.height, self.width)).movedim(-1, -3)
 
 
 class Head(nn.Module):
@@ -50,6 +100,34 @@ class Head(nn.Module):
         """Turns the (B, P, W) of all places into (B, A, values)."""
         last = self.predict.pointwise
         return F.linear(rows, last.weight.flatten(1), last.bias).view(len(rows), -1, self.values)
+
+
+class Heads:
+    """Several heads, which read the same levels.
+
+    In eval mode they keep where the levels of each input size lie, and once frozen what their norms do there.
+    """
+
+    def __init__(self, *heads: Head) -> None:
+        self.heads = heads
+        self.frozen = False
+        self._packings: dict[tuple[Any, ...], Packing] = {}
+        self._norms: dict[tuple[Any, ...], list[tuple[Tensor, Tensor]]] = {}
+
+    def __call__(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """Turns maps (B, W, h, w), finest first, into the (B, A, values) of each head."""
+        if self.heads[0].training:
+            return [head(levels) for head in self.heads]
+        finest = levels[0]
+        key = (finest.shape[2:], finest.device, finest.dtype)
+        if key not in self._packings:
+            self._packings[key] = Packing([(x.shape[2], x.shape[3]) for x in levels], finest.device)
+        packing = self._packings[key]
+        norms = self._norms.get(key) or norms_of_places(self.heads, packing, finest.dtype)
+        if self.frozen:
+            self._norms[key] = norms
+        canvas = packing.pack(levels)
+        return [head.packed(canvas, packing, own) for head, own in zip(self.heads, norms, strict=True)]
 
 
 def norms_of_places(heads: Sequence[Head], packing: Packing, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:

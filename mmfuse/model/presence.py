@@ -49,7 +49,8 @@ class Rows:
     def places(self, device: torch.device) -> Tensor:
         """Returns the places in the batch of what is run (n,) int64; they are found on the host, which doesn't wait."""
         if device not in self._places:
-            self._places[device] = to_device(self.host.nonzero()[:, 0], device)
+            here = torch.arange(self.batch, device="cpu") if self.mask is True else self.host.nonzero()[:, 0]
+            self._places[device] = to_device(here, device)
         return self._places[device]
 
     def on(self, device: torch.device) -> Tensor:

@@ -380,24 +380,24 @@ def test_detections_come_out_of_an_aligned_detector():
 @pytest.mark.parametrize(
     ("modalities", "model", "message"),
     [
-        ("ab", {"align": "aa"}, r"^{}align: 'aa' is not a known modality of this {}; did you mean 'a'\?$"),
-        ("ab", {"align": "thermal"}, r"^{}align: 'thermal' is not a known modality of this {}; use one of a, b$"),
-        ("a", {"align": "a"}, r"^{}align: 'a' is not allowed; use (null|None) for one modality$"),
-        ("a", {"align": "b"}, r"^{}align: 'b' is not allowed; use (null|None) for one modality$"),
+        ("ab", {"align": "aa"}, r"^{}align: 'aa' is not a known modality of this detector; did you mean 'a'\?$"),
+        ("ab", {"align": "thermal"}, r"^{}align: 'thermal' is not a known modality of this detector; use one of a, b$"),
+        ("a", {"align": "a"}, r"^{}align: 'a' is not allowed; leave it out for one modality$"),
+        ("a", {"align": "b"}, r"^{}align: 'b' is not allowed; leave it out for one modality$"),
         *(
             (
                 "ab",
                 {"align": "a", "placement": placement},
-                rf"^{{}}align: 'a' is not allowed; use (null|None) for placement {placement}$",
+                rf"^{{}}align: 'a' is not allowed; leave it out for placement {placement}$",
             )
             for placement in ("channels", "boxes")
         ),
     ],
 )
 def test_wrong_names_and_places_are_one_line(modalities, model, message):
-    with pytest.raises(UserError, match=message.format("model.", "recipe")):
+    with pytest.raises(UserError, match=message.format("model.")):
         Recipe("x", "card.yaml", tuple(modalities), ModelRecipe(**model))
-    with pytest.raises(UserError, match=message.format("", "detector")):
+    with pytest.raises(UserError, match=message.format("")):
         create_detector("tiny", {m: CHANNELS[m] for m in modalities}, 2, backbone=BACKBONES["a"], **model)
 
 

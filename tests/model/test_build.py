@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny import CHANNELS, inputs, make, raw
 
+from mmfuse.architecture import Architecture
 from mmfuse.errors import UserError
 from mmfuse.model.build import create_detector
 from mmfuse.model.detector import FusionDetector
@@ -32,7 +33,7 @@ def test_default_backbones_are_the_size_s_own():
 @pytest.mark.parametrize("size", ["d-1", "d-2.5", "d-9"])
 def test_any_phi_gives_a_detector(size):
     detector = create_detector(size, {"a": 1, "b": 1}, 2).eval()
-    side = detector.size.resolution
+    side = Architecture.of(detector.spec).scale.resolution
     with torch.no_grad():
         out = detector({m: torch.randn(1, 1, side, side) for m in "ab"})
     assert out.class_logits.shape[1] == len(detector.anchors((side, side)))
@@ -115,12 +116,13 @@ def test_wrong_settings_are_one_line(change, message):
 
 
 def test_parts_of_the_size_can_be_set_alone():
-    base = make("a")
+    base, own = make("a"), Architecture("tiny").scale
     for change in ({"width": 16}, {"pyramid_depth": 3}, {"head_depth": 2}):
         detector = make("a", **change)
         ((name, value),) = change.items()
-        assert getattr(detector.size, name) == value
-        assert all(getattr(detector.size, k) == getattr(base.size, k) for k in ("width", "head_depth") if k != name)
+        scale = Architecture.of(detector.spec).scale
+        assert getattr(scale, name) == value
+        assert all(getattr(scale, k) == getattr(own, k) for k in ("width", "head_depth") if k != name)
         assert sum(p.numel() for p in detector.parameters()) > sum(p.numel() for p in base.parameters())
         assert detector.spec[name] == value
     assert len(make("a", pyramid_depth=3).pyramid.graph) == 3 * len(base.pyramid.graph)

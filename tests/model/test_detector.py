@@ -7,11 +7,12 @@ from tiny import inputs, make, raw
 from torch import nn
 from torchvision.ops import box_iou
 
+from mmfuse.architecture import Placement
 from mmfuse.errors import UserError
 from mmfuse.model.build import IMAGENET_MEAN, create_detector
 from mmfuse.model.detector import FusionDetector, Outputs
 from mmfuse.model.fusion import FUSIONS
-from mmfuse.model.graphs import PYRAMIDS, Placement
+from mmfuse.model.graphs import PYRAMIDS
 from mmfuse.model.nodes import Feature
 from mmfuse.model.presence import Presence
 from mmfuse.sample import Targets

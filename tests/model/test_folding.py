@@ -38,21 +38,21 @@ def images(modalities="ab", batch=3):
     return {m: torch.randn(batch, 3, 64, 128, generator=generator) for m in modalities}
 
 
-def alike(fused, detector, given, present=None):
+def alike(folded, detector, given, present=None):
     with torch.inference_mode():
-        expected, found = detector(given, present), fused(given, present)
+        expected, found = detector(given, present), folded(given, present)
     assert expected.class_logits.std() > 0.05
     torch.testing.assert_close(found.class_logits, expected.class_logits, rtol=0, atol=1e-4)
     torch.testing.assert_close(found.box_codes, expected.box_codes, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_a_fused_detector_says_the_same_for_every_set_of_sensors(fusion):
+def test_a_folded_detector_says_the_same_for_every_set_of_sensors(fusion):
     detector = make(fusion=fusion)
-    fused = detector.fuse()
+    folded = detector.folded()
     for given in ("ab", "a", "b"):
-        alike(fused, detector, images(given))
-    alike(fused, detector, images(), {"a": torch.tensor([True, False, True]), "b": torch.tensor([True, True, False])})
+        alike(folded, detector, images(given))
+    alike(folded, detector, images(), {"a": torch.tensor([True, False, True]), "b": torch.tensor([True, True, False])})
 
 
 @pytest.mark.parametrize(
@@ -71,74 +71,74 @@ def test_a_fused_detector_says_the_same_for_every_set_of_sensors(fusion):
 )
 def test_whatever_the_detector_is_made_of(options):
     detector = make(**options)
-    alike(detector.fuse(), detector, images())
+    alike(detector.folded(), detector, images())
 
 
 def test_other_sizes_follow():
     detector = make("a")
-    fused = detector.fuse()
+    folded = detector.folded()
     for shape in ((64, 64), (128, 64), (64, 64)):
-        alike(fused, detector, {"a": torch.randn(1, 3, *shape)})
+        alike(folded, detector, {"a": torch.randn(1, 3, *shape)})
 
 
 def test_nothing_that_can_be_folded_is_left():
-    fused = make().fuse()
-    left = [name for name, part in fused.named_modules() if isinstance(part, nn.BatchNorm2d)]
+    folded = make().folded()
+    left = [name for name, part in folded.named_modules() if isinstance(part, nn.BatchNorm2d)]
     assert {name.split(".")[0] for name in left} == {"class_head", "box_head"}  # they are constants of each place
     given = images()
     with torch.inference_mode():
-        fused(given)
-        calls = count(lambda: fused(given)).calls
+        folded(given)
+        calls = count(lambda: folded(given)).calls
     assert not {"batch_norm", "native_batch_norm", "relu", "div", "stack", "index", "rsqrt"} & set(calls)
 
 
 def test_the_detector_itself_is_as_it_was():
     detector = make()
     before = copy.deepcopy(detector.state_dict())
-    fused = detector.fuse()
+    folded = detector.folded()
     assert all(torch.equal(x, before[key]) for key, x in detector.state_dict().items())
     assert detector.state_dict().keys() == before.keys()
     assert any(p.requires_grad for p in detector.parameters())
-    assert not any(p.requires_grad for p in fused.parameters())
+    assert not any(p.requires_grad for p in folded.parameters())
     detector.train()
     assert detector.pyramid.merges[0].training
-    assert not fused.training
+    assert not folded.training
 
 
 def test_detections_are_the_same():
     detector = make()
     pictures = {m: (x * 40 + 128).clamp(0, 255).byte() for m, x in images().items()}
-    for one, other in zip(detector.fuse().detect(pictures), detector.detect(pictures), strict=True):
+    for one, other in zip(detector.folded().detect(pictures), detector.detect(pictures), strict=True):
         assert len(one.scores) == 100
         torch.testing.assert_close(one.scores, other.scores, rtol=0, atol=1e-5)
 
 
-def test_an_ensemble_is_fused_member_by_member():
+def test_an_ensemble_is_folded_member_by_member():
     torch.manual_seed(0)
     ensemble = create_detector("d-4", {"a": 3, "b": 3}, 4, placement="boxes")
     for member in ensemble.members.values():
         stirred(member)
-    fused = ensemble.eval().fuse()
+    folded = ensemble.eval().folded()
     given = images()
     with torch.inference_mode():
-        for expected, found in zip(ensemble(given).members.values(), fused(given).members.values(), strict=True):
+        for expected, found in zip(ensemble(given).members.values(), folded(given).members.values(), strict=True):
             torch.testing.assert_close(found.class_logits, expected.class_logits, rtol=0, atol=1e-4)
-    assert not any(isinstance(p, nn.BatchNorm2d) for p in fused.members["a"].pyramid.modules())
+    assert not any(isinstance(p, nn.BatchNorm2d) for p in folded.members["a"].pyramid.modules())
 
 
-def test_a_fused_detector_is_for_inference_alone(tmp_path):
-    fused = make("a").fuse()
+def test_a_folded_detector_is_for_inference_alone(tmp_path):
+    folded = make("a").folded()
     with pytest.raises(UserError, match="can't be trained; train the one"):
-        fused.train()
+        folded.train()
     with pytest.raises(UserError, match="can't be saved; save the one"):
-        save_detector(tmp_path / "x.safetensors", fused, {})
+        save_detector(tmp_path / "x.safetensors", folded, {})
     assert not list(tmp_path.iterdir())
-    assert fused.fuse().frozen
+    assert folded.folded().frozen
 
 
-def test_a_fused_detector_can_be_moved():
-    fused = make().fuse()
-    moved = fused.to(torch.float64)
+def test_a_folded_detector_can_be_moved():
+    folded = make().folded()
+    moved = folded.to(torch.float64)
     with torch.inference_mode():
         found = moved({m: x.double() for m, x in images().items()})
     assert found.class_logits.dtype == torch.float64

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmfuse.model.packing import Packing
+from mmfuse.model.heads import Packing
 
 SIZES = [[(16, 16), (8, 8), (4, 4), (2, 2), (1, 1)], [(16, 48), (8, 24), (4, 12)], [(48, 16), (24, 8)], [(3, 2)]]
 CPU = torch.device("cpu")

@@ -21,8 +21,7 @@ from mmfuse.evaluation.score import evaluate
 from mmfuse.files import write_whole
 from mmfuse.model.checkpoint import load
 from mmfuse.model.detector import FusionDetector
-from mmfuse.model.fusion import Gated
-from mmfuse.model.merge import Merge
+from mmfuse.model.fusion import Merge
 from mmfuse.model.nodes import outputs_of
 from mmfuse.model.pyramid import Pyramid, propagated
 from mmfuse.report.charts import share_panels
@@ -62,7 +61,7 @@ def shares(run: str | Path | Run, *, split: str = "test") -> Shares:
     assert isinstance(detector, FusionDetector)
     pyramid = detector.pyramid
     images = [record for record in evaluation.records if all(m in record.files for m in names)]
-    by_image = any(isinstance(merge, Gated) for merge in pyramid.merges)
+    by_image = any(merge.by_image for merge in pyramid.merges)
     if by_image:
         if not images:
             raise UserError(

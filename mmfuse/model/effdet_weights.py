@@ -19,7 +19,7 @@ from mmfuse.files import open_regular
 from mmfuse.model import graphs
 from mmfuse.model.backbones import STRIDES
 from mmfuse.model.detector import CLASS_PRIOR, SHARED, STACKED, Detector, FusionDetector
-from mmfuse.model.edges import starting_weights
+from mmfuse.model.fusion import FUSIONS, Merge, Sum
 from mmfuse.model.layers import initialise
 from mmfuse.model.nodes import Feature, Graph
 from mmfuse.model.pyramid import PyramidNode
@@ -213,22 +213,22 @@ def import_effdet(
         UserError: a key is missing or unknown, a shape is wrong, or the pyramid or fusion can't hold the weights; the
             detector is as it was.
     """
-    architecture = Architecture.of(detector.spec)
-    channels, fusion = _channels(detector), architecture.fusion
+    architecture, kind = Architecture.of(detector.spec), type(detector.pyramid.merges[0])
+    channels = _channels(detector)
     if modality is not None and modality not in channels:
         raise UserError(f"modality: {unknown_name(modality, channels, 'modality of this detector')}")
     main = modality or next((m for m, count in channels.items() if count == 3), next(iter(channels)))
     pairs = _counterparts(detector, level_first="class_net.bn_rep.0.0.weight" in state)
-    form = edges if any(map(_is_edge, state)) else "sum"
-    if fusion == "sum" and (form != "sum" or (architecture.placement == "every" and len(channels) > 1)):
-        what = "placement every has edges that must start at 0" if form == "sum" else "the checkpoint weighs its edges"
-        raise UserError(f"weights: {what}, but fusion sum has no weights; use fusion fast")
+    form: type[Merge] = FUSIONS[edges] if any(map(_is_edge, state)) else Sum
+    if not kind.learned and (form.learned or (architecture.placement == "every" and len(channels) > 1)):
+        what = "the checkpoint weighs its edges" if form.learned else "placement every has edges that must start at 0"
+        raise UserError(f"weights: {what}, but fusion {architecture.fusion} has no weights; use fusion fast")
     trunk = [name for name, owner in pairs.values() if owner in _trunk(main)]
-    needed = {name for name in trunk if form != "sum" or not _is_edge(name)}
+    needed = {name for name in trunk if form.learned or not _is_edge(name)}
     _check_names(state, needed)
     values, adapted, unlike, fresh = _fitted(detector, state, pairs, needed, main)
     merges, joints = _merges(detector, state, pairs, form), _identities(detector, values)
-    loaded = len(values) + (sum(key in pairs for key in merges) if form != "sum" else 0)
+    loaded = len(values) + (sum(key in pairs for key in merges) if form.learned else 0)
     values |= merges | joints
 
     others = ", ".join(m for m in channels if m != main)
@@ -236,8 +236,8 @@ def import_effdet(
         adapted.append(f"the edges of {others}, which start like those of {main}")
     if joints:
         adapted.append("the nodes that merge the pyramids of the modalities, which start as the identity")
-    if form == "fast" and fusion == "softmax":
-        adapted.append("the weights of edges, taken as those of fast fusion")
+    if form.learned and not issubclass(kind, form):
+        adapted.append(f"the weights of edges, taken as those of {edges} fusion")
     left = [f"the branch of {m}, whose backbone is another" for m in channels if m in unlike]
     rest = [key for key in detector.state_dict() if key not in pairs and key not in values]
     new = [key for key in rest if not key.startswith(("mean_", "std_"))]
@@ -320,32 +320,35 @@ def _stem(
 
 
 def _merges(
-    detector: FusionDetector, state: Mapping[str, Tensor], pairs: Mapping[str, Counterpart], form: str
+    detector: FusionDetector, state: Mapping[str, Tensor], pairs: Mapping[str, Counterpart], form: type[Merge]
 ) -> dict[str, Tensor]:
     """Returns weights and gain of every merge, with which each modality's inputs alone add up as in the checkpoint.
 
     Edges that it has nothing like get almost no share.
     """
-    plain, fusion, width = _plain(detector), str(Architecture.of(detector.spec).fusion), detector.pyramid.width
-    values = {}
+    plain = _plain(detector)
+    values = dict[str, Tensor]()
     alike: list[int | None]
-    for index, node in enumerate(detector.pyramid.graph):
+    theirs: Merge
+    for index, (node, merge) in enumerate(zip(detector.pyramid.graph, detector.pyramid.merges, strict=True)):
         key = f"pyramid.nodes.{index}.merge"
         if joint := index in _joints(detector, plain):
-            weights, alike = torch.ones(1), [0] * len(node.inputs)
+            theirs, alike = Sum(1, 1), [0] * len(node.inputs)
         else:
             copy, place = divmod(index, len(plain))
             places = {source: number for number, source in enumerate(plain[place].inputs)}
             plainly = (Feature("", s.level) if isinstance(s, Feature) else s - copy * len(plain) for s in node.inputs)
             alike = [places.get(source) for source in plainly]
-            name = pairs[f"{key}.weight"][0] if form != "sum" else ""
-            weights = state[name].float() if name else torch.ones(len(places))
-            if weights.shape != (len(places),):
-                raise UserError(f"weights: {name} is {tuple(weights.shape)}, not ({len(places)},); {_FIX}")
-        start, gain = starting_weights(weights, "sum" if joint else form, fusion, alike, _NEW_SHARE)
-        values[f"{key}.gain"] = gain * _LINEAR if joint else gain
-        if fusion != "sum":
-            values[f"{key}.weight"] = start[:, None].expand(-1, width) if fusion == "channel" else start
+            theirs = form(len(places), 1)
+            if form.learned:
+                name = pairs[f"{key}.weight"][0]
+                if state[name].shape != theirs.weight.shape:
+                    raise UserError(f"weights: {name} is {tuple(state[name].shape)}, not ({len(places)},); {_FIX}")
+                theirs.weight.data.copy_(state[name])
+        started = merge.starting_from(theirs, alike, _NEW_SHARE)
+        if joint:
+            started["gain"] = started["gain"] * _LINEAR
+        values |= {f"{key}.{name}": x for name, x in started.items()}
     return values
 
 

@@ -9,9 +9,8 @@ from mmfuse.architecture import Architecture
 from mmfuse.errors import UserError
 from mmfuse.model.backbones import default_name
 from mmfuse.model.detector import SHARED, Detector, FusionDetector
-from mmfuse.model.edges import FORMS, starting_weights
 from mmfuse.model.ensemble import BoxEnsemble
-from mmfuse.model.merge import Merge
+from mmfuse.model.fusion import Merge
 from mmfuse.model.nodes import Feature
 from mmfuse.model.pyramid import PyramidNode
 
@@ -21,7 +20,7 @@ FAINT = 1e-3
 _NAMES, _NUMBERS = ("size", "pyramid", "flavour", "share_backbone"), ("width", "pyramid_depth", "head_depth")
 
 
-def misfit(detector: Detector, modality: str, single: Detector) -> str | None:
+def misfit(detector: Detector, modality: str, single: FusionDetector) -> str | None:
     """Returns why `single`, a detector of that modality, can't be its start in `detector`; None where it can."""
     here, there = Architecture.of(detector.spec), Architecture.of(single.spec)
     for key, own, theirs in (
@@ -32,9 +31,8 @@ def misfit(detector: Detector, modality: str, single: Detector) -> str | None:
     ):
         if own != theirs:
             return f"has {key} {theirs!r}, the recipe {own!r}; give a run like the recipe, or change {key}"
-    fusions = here.fusion, there.fusion
-    if fusions[0] != fusions[1] and fusions[1] not in FORMS:
-        return f"merges by {fusions[1]}, which {fusions[0]} can't go on from; set model.fusion: {fusions[1]}"
+    if here.fusion != there.fusion and single.pyramid.merges[0].factors() is None:
+        return f"merges by {there.fusion}, which {here.fusion} can't go on from; set model.fusion: {there.fusion}"
     return None
 
 
@@ -64,7 +62,7 @@ def graft(detector: Detector, singles: Mapping[str, FusionDetector], main: str) 
             ),
             (SHARED in detector.backbones, "share_backbone", "share_backbone: false"),
             (any(node.gate for node in detector.pyramid.graph), f"pyramid {architecture.pyramid}", "pyramid: bifpn"),
-            (architecture.fusion == "sum", "fusion sum", "fusion: fast"),
+            (not detector.pyramid.merges[0].learned, f"fusion {architecture.fusion}", "fusion: fast"),
         ):
             if impossible:
                 raise UserError(f"{what} can't start from single modalities; use model.{fix}")
@@ -91,7 +89,8 @@ def _backbone_name(architecture: Architecture, modality: str) -> str:
 
 def _edges(detector: FusionDetector, singles: Mapping[str, FusionDetector], main: str, index: int) -> dict[str, Tensor]:
     """Returns laterals, weights of edges, gain and gates of a node; detectors of one pyramid have the same nodes."""
-    node, where, fusion = detector.pyramid.graph[index], f"pyramid.nodes.{index}", detector.spec["fusion"]
+    node, where = detector.pyramid.graph[index], f"pyramid.nodes.{index}"
+    own = _node(detector, index).merge
     values, alike = dict[str, Tensor](), list[int | None]()
     for place, source in enumerate(node.inputs):
         owner = source.modality if isinstance(source, Feature) else main
@@ -101,20 +100,14 @@ def _edges(detector: FusionDetector, singles: Mapping[str, FusionDetector], main
         if place in node.merged:
             number = theirs.merged.index(from_place) if theirs and from_place is not None else None
             alike.append(number if owner == main else None)
-            if number is not None and singles[owner].spec["fusion"] == fusion:
+            if number is not None and type(_node(singles[owner], index).merge) is type(own):
                 moved[f"{where}.merge.gates.{number}."] = f"{where}.merge.gates.{len(alike) - 1}."
         for before, after in moved.items():
             values |= {after + k.removeprefix(before): x for k, x in _under((before,), singles[owner]).items()}
-    merge, own = (_node(d, index).merge for d in (singles[main], detector))
-    form = singles[main].spec["fusion"]
-    weights = torch.ones(merge.count) if form == "sum" else merge.get_parameter("weight").detach()
-    started, gain = starting_weights(weights, form, fusion, alike, FAINT)
-    values[f"{where}.merge.gain"] = gain * merge.gain
-    if fusion != "sum":
-        started = started.clamp(min=FAINT) if own.rectified else started
-        spread = fusion == "channel" and started.ndim == 1
-        values[f"{where}.merge.weight"] = started[:, None].expand(-1, own.width) if spread else started
-    return values
+    started = own.starting_from(_node(singles[main], index).merge, alike, FAINT)
+    if own.rectified:
+        started["weight"] = started["weight"].clamp(min=FAINT)
+    return values | {f"{where}.merge.{name}": x for name, x in started.items()}
 
 
 def _under(prefixes: tuple[str, ...], detector: FusionDetector) -> dict[str, Tensor]:

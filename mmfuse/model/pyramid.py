@@ -1,14 +1,13 @@
 """The one module that runs any pyramid graph over the features of any modalities."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmfuse.model.fusion import Merge, MergeWeights
 from mmfuse.model.layers import GateUnit, Lateral, Separable
-from mmfuse.model.merge import Merge
 from mmfuse.model.nodes import Feature, Graph, Node, Source, modalities_of, outputs_of
 from mmfuse.model.norms import batch_norm
 from mmfuse.model.presence import Presence, Rows
@@ -97,10 +96,6 @@ class Pyramid(nn.Module):
     finest level. Levels that a backbone lacks are made by a lateral and max-pooling, for each modality.
     """
 
-    _edges: Tensor
-    _merged: Tensor
-    _group_of: Tensor
-
     def __init__(
         self,
         graph: Graph,
@@ -141,18 +136,8 @@ class Pyramid(nn.Module):
         )
         last_use = {source: index for index, node in enumerate(graph) for source in node.inputs}
         self._last_use = {i: last_use[i] for i in range(len(graph)) if i in last_use}
-        most = max(len(node.inputs) for node in graph)
         self._read = [[self._modalities(source) for source in node.inputs] for node in graph]
-        self._groups = sorted({group for groups in self._read for group in groups}, key=sorted)
-        edges = torch.full((len(graph), most), sum(merge.count for merge in self.merges))
-        group_of, first = torch.zeros_like(edges), 0
-        for index, (node, groups) in enumerate(zip(graph, self._read, strict=True)):
-            group_of[index, : len(groups)] = torch.tensor([self._groups.index(group) for group in groups])
-            edges[index, list(node.merged)] = torch.arange(first, first + len(node.merged))
-            first += len(node.merged)
-        self.register_buffer("_edges", edges, persistent=False)
-        self.register_buffer("_group_of", group_of, persistent=False)
-        self.register_buffer("_merged", (edges < first).float()[None, :, :, None], persistent=False)
+        self.weights = MergeWeights(self.merges, [node.merged for node in graph], self._read)
 
     def forward(self, features: Mapping[str, Sequence[Tensor]], presence: Presence) -> list[Tensor]:
         """Fuses the features of the modalities that are there.
@@ -168,7 +153,7 @@ class Pyramid(nn.Module):
                 x = presence.rows[modality].run(self.extend[modality], maps[-1])
                 for level in self.levels[len(maps) :]:
                     x = known[Feature(modality, level)] = resample(x, 1, self.same)
-        weights = self._weights(presence, next(iter(known.values())).dtype)
+        weights = self.weights(presence, next(iter(known.values())).dtype)
         kept = outputs_of(self.graph)
         for index, node in enumerate(self.graph):
             if not presence.any(self.reached[index]).nothing:
@@ -189,46 +174,9 @@ class Pyramid(nn.Module):
         made: Tensor = images.run(lambda *maps: node(maps, rows, theirs), *inputs)
         return made
 
-    def _weights(self, presence: Presence, dtype: torch.dtype) -> list[list[Tensor]] | None:
-        """Returns the weights of the inputs of every node, normalised at once, each (B or 1, 1 or W, 1, 1).
-
-        None where images change them.
-        """
-        if self.merges[0].by_image:
-            return None
-        weights = getattr(self, _constant_of(presence.there), None) if presence.plain else None
-        if weights is None:
-            weights = self._normalised(presence)
-        flat = weights.to(dtype).flatten(1, 2).unbind(1)
-        most = self._edges.shape[1]
-        return [list(flat[first : first + most]) for first in range(0, len(flat), most)]
-
-    def _normalised(self, presence: Presence) -> Tensor:
-        """Returns weights (B or 1, nodes, n, 1 or W, 1, 1) of inputs that are there.
-
-        A node without any counts as whole, since it doesn't run or nobody reads what it makes.
-        """
-        merges = self.merges
-        kind, last = type(merges[0]), merges[0].weight
-        weight = torch.cat([*(merge.weight for merge in merges), last.new_zeros(1, *last.shape[1:])])[self._edges]
-        present = self._merged
-        if not all(rows.everything for rows in presence.rows.values()):
-            masks = [presence.any(group).on(present.device) for group in self._groups]
-            there = torch.stack(torch.broadcast_tensors(*masks), 1)[:, self._group_of]
-            masked = present * there[..., None]
-            present = torch.where(masked.any(2, keepdim=True), masked, present)
-        gain = torch.stack([merge.gain for merge in merges]).view(-1, 1, 1, 1, 1)
-        return kind.normalise(weight.view(1, *self._edges.shape, -1), present)[..., None, None] * gain
-
     def freeze(self) -> None:
-        """Keeps the weights for every set of modalities that can be there; they must not change any more."""
-        if self.merges[0].by_image:
-            return
-        every = tuple(self.channels)
-        for count in range(1, len(every) + 1):
-            for there in combinations(every, count):
-                weights = self._normalised(Presence({m: Rows(1, m in there) for m in every})).detach()
-                self.register_buffer(_constant_of(there), weights, persistent=False)
+        """Keeps the weights of merges for every set of modalities that can be there; they must not change any more."""
+        self.weights.freeze(tuple(self.channels))
 
     def _modalities(self, source: Source) -> frozenset[str]:
         return frozenset({source.modality}) if isinstance(source, Feature) else self.reached[source]
@@ -249,10 +197,6 @@ class Pyramid(nn.Module):
         shares = propagated(self.graph, [merge.shares() for merge in self.merges], list(self.channels))
         outputs = outputs_of(self.graph).items()
         return {m: {level: float(shares[node][i]) for level, node in outputs} for i, m in enumerate(self.channels)}
-
-
-def _constant_of(modalities: Iterable[str]) -> str:
-    return "+".join(("weights", *sorted(modalities)))
 
 
 def propagated(graph: Graph, weights: Sequence[Tensor], modalities: Sequence[str]) -> list[Tensor]:

@@ -5,9 +5,8 @@ from torch import nn
 
 from mmfuse.errors import UserError
 from mmfuse.model.ensemble import BoxEnsemble
-from mmfuse.model.fusion import FUSIONS
+from mmfuse.model.fusion import FUSIONS, Merge
 from mmfuse.model.grafting import FAINT, graft, keep_open, misfit
-from mmfuse.model.merge import Merge
 from mmfuse.model.nodes import Feature
 from mmfuse.sample import Targets
 

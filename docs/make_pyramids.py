@@ -16,6 +16,7 @@ from mmfuse.model import graphs
 from mmfuse.model.build import create_detector
 from mmfuse.model.fusion import merge_type
 from mmfuse.model.nodes import Graph
+from mmfuse.model.presence import Presence
 from mmfuse.model.pyramid import Pyramid
 from mmfuse.report.tables import markdown_table
 from mmfuse.scaling import PUBLISHED
@@ -94,7 +95,7 @@ def measured(name: str, cells: int, fusion: str, width: int) -> Cost:
         pyramid = Pyramid(nodes, own.channels, width, merge_type(fusion), same=own.same, bias=True).eval()
         maps = [torch.empty(1, c, side, side) for c, side in zip(own.channels["rgb"], sides, strict=False)]
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        pyramid({"rgb": maps})
+        pyramid({"rgb": maps}, Presence.whole(["rgb"], 1))
     finest = laterals = 0.0
     for module, flops in counter.get_flop_counts().items():
         gmacs = sum(flops.values()) / 2e9

@@ -30,6 +30,7 @@ from mmfuse.sample import Sample as Sample
 from mmfuse.sample import Targets as Targets
 from mmfuse.sensor import Sensor as Sensor
 from mmfuse.shares import shares as shares
+from mmfuse.training.doubt_calibration import calibrate as calibrate
 from mmfuse.training.loop import train as train
 
 __version__ = "0.1.0"

@@ -3,12 +3,13 @@
 import argparse
 import dataclasses
 import json
+import math
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from mmfuse.compare import compare
 from mmfuse.convert.archives import unpack
@@ -20,12 +21,23 @@ from mmfuse.embedded.dataset import generate
 from mmfuse.errors import UserError
 from mmfuse.evaluation.corruptions import CORRUPTIONS, SEVERITIES
 from mmfuse.evaluation.score import evaluate
+from mmfuse.model.doubt import Doubting
 from mmfuse.predict import predict
-from mmfuse.report.tables import other_scores_text, robustness_markdown, scores_text, shares_markdown
+from mmfuse.report.tables import (
+    doubt_text,
+    dropped_text,
+    other_scores_text,
+    robustness_markdown,
+    scores_text,
+    shares_markdown,
+)
 from mmfuse.robustness import robustness
 from mmfuse.run import Run
 from mmfuse.shares import shares
+from mmfuse.training.doubt_calibration import calibrate
 from mmfuse.training.loop import train
+
+DOUBTING = get_args(Doubting)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,11 +88,16 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--out", help="run folder (default: runs/NAME)")
     add.add_argument("--resume", action="store_true", help="go on with the run in the folder")
 
+    doubting = "what comes of a sensor that isn't believed (default: the recipe's)"
     add = verb("evaluate", _evaluate, "score a run on a split")
     add.add_argument("run", help="run folder")
     add.add_argument("--split", default="test")
     add.add_argument("--without", action="append", default=[], metavar="MODALITY", help="leave a sensor out")
     add.add_argument("--soft-nms", action="store_true", help="lower the scores of overlapping boxes, don't drop them")
+    add.add_argument("--doubt", choices=DOUBTING, help=doubting)
+
+    add = verb("calibrate", _calibrate, "fit when the sensors of a run are doubted")
+    add.add_argument("run", help="run folder")
 
     def severity(added: argparse.ArgumentParser, default: str) -> None:
         text = f"1 to {SEVERITIES}, once for each (default: {default})"
@@ -112,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("run", help="run folder")
     add.add_argument("--out", default="prediction.png", help="picture (default: %(default)s)")
     add.add_argument("--threshold", type=float, default=0.3, help="lowest score (default: %(default)s)")
+    add.add_argument("--doubt", choices=DOUBTING, help=doubting)
 
     add = verb("check", _check, "check a dataset and its card")
     add.add_argument("card", help="dataset card (YAML)")
@@ -166,10 +184,20 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
 
 def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
     _no_rest(options, rest)
-    found = evaluate(options.run, split=options.split, without=options.without, soft=options.soft_nms)
-    text = "\n\n".join(part for part in (scores_text(found.scores), other_scores_text(found.others)) if part)
+    found = evaluate(
+        options.run, split=options.split, without=options.without, soft=options.soft_nms, doubt=options.doubt
+    )
+    parts = scores_text(found.scores), other_scores_text(found.others), dropped_text(found.dropped)
+    text = "\n\n".join(part for part in parts if part)
     others = {metric: dataclasses.asdict(scores) for metric, scores in found.others.items()}
-    _print(options, dataclasses.asdict(found.scores) | others, text)
+    _print(options, dataclasses.asdict(found.scores) | others | {"dropped": found.dropped}, text)
+    return 0
+
+
+def _calibrate(options: argparse.Namespace, rest: list[str]) -> int:
+    _no_rest(options, rest)
+    rows = calibrate(options.run)
+    _print(options, {m: dataclasses.asdict(row) for m, row in rows.items()}, doubt_text(rows))
     return 0
 
 
@@ -213,13 +241,16 @@ def _predict(options: argparse.Namespace, rest: list[str]) -> int:
     if len(rest) % 2 or any(not word.startswith("--") for word in rest[::2]):
         options.usage("give each sensor as --MODALITY FILE, such as --rgb a.png --thermal b.png")
     images = {flag.removeprefix("--"): file for flag, file in zip(rest[::2], rest[1::2], strict=True)}
-    found = predict(Run(Path(options.run)), images, picture=options.out, threshold=options.threshold)
-    classes = Run(Path(options.run)).classes
+    run, out = Run(Path(options.run)), options.out
+    found = predict(run, images, picture=out, threshold=options.threshold, doubt=options.doubt)
+    classes = run.classes
     objects = [
         {"box": [round(v, 1) for v in box.tolist()], "score": round(float(score), 4), "class": classes[int(label)]}
         for box, score, label in found
     ]
-    print(json.dumps({"objects": objects, "picture": str(options.out)}, indent=2))
+    doubt = {m: round(value, 2) if math.isfinite(value) else None for m, value in found.doubt.items()}
+    sensors = {"doubt": doubt, "dropped": list(found.dropped)} if doubt else {}
+    print(json.dumps({"objects": objects, **sensors, "picture": str(out)}, indent=2))
     return 0
 
 

@@ -122,9 +122,9 @@ def _runs(path: Path, assignments: tuple[str, ...], seeds: Sequence[int] | None,
     files = sorted(path.glob("*.yaml")) if path.is_dir() else [path]
     if not files:
         raise UserError(f"{path}: holds neither a run nor recipes; give a run folder or a folder of *.yaml recipes")
+    recipes = sorted((load_recipe(file, assignments) for file in files), key=lambda recipe: len(recipe.modalities))
     runs = []
-    for file in files:
-        recipe = load_recipe(file, assignments)
+    for recipe in recipes:  # single sensors first, since others may start from them
         card_of(recipe)
         input_size(recipe)  # what is wrong with either is told before any model is trained
         for seed in [recipe.train.seed] if seeds is None else seeds:

@@ -1,7 +1,7 @@
 """The whole story on the embedded set: generate, train each sensor and their fusion, compare, report."""
 
-import dataclasses
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mmfuse.compare import compare
@@ -10,20 +10,29 @@ from mmfuse.evaluation.results import Comparison
 from mmfuse.recipes import DataRecipe, ModelRecipe, Recipe, TrainRecipe
 from mmfuse.strict_yaml import save_yaml
 
-RECIPE = Recipe(
-    name="demo",
-    card="",
-    modalities=("rgb", "thermal"),
+MODALITIES = ("rgb", "thermal")
+
+SINGLE = Recipe(
+    name="single",
+    card="../data/card.yaml",
+    modalities=MODALITIES[:1],
     model=ModelRecipe(size="d-2"),
     data=DataRecipe(input_size=(192, 256), scale_jitter=(0.8, 1.25), workers=0),
     train=TrainRecipe(epochs=16, batch_size=8, optimizer="adamw", lr=0.15, ema_decay=0.99, evaluate_every=4),
 )
-"""The recipe of the demo; its three files differ in their modalities alone."""
+"""The recipe of each sensor alone; its files differ in their modality."""
+
+FUSED = replace(
+    SINGLE,
+    name="_".join(MODALITIES),
+    modalities=MODALITIES,
+    train=replace(SINGLE.train, epochs=10, lr=0.05, evaluate_every=5, faults=0.3),
+    init={m: f"{m}.yaml" for m in MODALITIES},
+)
+"""The recipe of the fusion, which starts from the trained sensors."""
 
 CORRUPTIONS = ("blank_white", "noise", "frozen")
 """What the fused detector is tried on, at the highest severity: a sensor that says nothing, nonsense, or old news."""
-
-MODALITIES = (("rgb",), ("thermal",), ("rgb", "thermal"))
 
 
 def demo(out: str | Path = "runs/demo", seeds: Sequence[int] = (0,)) -> Comparison:
@@ -39,9 +48,7 @@ def demo(out: str | Path = "runs/demo", seeds: Sequence[int] = (0,)) -> Comparis
     if not card.exists():
         generate(out / "data")
     recipes = []
-    for modalities in MODALITIES:
-        name = "_".join(modalities)
-        recipe = dataclasses.replace(RECIPE, name=name, card="../data/card.yaml", modalities=modalities)
-        recipes.append(out / "recipes" / f"{name}.yaml")
+    for recipe in (*(replace(SINGLE, name=m, modalities=(m,)) for m in MODALITIES), FUSED):
+        recipes.append(out / "recipes" / f"{recipe.name}.yaml")
         save_yaml(recipes[-1], recipe.to_dict())
     return compare(recipes, seeds=seeds, corruptions=CORRUPTIONS, out=out)

@@ -1,6 +1,7 @@
 """Finds objects in the image files of one scene, and shows them."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from mmfuse.data.images.scenes import read_scene
 from mmfuse.data.transforms import letterbox
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.model.checkpoint import load
+from mmfuse.model.doubt import Doubting
 from mmfuse.report.pictures import overlay
 from mmfuse.run import Run, input_size
 from mmfuse.sample import Detections
@@ -20,12 +22,14 @@ def predict(
     *,
     picture: str | Path | None = None,
     threshold: float = 0.3,
+    doubt: Doubting | None = None,
 ) -> Detections:
     """Returns the objects of one scene, best first, down to a score of `threshold`.
 
     `images` maps modalities of the run to files, of one size unless the card says how to register them; one that is
     left out is treated as a broken sensor. Boxes are in pixels of the reference's file.
-    `picture` is where to write the sensors side by side with the boxes drawn in.
+    `picture` is where to write the sensors side by side with the boxes drawn in. `doubt` is as for `Detector.detect`,
+    the recipe's if None.
 
     Raises:
         UserError: the run or a file can't be read, a modality isn't the run's, sizes differ, or the
@@ -47,8 +51,8 @@ def predict(
         raise UserError(f"images differ in size: {sizes}; give images of one size, registered to each other")
     scene = {m: detector.sensors[m].without_gaps(x) for m, x in scene.items()}
     boxed, _, scale = letterbox(scene, torch.zeros(0, 4), size, detector.sensors)
-    found = detector.detect(boxed, score_threshold=threshold)[0].rescale(scale)
+    found = detector.detect(boxed, score_threshold=threshold, doubt=doubt or run.recipe.doubt)[0].rescale(scale)
     if picture is not None:
         overlay(scene, detector.sensors, found, detector.classes, Path(picture), threshold=threshold)
     left, top, *_ = next((s.border for s in detector.sensors.values() if s.register == "none"), (0, 0))
-    return Detections(found.boxes + torch.tensor([left, top, left, top]), found.scores, found.labels)
+    return replace(found, boxes=found.boxes + torch.tensor([left, top, left, top]))

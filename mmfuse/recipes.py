@@ -74,10 +74,11 @@ class TrainRecipe:
     `batch_size`, which is the batch over all processes. `evaluate_every` counts epochs; the last epoch is always
     evaluated.
 
-    Three keys keep a detector strong on each sensor alone (see `training.branches`), all 0 for off and without effect
-    where there is one modality. `modality_dropout` is the probability that a sensor is taken from an image, whose last
-    one always stays; `branch_losses` weighs the loss of each sensor alone, `distillation` how far its outputs are from
-    those of all sensors.
+    Four keys keep a detector strong on each sensor alone, 0 for off and without effect where there is one modality.
+    `branch_losses` weighs the loss of each sensor alone, None for 1 where several meet in a pyramid; `faults` is the
+    share of images in which a fault strikes one sensor, never the last (see `training.faults`); `modality_dropout` is
+    the probability that a sensor is taken from an image, whose last one always stays; `distillation` weighs how far the
+    outputs of each sensor alone are from those of all (see `training.branches`).
     """
 
     epochs: int = 30
@@ -89,8 +90,9 @@ class TrainRecipe:
     ema_decay: float = 0.9998
     clip_norm: float = 10.0
     evaluate_every: int = 1
+    branch_losses: float | None = None
+    faults: float = 0.0
     modality_dropout: float = 0.0
-    branch_losses: float = 0.0
     distillation: float = 0.0
     seed: int = 0
     device: str | None = None
@@ -101,17 +103,26 @@ class TrainRecipe:
             require(getattr(self, name) >= 1, name, getattr(self, name), "use at least 1")
         for name in ("lr", "clip_norm"):
             require(getattr(self, name) > 0, name, getattr(self, name), "use a positive number")
-        for name in ("weight_decay", "warmup_epochs", "branch_losses", "distillation", "seed"):
+        for name in ("weight_decay", "warmup_epochs", "distillation", "seed"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "use at least 0")
+        require(self.branch_weight >= 0, "branch_losses", self.branch_losses, "use at least 0, or null for 1")
+        require(0 <= self.faults <= 1, "faults", self.faults, "use a share from 0 to 1")
         require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "use 0 (off) up to below 1")
         require(0 <= self.modality_dropout <= 1, "modality_dropout", self.modality_dropout, "use a probability")
+
+    @property
+    def branch_weight(self) -> float:
+        """The weight of the loss of each sensor alone, where several meet in a pyramid."""
+        return 1.0 if self.branch_losses is None else self.branch_losses
 
 
 @dataclass(frozen=True)
 class Recipe:
     """One experiment: a dataset card, the modalities to use of it, the detector, the data path and the training.
 
-    `init` maps modalities to trained runs (folders or checkpoints) of that modality alone, from which it starts.
+    `init` maps modalities to what it starts from: trained runs (folders or checkpoints) of that modality alone, or
+    recipes of such, which are trained first. `doubt` says what comes of sensors that aren't believed, see
+    `model.doubt`; with "off" it isn't fitted.
     """
 
     name: str
@@ -121,6 +132,7 @@ class Recipe:
     data: DataRecipe = field(default_factory=DataRecipe)
     train: TrainRecipe = field(default_factory=TrainRecipe)
     init: dict[str, str] = field(default_factory=dict)
+    doubt: Literal["drop", "report", "off"] = "drop"
 
     def __post_init__(self) -> None:
         modalities, model, train = self.modalities, self.model, self.train
@@ -136,7 +148,7 @@ class Recipe:
         if model.apart and len(modalities) > 1:
             for name in ("branch_losses", "distillation"):
                 weight, fix = getattr(train, name), f"use 0 for placement {model.placement}"
-                require(weight == 0, f"train.{name}", weight, fix)
+                require(not weight, f"train.{name}", weight, fix)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values for JSON or YAML; `build(Recipe, values, where)` reads them back."""

@@ -3,8 +3,8 @@
 Letters in shapes: B images, C channels, H W height and width, A anchors, K classes, N boxes, M modalities.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -78,28 +78,35 @@ class Batch:
 
 @dataclass(frozen=True)
 class Detections:
-    """Objects found in one image: `boxes` (N, 4) xyxy pixels, `scores` (N,) in (0, 1), best first, `labels` (N,)."""
+    """Objects found in one image: `boxes` (N, 4) xyxy pixels, `scores` (N,) in (0, 1), best first, `labels` (N,).
+
+    `doubt` says of each sensor that was judged how far its image is from what training saw, 1 where belief ends;
+    `dropped` names those that were left out for it.
+    """
 
     boxes: Tensor
     scores: Tensor
     labels: Tensor
+    doubt: Mapping[str, float] = field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def __getitem__(self, rows: Tensor | slice) -> "Detections":
-        return Detections(self.boxes[rows], self.scores[rows], self.labels[rows])
+        return replace(self, boxes=self.boxes[rows], scores=self.scores[rows], labels=self.labels[rows])
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         return zip(self.boxes, self.scores, self.labels, strict=True)
 
     def rescale(self, scale: float | Tensor) -> "Detections":
         """Returns the detections in original pixels, for an image that was letterboxed by `scale`."""
-        return Detections(self.boxes / scale, self.scores, self.labels)
+        return replace(self, boxes=self.boxes / scale)
 
     def to(self, device: torch.device | str) -> "Detections":
         """Returns the detections on another device."""
-        return Detections(self.boxes.to(device), self.scores.to(device), self.labels.to(device))
+        boxes, scores, labels = (x.to(device) for x in (self.boxes, self.scores, self.labels))
+        return replace(self, boxes=boxes, scores=scores, labels=labels)
 
     @staticmethod
     def empty() -> "Detections":

@@ -25,7 +25,9 @@ def plain(value: Any) -> Any:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML without what surprises: duplicate keys, aliases and tags are errors, `1e-4` is a number."""
+    """Safe YAML without what surprises: duplicate keys, aliases and tags are errors, `1e-4` is a number, and of words
+    only `true` and `false` are switches, as in YAML 1.2: `off` and `no` are text.
+    """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event, message = self.peek_event(), ""
@@ -50,6 +52,12 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_SWITCH = "tag:yaml.org,2002:bool"
+_StrictLoader.yaml_implicit_resolvers = {
+    letter: [(tag, form) for tag, form in resolvers if tag != _SWITCH]
+    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_StrictLoader.add_implicit_resolver(_SWITCH, re.compile("^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 _StrictLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
 )

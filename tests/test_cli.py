@@ -120,7 +120,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(recipe_file, tmp_path, caps
     assert "Traceback" not in error
 
 
-def test_the_recipes_of_the_demo_differ_in_their_modalities_alone(tmp_path, monkeypatch):
+def test_the_fused_recipe_of_the_demo_starts_from_the_sensors_trained_alike(tmp_path, monkeypatch):
     module = demo_module if not callable(demo_module) else __import__("sys").modules["mmfuse.demo"]
     seen = []
     monkeypatch.setattr(module, "generate", lambda root: root)
@@ -133,4 +133,7 @@ def test_the_recipes_of_the_demo_differ_in_their_modalities_alone(tmp_path, monk
     recipes = [yaml.safe_load(path.read_text()) for path in seen]
     assert [r.pop("modalities") for r in recipes] == [["rgb"], ["thermal"], ["rgb", "thermal"]]
     assert [r.pop("name") for r in recipes] == ["rgb", "thermal", "rgb_thermal"]
-    assert recipes[0] == recipes[1] == recipes[2]
+    assert recipes[0] == recipes[1]
+    assert recipes[2]["init"] == {"rgb": "rgb.yaml", "thermal": "thermal.yaml"}
+    for key in ("card", "model", "data"):
+        assert recipes[2][key] == recipes[0][key]

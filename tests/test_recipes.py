@@ -23,9 +23,24 @@ def recipe(**changes) -> Recipe:
     return build(Recipe, GOOD | changes, "r.yaml")
 
 
+def test_only_true_and_false_are_switches():
+    values = parse_yaml("a: off\nb: no\nc: true\nd: False\ne: on", "x")
+    assert values == {"a": "off", "b": "no", "c": True, "d": False, "e": "on"}
+    assert recipe(doubt="off").doubt == "off"
+
+
+def test_the_loss_of_each_sensor_alone_is_the_default_where_sensors_meet():
+    assert recipe().train.branch_weight == 1
+    assert recipe(train={"branch_losses": 0}).train.branch_weight == 0
+    for placement in ("channels", "boxes"):
+        assert recipe(model={"placement": placement}).train.branch_losses is None
+
+
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
+        ({"train": {"faults": 1.5}}, ["train.faults: 1.5", "use a share from 0 to 1"]),
+        ({"doubt": "dropp"}, ["doubt: 'dropp'", "did you mean 'drop'"]),
         ({"modalitys": ["rgb"]}, ["r.yaml", "'modalitys' is not a known key", "did you mean 'modalities'?"]),
         ({"train": {"epoch": 3}}, ["r.yaml: train: 'epoch'", "did you mean 'epochs'?"]),
         ({"train": {"zzzzzz": 3}}, ["'zzzzzz'", "use one of epochs, batch_size"]),

@@ -5,8 +5,9 @@ processes, not of where a run was resumed, and, taken over all ranks together, n
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from tqdm import tqdm
 from mmfuse.data.annotations.cards import Card
 from mmfuse.data.annotations.records import Record
 from mmfuse.data.images.cache import CacheError, ImageCache, is_costly
-from mmfuse.data.images.samples import Read, load_sample
+from mmfuse.data.images.samples import Change, Read, load_sample, read_record
 from mmfuse.data.transforms import augment, letterbox
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.recipes import DataRecipe
@@ -25,6 +26,11 @@ from mmfuse.sample import Batch, Sample, Targets
 from mmfuse.sensor import Sensor
 
 _MOST_BAD = 32
+
+
+Strike = Callable[[Record, Mapping[str, Sensor], torch.Generator], tuple[str, Change | None] | None]
+"""Says which sensor of a training image suffers a fault, and how its raw image changes, None if it gives none; or None.
+"""
 
 
 class TrainLoader:
@@ -80,6 +86,8 @@ def train_loader(
     seed: int,
     rank: int = 0,
     world_size: int = 1,
+    *,
+    strike: Strike | None = None,
 ) -> TrainLoader:
     """Makes the loader of one rank's share of each batch; `batch_size` counts over all ranks.
 
@@ -89,7 +97,7 @@ def train_loader(
     with zero.
 
     An image that can't be read is an error, or with `data.on_bad_sample` "skip" the next record that can be takes its
-    place in the batch.
+    place in the batch. `strike` says which sensor of an image suffers a fault.
 
     Raises:
         UserError: there are no such records, a modality isn't in the card, or the ranks can't share a batch evenly.
@@ -105,7 +113,7 @@ def train_loader(
         raise UserError(f"{card.path}: there is no image to train on; add some to the split")
     sensors = {m: card.modalities[m] for m in modalities}
     order = _Order(len(usable), batch_size, seed, rank, world_size)
-    dataset = _Samples(usable, sensors, input_size, ImageCache(data.cache).images, data, seed)
+    dataset = _Samples(usable, sensors, input_size, ImageCache(data.cache).images, data, seed, strike)
     loader = _data_loader(dataset, order, _workers(data.workers, world_size))
     return TrainLoader(loader, order, len(records) - len(usable))
 
@@ -215,6 +223,7 @@ class _Samples(Dataset[tuple[Sample, _Skipped] | UserError]):
         read: Read,
         recipe: DataRecipe | None = None,
         seed: int = 0,
+        strike: Strike | None = None,
     ) -> None:
         self.records = records
         self.sensors = sensors
@@ -222,10 +231,11 @@ class _Samples(Dataset[tuple[Sample, _Skipped] | UserError]):
         self.read = read
         self.recipe = recipe
         self.seed = seed
+        self.strike = strike
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[Sample, _Skipped] | UserError:
         epoch, index = item
-        sample, skipped = self._readable(index)
+        sample, skipped = self._readable(epoch, index)
         if isinstance(sample, UserError):
             return sample
         if self.recipe is not None:
@@ -234,18 +244,27 @@ class _Samples(Dataset[tuple[Sample, _Skipped] | UserError]):
         images, boxes, scale = letterbox(sample.images, sample.boxes, self.size, self.sensors)
         return Sample(sample.image_id, images, boxes, sample.labels, scale), skipped
 
-    def _readable(self, index: int) -> tuple[Sample | UserError, _Skipped]:
+    def _readable(self, epoch: int, index: int) -> tuple[Sample | UserError, _Skipped]:
         skipping = self.recipe is not None and self.recipe.on_bad_sample == "skip"
         skipped: _Skipped = {}
         for tried in range(_MOST_BAD):
             record = self.records[(index + tried) % len(self.records)]
             try:
-                return load_sample(record, self.sensors, self.read), skipped
+                return self._load(record, _generator(self.seed, epoch, index + 1, 1)), skipped
             except UserError as error:
                 if not skipping or isinstance(error, CacheError):
                     return error, {}
                 skipped[record.image_id] = str(error)
         return UserError(f"{_MOST_BAD} images in a row can't be used; the last: {skipped[record.image_id]}"), {}
+
+    def _load(self, record: Record, generator: torch.Generator) -> Sample:
+        struck = None if self.strike is None else self.strike(record, self.sensors, generator)
+        if struck is None:
+            return load_sample(record, self.sensors, self.read)
+        modality, change = struck
+        if change is not None:
+            return load_sample(record, self.sensors, partial(read_record, change=change))
+        return load_sample(record, {m: s for m, s in self.sensors.items() if m != modality}, self.read)
 
 
 class _Filling(Dataset[UserError | None]):
@@ -294,8 +313,8 @@ class _Order:
             yield [(epoch, index) for index in whole[self.rank :: self.world_size]]
 
 
-def _generator(seed: int, epoch: int, stream: int) -> torch.Generator:
-    state = np.random.SeedSequence([seed % 2**64, epoch, stream]).generate_state(1, np.uint64)
+def _generator(seed: int, *numbers: int) -> torch.Generator:
+    state = np.random.SeedSequence([seed % 2**64, *numbers]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))
 
 

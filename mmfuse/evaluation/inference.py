@@ -7,6 +7,7 @@ from tqdm import tqdm
 
 from mmfuse.errors import UserError
 from mmfuse.model.detector import Detector
+from mmfuse.model.doubt import Doubting
 from mmfuse.sample import Batch, Detections
 
 
@@ -16,12 +17,13 @@ def collect(
     *,
     without: Collection[str] = (),
     soft: bool = False,
+    doubt: Doubting = "drop",
     progress: str | None = None,
 ) -> dict[int, Detections]:
     """Returns the detections of every image, by its id, in original pixels, on the CPU.
 
     `without` names modalities to leave out; an image that has no other is left without detections. `soft` uses
-    Soft-NMS. `progress` is the title of a progress bar, None for none. Uses bf16 on CUDA.
+    Soft-NMS, `doubt` is as for `detect`. `progress` is the title of a progress bar, None for none. Uses bf16 on CUDA.
 
     Raises:
         UserError: `without` leaves the detector nothing to read.
@@ -41,6 +43,7 @@ def collect(
                 {m: batch.images[m] if bool(seen.all()) else batch.images[m].float()[seen] for m in rest},
                 {m: batch.present[m][seen] for m in rest},
                 soft=soft,
+                doubt=doubt,
             )
         for row, detections in zip(seen.nonzero()[:, 0].tolist(), results, strict=True):
             found[batch.image_ids[row]] = detections.rescale(batch.scale[row].to(device)).to("cpu")

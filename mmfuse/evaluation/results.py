@@ -1,7 +1,7 @@
 """What `compare`, `shares` and `robustness` found, as the values that pages and charts are made of."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -231,6 +231,20 @@ class Robustness:
     faults: tuple[Fault, ...]
     verdict: Verdict | None
     environment: Environment
+
+
+@dataclass(frozen=True)
+class DoubtRow:
+    """What was found of one sensor: the `threshold` in distances of a usual training image, None if nothing is dropped;
+    the share that it drops of the sound validation images of each condition, and of those that a fault struck; AP over
+    struck and sound images with it, and with doubt off.
+    """
+
+    threshold: float | None
+    dropped: Mapping[str, float]
+    dropped_struck: float
+    ap: float
+    ap_off: float
 
 
 def write_json(path: Path, result: Comparison | Shares | Robustness) -> None:

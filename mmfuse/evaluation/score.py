@@ -1,8 +1,8 @@
 """Scores a trained run on a split of its dataset."""
 
 import json
-from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from mmfuse.evaluation.voc import VocScores, voc_scores
 from mmfuse.files import write_whole
 from mmfuse.model.checkpoint import load
 from mmfuse.model.detector import Detector
+from mmfuse.model.doubt import Doubting
 from mmfuse.run import Run, input_size
 from mmfuse.sample import Detections
 
@@ -30,7 +31,8 @@ class Evaluation:
     """A detector's scores on a split, with what they were computed from.
 
     `records` hold the objects that counted, `digest` is that of the split whichever these are. `others` are the scores
-    by the card's own `metrics`, by name.
+    by the card's own `metrics`, by name. `dropped` has for each sensor that was judged the share of the images, "all"
+    and by condition, in which it was left out because it was doubted.
     """
 
     detector: Detector
@@ -39,14 +41,21 @@ class Evaluation:
     detections: dict[int, Detections]
     scores: Scores
     others: dict[str, MissRates | VocScores]
+    dropped: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def evaluate(
-    run: str | Path | Run, *, split: str = "test", without: Collection[str] = (), soft: bool = False
+    run: str | Path | Run,
+    *,
+    split: str = "test",
+    without: Collection[str] = (),
+    soft: bool = False,
+    doubt: Doubting | None = None,
 ) -> Evaluation:
     """Scores a run's best detector on a split and writes `SPLIT[-without-M…][-soft].json` into the run folder.
 
-    `without` names modalities to leave out, as if those sensors were broken; `soft` uses Soft-NMS. The file holds the
+    `without` names modalities to leave out, as if those sensors were broken; `soft` uses Soft-NMS; `doubt` is as for
+    `Detector.detect`, the recipe's if None, and another one is named in the file's name. The file holds the
     digest of the split, so that a result can be tied to its images.
 
     Raises:
@@ -70,9 +79,12 @@ def evaluate(
     data, batch = recipe.data, recipe.train.batch_size
     loader = eval_loader(records, detector.sensors, size, batch, data.workers, ImageCache(data.cache).images)
     title = f"evaluating {recipe.name}" + "".join(f" without {m}" for m in without)
-    found = collect(detector, loader, without=without, soft=soft, progress=title)
+    doubt = doubt or recipe.doubt
+    found = collect(detector, loader, without=without, soft=soft, doubt=doubt, progress=title)
     scores = coco_scores(records, found, detector.classes)
     name = "-without-".join((split, *sorted(without))) + ("-soft" if soft else "")
+    name += f"-doubt-{doubt}" if doubt != recipe.doubt else ""
+    dropped = dropped_shares(records, found)
     others = _other_scores(card, records, found)
     result = {
         "split": split,
@@ -81,12 +93,33 @@ def evaluate(
         "label_source": list(card.label_source),
         "without": sorted(without),
         "soft": soft,
+        "doubt": doubt,
+        "dropped": dropped,
         "scores": asdict(scores),
         **{metric: asdict(of) for metric, of in others.items()},
         "environment": asdict(environment(next(detector.parameters()).device)),
     }
     write_whole(run.folder / f"{name}.json", json.dumps(result, indent=2).encode())
-    return Evaluation(detector, records, digest, found, scores, others)
+    return Evaluation(detector, records, digest, found, scores, others, dropped)
+
+
+def dropped_shares(records: Sequence[Record], found: Mapping[int, Detections]) -> dict[str, dict[str, float]]:
+    """Returns for each sensor that was judged in `found` the share of these images in which it was left out.
+
+    Of "all" images in which it was judged, and of those of each condition.
+    """
+    shares: dict[str, dict[str, float]] = {}
+    for modality in dict.fromkeys(m for one in found.values() for m in one.doubt):
+        judged = [r for r in records if modality in found[r.image_id].doubt]
+        groups = {"all": judged} | {c: [r for r in judged if r.condition == c] for c in _conditions(judged)}
+        shares[modality] = {
+            name: sum(modality in found[r.image_id].dropped for r in of) / len(of) for name, of in groups.items()
+        }
+    return shares
+
+
+def _conditions(records: Sequence[Record]) -> list[str]:
+    return sorted({record.condition for record in records if record.condition is not None})
 
 
 def _other_scores(

@@ -1,6 +1,7 @@
 """Checkpoints: one safetensors file with the tensors, and JSON in its header that says how to build what they fill."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,7 @@ def fill(detector: Detector, tensors: dict[str, Tensor], path: Path) -> None:
     Raises:
         UserError: a tensor is missing, left over or of another shape; the detector is as it was.
     """
+    _begin_doubts(detector, tensors)
     own = detector.state_dict()
     for key in own.keys() | tensors.keys():
         if key not in own or key not in tensors:
@@ -84,6 +86,12 @@ def fill(detector: Detector, tensors: dict[str, Tensor], path: Path) -> None:
             shapes = f"{tuple(tensors[key].shape)}, not {tuple(own[key].shape)}"
             raise UserError(f"{path}: the tensor {key!r} has shape {shapes}; the file is from another detector")
     detector.load_state_dict(tensors)
+
+
+def _begin_doubts(detector: Detector, tensors: Mapping[str, Tensor]) -> None:
+    """Gives a detector what judges its sensors, where a calibrated one was saved."""
+    if not detector.doubts and any("judges." in key for key in tensors):
+        detector.begin_doubt()
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Detector:

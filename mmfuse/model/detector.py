@@ -3,7 +3,7 @@
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.model import anchors as anchor_grid
+from mmfuse.model.doubt import Doubt, Doubting, Judgement, check_doubting
 from mmfuse.model.folding import fold_norms
 from mmfuse.model.heads import Head, Heads
 from mmfuse.model.losses import detection_loss
@@ -29,11 +30,15 @@ CLASS_PRIOR = -4.59511985013459
 
 @dataclass(frozen=True)
 class Outputs:
-    """What the network says: `class_logits` (B, A, K) and `box_codes` (B, A, 4) for an input of `size` (H, W)."""
+    """What the network says: `class_logits` (B, A, K) and `box_codes` (B, A, 4) for an input of `size` (H, W).
+
+    `judgement` is what is thought of the detector's sensors, in its order, None if nobody looked.
+    """
 
     class_logits: Tensor
     box_codes: Tensor
     size: tuple[int, int]
+    judgement: Judgement | None = None
 
 
 class Detector(nn.Module, ABC):
@@ -75,17 +80,49 @@ class Detector(nn.Module, ABC):
         """The modalities that the detector can read."""
         return tuple(self.sensors)
 
-    def forward(self, images: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> Any:
+    def forward(
+        self,
+        images: Mapping[str, Tensor],
+        present: Mapping[str, Tensor] | None = None,
+        *,
+        doubt: Doubting = "drop",
+    ) -> Any:
         """Runs the network on encoded, normalised images (see `normalise`) and returns what `loss` and `decode` take.
+
+        In eval mode, and where the detector was calibrated for it (`mmfuse.calibrate`), each sensor of each image is
+        judged by its features, and `doubt` says what comes of it: see `doubt.Doubting`. On a CPU the rest of the
+        network doesn't run for what was dropped; elsewhere, and compiled, its weights are zero and the host doesn't
+        wait.
 
         Raises:
             UserError: an unknown modality, a shape that doesn't fit, an image without any sensor.
         """
-        return self.run(images, *self.checked(images, present))
+        size, presence = self.checked(images, present)
+        return self.run(images, size, presence, "off" if self.training else doubt)
 
     @abstractmethod
-    def run(self, images: Mapping[str, Tensor], size: tuple[int, int], presence: Presence) -> Any:
+    def run(self, images: Mapping[str, Tensor], size: tuple[int, int], presence: Presence, doubt: Doubting) -> Any:
         """Does what `forward` does with what `checked` returns."""
+
+    @abstractmethod
+    def maps(self, images: Mapping[str, Tensor]) -> dict[str, Sequence[Tensor]]:
+        """Returns what the backbone of each sensor says of encoded, normalised images, which all are there.
+
+        Maps (B, C, h, w) at strides 8, 16 and 32, by modality.
+        """
+
+    @property
+    @abstractmethod
+    def doubts(self) -> Mapping[str, Doubt]:
+        """What judges each sensor, by modality; empty before `begin_doubt`."""
+
+    @abstractmethod
+    def begin_doubt(self) -> None:
+        """Gives every sensor a fresh `Doubt`, to be fitted.
+
+        Raises:
+            UserError: one backbone reads all sensors.
+        """
 
     @abstractmethod
     def loss(self, outputs: Any, targets: Targets) -> dict[str, Tensor]:
@@ -124,6 +161,7 @@ class Detector(nn.Module, ABC):
         max_detections: int = 100,
         candidates: int = 5000,
         soft: bool = False,
+        doubt: Doubting = "drop",
     ) -> list[Detections]:
         """Finds objects in images (B, C, H, W) or (C, H, W): uint8, uint16 or float in the sensor's own unit.
 
@@ -132,9 +170,15 @@ class Detector(nn.Module, ABC):
         coarsest stride are padded at the right and bottom by the sensor's fill. Runs in inference mode. See `Selection`
         for the other arguments.
 
+        A sensor that isn't believed counts as missing in its image, which the result tells; see `forward` for `doubt`.
+        One whose values aren't finite never is, unless `doubt` is "off".
+
         Raises:
-            UserError: an unknown modality, a shape or type that doesn't fit, an image without any sensor.
+            UserError: an unknown modality, a shape or type that doesn't fit, an image without any sensor, or without
+            any
+                whose values are finite.
         """
+        check_doubting(doubt)
         selection = Selection(score_threshold, iou_threshold, max_detections, candidates, soft)
         for m, x in images.items():
             if not isinstance(x, Tensor):
@@ -151,8 +195,15 @@ class Detector(nn.Module, ABC):
             with torch.inference_mode():
                 device = next(self.parameters()).device
                 encoded = self.normalise({m: x.to(device) for m, x in images.items()})
-                outputs = self({m: self._pad(m, x) for m, x in encoded.items()}, present)
-                return self.decode(outputs, (height, width), selection)
+                broken = None if doubt == "off" else self._broken(images, encoded, present)
+                if broken is not None and doubt == "drop":
+                    present = {m: ~gone & (present or {}).get(m, ~gone) for m, gone in broken.items()}
+                outputs = self({m: self._pad(m, x) for m, x in encoded.items()}, present, doubt=doubt)
+                found = self.decode(outputs, (height, width), selection)
+                judgement = outputs.judgement
+                if broken is not None:
+                    judgement = self._with_broken(judgement, broken, doubt)
+                return found if judgement is None else judgement.tell(found, self.modalities)
         finally:
             for module in training:
                 module.training = True
@@ -191,6 +242,36 @@ class Detector(nn.Module, ABC):
         if key not in self._anchors:
             self._anchors[key] = anchor_grid.anchors(*size, self.levels, self.anchor_scale, device)
         return self._anchors[key]
+
+    def _broken(
+        self, images: Mapping[str, Tensor], encoded: Mapping[str, Tensor], present: Mapping[str, Tensor] | None
+    ) -> dict[str, Tensor] | None:
+        """Returns which images (B,) of each sensor hold values that aren't finite, or None; integers always are."""
+        broken = {
+            m: torch.zeros(len(x), dtype=torch.bool)
+            if not images[m].is_floating_point()
+            else ~x.flatten(1).sum(1).isfinite().cpu()
+            for m, x in encoded.items()
+        }
+        if not any(bool(gone.any()) for gone in broken.values()):
+            return None
+        there = {
+            m: present[m].cpu() if present and m in present else torch.ones_like(gone) for m, gone in broken.items()
+        }
+        left = torch.stack([there[m] & ~gone for m, gone in broken.items()]).any(0)
+        if not bool(left.all()):
+            row = int((~left).nonzero()[0, 0])
+            names = ", ".join(m for m, gone in broken.items() if gone[row])
+            raise UserError(
+                f"images: {names} of image {row} holds values that aren't finite, and no other sensor is there"
+            )
+        return broken
+
+    def _with_broken(self, judgement: Judgement | None, broken: Mapping[str, Tensor], doubt: Doubting) -> Judgement:
+        gone = torch.stack([broken.get(m, torch.zeros_like(next(iter(broken.values())))) for m in self.modalities], 1)
+        doubts = torch.full(gone.shape, torch.nan) if judgement is None else judgement.doubts.float().cpu()
+        dropped = torch.zeros_like(gone) if judgement is None else judgement.dropped.cpu()
+        return Judgement(doubts.masked_fill(gone, torch.inf), dropped | (gone & (doubt == "drop")))
 
     def _pad(self, modality: str, x: Tensor) -> Tensor:
         stride, (batch, _, height, width) = self.stride, x.shape
@@ -254,6 +335,7 @@ class FusionDetector(Detector):
     ) -> None:
         super().__init__(sensors, classes, levels, anchor_scale, spec)
         self.backbones = nn.ModuleDict(backbones)
+        self.judges = nn.ModuleDict()
         self.stacked = STACKED in backbones
         self.alignment = alignment
         self.pyramid = pyramid
@@ -270,9 +352,43 @@ class FusionDetector(Detector):
     def _backbone(self, modality: str) -> nn.Module:
         return self.backbones[modality if modality in self.backbones else SHARED]
 
-    def run(self, images: Mapping[str, Tensor], size: tuple[int, int], presence: Presence) -> Outputs:
+    def run(self, images: Mapping[str, Tensor], size: tuple[int, int], presence: Presence, doubt: Doubting) -> Outputs:
         """Runs backbones, pyramid and heads on what `checked` let pass."""
-        return self.merge(self.features(images, presence), size, presence)
+        features = self.features(images, presence)
+        if doubt == "off" or not self.doubts:
+            return self.merge(features, size, presence)
+        judgement = self._judge(features, presence, doubt)
+        return replace(self.merge(features, size, self._believed(judgement, presence)), judgement=judgement)
+
+    def maps(self, images: Mapping[str, Tensor]) -> dict[str, Sequence[Tensor]]:
+        """Returns what the backbones say of images; see `Detector.maps`."""
+        return self.features(images, self.checked(images, None)[1])
+
+    @property
+    def doubts(self) -> Mapping[str, Doubt]:
+        """What judges each sensor, by modality."""
+        return {m: part for m, part in self.judges.items() if isinstance(part, Doubt)}
+
+    def begin_doubt(self) -> None:
+        """Gives every sensor a fresh `Doubt`; see `Detector.begin_doubt`."""
+        if self.stacked:
+            raise UserError("placement: channels has one backbone for all sensors, which can't judge one; use first")
+        device = next(self.parameters()).device
+        self.judges = nn.ModuleDict({m: Doubt(self.pyramid.channels[m][0]).to(device) for m in self.modalities})
+
+    def _judge(self, features: Mapping[str, Sequence[Tensor]], presence: Presence, doubt: Doubting) -> Judgement:
+        device = next(iter(features.values()))[0].device
+        there = torch.stack([presence.rows[m].on(device).expand(presence.batch) for m in self.modalities], 1)
+        unknown = torch.full((presence.batch,), torch.nan, device=device)
+        doubts = [self.doubts[m](features[m][0]) if m in features else unknown for m in self.modalities]
+        return Judgement.of(torch.stack(doubts, 1).masked_fill(~there, torch.nan), there, doubt)
+
+    def _believed(self, judgement: Judgement, presence: Presence) -> Presence:
+        """Returns the presence less what was dropped: on a CPU the host reads it, elsewhere it isn't waited for."""
+        off = dict(zip(self.modalities, judgement.dropped.unbind(1), strict=True))
+        if judgement.dropped.is_cpu and not torch.compiler.is_compiling():
+            return presence.without(off) if bool(judgement.dropped.any()) else presence
+        return presence.doubted(off)
 
     def features(self, images: Mapping[str, Tensor], presence: Presence) -> dict[str, Sequence[Tensor]]:
         """Runs the backbones on those of `images` that are there; returns maps, finest first, by modality."""

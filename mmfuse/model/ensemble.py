@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from mmfuse import boxes as box_maths
 from mmfuse.errors import UserError
 from mmfuse.model.detector import CLASS_PRIOR, Detector, Outputs
+from mmfuse.model.doubt import Doubt, Doubting, Judgement
 from mmfuse.model.postprocess import DEFAULT, Selection, suppress
 from mmfuse.model.presence import Presence
 from mmfuse.sample import Detections, Targets
@@ -30,6 +31,7 @@ class EnsembleOutputs:
     rows: Mapping[str, Tensor]
     batch: int
     size: tuple[int, int]
+    judgement: Judgement | None = None
 
 
 class BoxEnsemble(Detector):
@@ -61,12 +63,38 @@ class BoxEnsemble(Detector):
         assert isinstance(member, Detector)
         return member
 
-    def run(self, images: Mapping[str, Tensor], size: tuple[int, int], presence: Presence) -> EnsembleOutputs:
-        """Runs each modality's detector on the images that have it."""
+    def run(
+        self, images: Mapping[str, Tensor], size: tuple[int, int], presence: Presence, doubt: Doubting
+    ) -> EnsembleOutputs:
+        """Runs each modality's detector on the images that have it; the boxes of one that is dropped aren't merged."""
         rows = {m: presence.rows[m] for m in presence.there}
-        members = {m: self.member(m)({m: own.take(images[m])}) for m, own in rows.items()}
+        members = {m: self.member(m)({m: own.take(images[m])}, doubt=doubt) for m, own in rows.items()}
         places = {m: own.places(torch.device("cpu")) for m, own in rows.items()}
-        return EnsembleOutputs(members, places, len(next(iter(images.values()))), size)
+        judgement = self._judge(members, places, presence, doubt) if doubt != "off" and self.doubts else None
+        return EnsembleOutputs(members, places, presence.batch, size, judgement)
+
+    def _judge(
+        self, members: Mapping[str, Outputs], places: Mapping[str, Tensor], presence: Presence, doubt: Doubting
+    ) -> Judgement:
+        doubts = torch.full((presence.batch, len(self.modalities)), torch.nan)
+        for modality, member in members.items():
+            assert member.judgement is not None
+            doubts[places[modality], self.modalities.index(modality)] = member.judgement.doubts[:, 0].cpu()
+        return Judgement.of(doubts, torch.stack([presence.rows[m].host for m in self.modalities], 1), doubt)
+
+    def maps(self, images: Mapping[str, Tensor]) -> dict[str, Sequence[Tensor]]:
+        """Returns what the members' backbones say of images; see `Detector.maps`."""
+        return {m: self.member(m).maps({m: x})[m] for m, x in images.items()}
+
+    @property
+    def doubts(self) -> Mapping[str, Doubt]:
+        """What judges each sensor, by modality; each member has its own."""
+        return {m: own for m in self.modalities for own in self.member(m).doubts.values()}
+
+    def begin_doubt(self) -> None:
+        """Gives every member a fresh `Doubt`; see `Detector.begin_doubt`."""
+        for modality in self.modalities:
+            self.member(modality).begin_doubt()
 
     def loss(self, outputs: EnsembleOutputs, targets: Targets) -> dict[str, Tensor]:
         """Returns "class", "box" and "total", added over the members, each on its own images."""
@@ -92,8 +120,10 @@ class BoxEnsemble(Detector):
         every = replace(selection, score_threshold=0.0)
         for modality, member in outputs.members.items():
             detections = self.member(modality).decode(member, size or outputs.size, every)
+            column = self.modalities.index(modality)
             for row, one in zip(outputs.rows[modality].tolist(), detections, strict=True):
-                found[modality][row] = one
+                if outputs.judgement is None or not outputs.judgement.dropped[row, column]:
+                    found[modality][row] = one
         return self.merge(found, selection)
 
     def merge(self, found: Mapping[str, Sequence[Detections]], selection: Selection = DEFAULT) -> list[Detections]:

@@ -168,6 +168,11 @@ class Presence:
         return cls(rows)
 
     @property
+    def batch(self) -> int:
+        """The number of images."""
+        return next(iter(self.rows.values())).batch
+
+    @property
     def there(self) -> tuple[str, ...]:
         """The modalities that some image has."""
         return tuple(m for m, rows in self.rows.items() if not rows.nothing)

@@ -78,7 +78,7 @@ def overlay(
     axes = figure.subplots(1, len(images), squeeze=False)[0]
     for ax, (modality, image) in zip(axes, images.items(), strict=True):
         _show(ax, displayable(image, sensors[modality]))
-        ax.set_title(modality, fontsize=10)
+        ax.set_title(_titled(modality, detections), fontsize=10)
         if truth is not None:
             _draw_truth(ax, truth)
         _draw_detections(ax, detections, classes, threshold, captions=True)
@@ -114,7 +114,10 @@ def gallery(
         for ax in axes[: len(modalities)]:
             _draw_truth(ax, row.truth, coloured=True)
         for ax, model in zip(axes[len(modalities) :], shown_on, strict=True):
-            _draw_detections(ax, row.detections[model], classes, threshold, captions=False)
+            found = row.detections[model]
+            _draw_detections(ax, found, classes, threshold, captions=False)
+            if found.dropped:
+                _note(ax, f"{', '.join(found.dropped)} left out, doubted")
         axes[0].set_ylabel(row.title, fontsize=9)
     found_by = [f"found by {model}" for model in shown_on]
     for ax, name in zip(grid[0], [*(f"{m}: ground truth" for m in modalities), *found_by], strict=True):
@@ -167,6 +170,25 @@ def _draw_detections(
                 bbox={"boxstyle": "square,pad=0.15", "facecolor": colour, "edgecolor": "none"},
                 clip_on=True,
             )
+
+
+def _titled(modality: str, detections: Detections) -> str:
+    """Returns the title of a sensor's image, with its doubt where it was judged."""
+    if modality not in detections.doubt:
+        return modality
+    told = f"{modality}: doubt {detections.doubt[modality]:.2f}"
+    return f"{told}, left out" if modality in detections.dropped else told
+
+
+def _note(ax: "Axes", text: str) -> None:
+    ax.annotate(
+        text,
+        (0.02, 0.03),
+        xycoords="axes fraction",
+        fontsize=7,
+        color="white",
+        bbox={"boxstyle": "square,pad=0.2", "facecolor": "black", "alpha": 0.7, "edgecolor": "none"},
+    )
 
 
 def _draw_truth(ax: "Axes", truth: Truth, coloured: bool = False) -> None:

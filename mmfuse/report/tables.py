@@ -8,7 +8,16 @@ import numpy as np
 from mmfuse.environment import Environment
 from mmfuse.evaluation.coco import Scores
 from mmfuse.evaluation.miss_rate import MissRates
-from mmfuse.evaluation.results import Comparison, DifferenceTo, Fault, ModelRow, Robustness, ShareGroup, Shares
+from mmfuse.evaluation.results import (
+    Comparison,
+    DifferenceTo,
+    DoubtRow,
+    Fault,
+    ModelRow,
+    Robustness,
+    ShareGroup,
+    Shares,
+)
 from mmfuse.evaluation.significance import Difference, hardest
 from mmfuse.evaluation.voc import VocScores
 
@@ -88,6 +97,41 @@ def other_scores_text(others: Mapping[str, MissRates | VocScores]) -> str:
         title = f"{name.replace('_', ' ')}{', %' if scale == 100 else ''}"
         parts.append(markdown_table((title, *values), [(f"{scores.boxes} objects", *row)]))
     return "\n\n".join(part.strip() for part in parts)
+
+
+def dropped_text(dropped: Mapping[str, Mapping[str, float]]) -> str:
+    """Returns in how many images each sensor was left out for doubt, as a Markdown table; "" if none was judged."""
+    if not dropped:
+        return ""
+    groups = list(dict.fromkeys(name for shares in dropped.values() for name in shares))
+    rows = [[m, *(_percent(shares.get(group)) for group in groups)] for m, shares in dropped.items()]
+    header = ["left out, doubted", *(f"{group} images" if group == "all" else group for group in groups)]
+    return markdown_table(header, rows).strip()
+
+
+def doubt_text(rows: Mapping[str, DoubtRow]) -> str:
+    """Returns what `mmfuse.calibrate` found as a Markdown table."""
+    conditions = list(dict.fromkeys(c for row in rows.values() for c in row.dropped))
+    header = [
+        "sensor",
+        "threshold",
+        *(f"sound dropped, {c}" for c in conditions),
+        "struck dropped",
+        "AP",
+        "AP, doubt off",
+    ]
+    table = [
+        [
+            m,
+            None if row.threshold is None else f"{row.threshold:.2f}",
+            *(_percent(row.dropped.get(c)) for c in conditions),
+            _percent(row.dropped_struck),
+            _figure(row.ap),
+            _figure(row.ap_off),
+        ]
+        for m, row in rows.items()
+    ]
+    return f"{markdown_table(header, table).strip()}\n\nAP on validation, the mean of sound and of struck images."
 
 
 def robustness_markdown(robustness: Robustness) -> str:

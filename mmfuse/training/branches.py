@@ -56,21 +56,21 @@ class StepLoss(nn.Module):
         shown = (
             drop_modalities(present, recipe.modality_dropout, self.keep_each) if recipe.modality_dropout else present
         )
-        weighed = recipe.branch_losses > 0 or recipe.distillation > 0
-        if not weighed or not isinstance(detector, FusionDetector) or len(detector.modalities) == 1:
+        weighed = recipe.branch_weight > 0 or recipe.distillation > 0
+        if not weighed or not isinstance(detector, FusionDetector) or detector.stacked or len(detector.modalities) == 1:
             return detector.loss(detector(images, shown), targets)
         outputs, rows, seen_by = _with_each_alone(detector, images, present, shown)
         count = len(targets.boxes)
         losses = detector.loss(_part(outputs, slice(count)), targets)
         alone, zero = rows[count:].tolist(), losses["total"] * 0
-        if recipe.branch_losses:
+        if recipe.branch_weight:
             theirs = [own.get(m, targets) for m in seen_by]
             objects = Targets(
                 [t.boxes[row] for t, row in zip(theirs, alone, strict=True)],
                 [t.labels[row] for t, row in zip(theirs, alone, strict=True)],
             )
             losses["branch"] = detector.loss(_part(outputs, slice(count, None)), objects)["total"] if alone else zero
-            losses["total"] = losses["total"] + recipe.branch_losses * losses["branch"]
+            losses["total"] = losses["total"] + recipe.branch_weight * losses["branch"]
         if recipe.distillation:
             whole = torch.stack([shown[m] == present[m] for m in present]).all(0)
             pupils = whole[rows[count:]].nonzero()[:, 0] + count

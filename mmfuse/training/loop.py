@@ -36,6 +36,8 @@ from mmfuse.sensor import Sensor
 from mmfuse.strict_yaml import save_yaml
 from mmfuse.training.branches import StepLoss
 from mmfuse.training.distributed import World
+from mmfuse.training.doubt_calibration import calibrate, can_doubt, is_calibrated
+from mmfuse.training.faults import Strikes
 from mmfuse.training.optim import build_optimizer, rate_at
 from mmfuse.training.score_calibration import collect_calibrated
 from mmfuse.training.start import read_start
@@ -52,11 +54,13 @@ def train(
 ) -> Run:
     """Trains the detector of a recipe and returns its run folder, `runs/NAME` unless `folder` says otherwise.
 
-    The best epoch is chosen on the validation split, by AP; the test split isn't read. What a recipe with `init` starts
-    from is scored as epoch 0, and with no epochs it is all there is. A `BoxEnsemble` is calibrated on the validation
-    split each time that it is scored, before its AP is taken. Under torchrun all processes
-    call this; the first one writes. With `resume` a run that was cut short goes on from its last whole epoch, with the
-    samples that it would have seen, and one that is finished is returned as it is.
+    The best epoch is chosen on the validation split, by AP; the test split isn't read. A recipe that `init` names is
+    trained first, with the seed of this one, beside the run folder, unless its run is there. What a recipe with `init`
+    starts from is scored as epoch 0, and with no epochs it is all there is. In the end the doubt of a detector of
+    several sensors is fitted, see `doubt_calibration`. A `BoxEnsemble` is calibrated on the validation split each time
+    that it is scored, before its AP is taken. Under torchrun all processes call this; the first one writes. With
+    `resume` a run that was cut short goes on from its last whole epoch, with the samples that it would have seen, and
+    one that is finished is returned as it is.
 
     A loss or a gradient that isn't finite stops the run in its own epoch, and what lies in the folder is still that of
     the last whole one: nothing is scored or saved before all losses of the epoch are known to be finite.
@@ -73,18 +77,49 @@ def train(
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, assignments)
     run = Run(Path(folder) if folder is not None else Path("runs") / recipe.name)
+    first = _trained_first(recipe, run)
+    recipe = replace(recipe, init=recipe.init | {m: str(folder) for m, (_, folder) in first.items()})
     if (run.folder / "config.yaml").exists():
         if not resume:
             raise UserError(f"{run.folder}: holds a run already; resume it, or choose another folder")
         _check_same(run.recipe, recipe, run.folder)
         if run.finished:
+            _doubt(recipe, run)
             return run
+    for single, beside in first.values():
+        if not Run(beside).finished:
+            train(single, folder=beside, resume=True)
     with World.from_environment(recipe.train.device) as world:
         training = prepare_training(recipe, run, world)
         training.run_epochs()
         if world.is_first:
+            _doubt(recipe, run)
             _report_left_out(training.loader, recipe.modalities)
+        world.wait()
     return run
+
+
+def _doubt(recipe: Recipe, run: Run) -> None:
+    """Fits the doubt of a trained detector of several sensors, once; where it can't be, says why."""
+    if can_doubt(recipe) and not is_calibrated(run):
+        try:
+            calibrate(run)
+        except UserError as error:
+            print(f"no sensor will be doubted: {error}")
+
+
+def _trained_first(recipe: Recipe, run: Run) -> dict[str, tuple[Recipe, Path]]:
+    """Returns the recipes that `init` names, by modality, with the seed of this one, and the folders of their runs."""
+    first = {}
+    for modality, start in recipe.init.items():
+        if Path(start).suffix == ".yaml":
+            single = load_recipe(start, [f"train.seed={recipe.train.seed}"])
+            folder = run.folder.with_name(single.name + run.folder.name.removeprefix(recipe.name))
+            if folder == run.folder:
+                fix = "give it another name"
+                raise UserError(f"init: {start} has the name {single.name!r} of the recipe that starts from it; {fix}")
+            first[modality] = single, folder
+    return first
 
 
 def prepare_training(recipe: Recipe, run: Run, world: World) -> "Training":
@@ -126,7 +161,16 @@ def prepare_training(recipe: Recipe, run: Run, world: World) -> "Training":
 
     sensors, data, batch_size = {m: card.modalities[m] for m in recipe.modalities}, recipe.data, recipe.train.batch_size
     loader = train_loader(
-        card, seen["train"], recipe.modalities, size, data, batch_size, recipe.train.seed, world.rank, world.size
+        card,
+        seen["train"],
+        recipe.modalities,
+        size,
+        data,
+        batch_size,
+        recipe.train.seed,
+        world.rank,
+        world.size,
+        strike=Strikes(recipe.train.faults) if recipe.train.faults and len(recipe.modalities) > 1 else None,
     )
     val_loader = eval_loader(seen["val"], sensors, size, batch_size, data.workers, ImageCache(data.cache).images)
     model = world.wrap(StepLoss(detector, recipe.train, keep_each=world.size > 1))

@@ -176,7 +176,7 @@ def test_wrong_requests_are_named(card, records):
         train_loader(card, records, ["termal"], (32, 32), RECIPE, 2, 0)
     with pytest.raises(UserError, match="no image to train on"):
         make_loader(card, [])
-    with pytest.raises(UserError, match=r"data.workers: -1"):
+    with pytest.raises(UserError, match=r"workers: -1"):
         make_loader(card, records, data=DataRecipe(workers=-1))
 
 

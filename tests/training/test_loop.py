@@ -174,7 +174,7 @@ def test_a_gradient_that_is_not_finite_is_never_saved(recipe_file, tmp_path, mon
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_a_step_asks_nothing_of_a_device_but_whether_sensors_are_there(modalities, optimizer, recipe_file, tmp_path):
     """That is asked of masks on the host: whether an image lacks all sensors, and whether one lacks each."""
-    recipe = load_recipe(recipe_file(*modalities), [f"train.optimizer={optimizer}"])
+    recipe = load_recipe(recipe_file(*modalities), [f"train.optimizer={optimizer}", "train.branch_losses=0"])
     training = loop.prepare_training(recipe, loop.Run(tmp_path / "run"), loop.World(0, 1, torch.device("cpu")))
     batch = next(training.loader.epoch(0))
     training.model.train()

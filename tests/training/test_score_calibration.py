@@ -221,7 +221,9 @@ def test_what_is_collected_is_what_the_calibrated_ensemble_then_finds(monkeypatc
     runs = []
     real = FusionDetector.forward
     monkeypatch.setattr(
-        FusionDetector, "forward", lambda self, *a: (runs.append(len(next(iter(a[0].values())))), real(self, *a))[1]
+        FusionDetector,
+        "forward",
+        lambda self, *a, **k: (runs.append(len(next(iter(a[0].values())))), real(self, *a, **k))[1],
     )
     found = collect_calibrated(made, batches(), truth)
     assert sum(runs) == 8

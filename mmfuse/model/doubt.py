@@ -1,0 +1,131 @@
+"""Doubt: how far a sensor's features are from what training saw, and which sensors aren't believed for it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from mmfuse.errors import UserError, unknown_name
+from mmfuse.sample import Detections
+
+Doubting = Literal["drop", "report", "off"]
+"""What comes of doubt: a doubted sensor counts as missing, or is only told, or nobody looks."""
+
+SHRINKAGE = 0.2
+"""How far the covariance is drawn to that of features that are independent."""
+
+
+class Doubt(nn.Module):
+    """Judges one sensor of each image by its backbone's finest map; from 1 on the sensor isn't believed.
+
+    An image is described by the mean and the logarithm of the deviation of every channel over its places. What is told
+    is the squared Mahalanobis distance of the description from those of training (Lee et al., NeurIPS 2018), relative
+    to `threshold`. Each number is first centred and scaled by median and median deviation and passed through asinh, so
+    that some wild channels don't drown all others; the covariance is shrunk towards the identity (Ledoit & Wolf, 2004).
+    So what is rare in training, such as one day of fog in twenty, is far by little, and what never was by much. Batch
+    norm's own statistics (Neural Mean Discrepancy, CVPR 2022, compares with these) are those of places, not of images,
+    and don't know which channels go together. Coarser maps tell what the image shows, the finest how it was taken: two
+    large blue cars are far from training in them, and noise is hardly farther.
+
+    A fresh one believes everything that is finite.
+    """
+
+    centre: Tensor
+    spread: Tensor
+    mean: Tensor
+    precision: Tensor
+    threshold: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        count = 2 * channels
+        for name, value in (
+            ("centre", torch.zeros(count)),
+            ("spread", torch.ones(count)),
+            ("mean", torch.zeros(count)),
+            ("precision", torch.eye(count)),
+            ("threshold", torch.tensor(torch.inf)),
+        ):
+            self.register_buffer(name, value)
+
+    def forward(self, finest: Tensor) -> Tensor:
+        """Returns the doubt (B,) float32 of a backbone's finest map (B, C, h, w): inf where it isn't finite."""
+        with torch.autocast(finest.device.type, enabled=False):
+            distance = self.distance(describe(finest))
+        return torch.where(distance.isfinite(), distance / self.threshold, torch.inf)
+
+    def distance(self, descriptions: Tensor) -> Tensor:
+        """Returns the distance (B,) of `descriptions` (B, 2 C) from training's, half of which are nearer than 1."""
+        apart = self._tamed(descriptions) - self.mean
+        return (apart @ self.precision * apart).sum(1)
+
+    def fit(self, descriptions: Tensor) -> None:
+        """Takes the `descriptions` (N, 2 C) of training images for usual; the threshold is to be set after it."""
+        self.centre.copy_(descriptions.median(0).values)
+        deviation = (descriptions - self.centre).abs().median(0).values
+        self.spread.copy_(deviation + 0.05 * deviation.median() + 1e-8)
+        tamed = self._tamed(descriptions).double()
+        self.mean.copy_(tamed.mean(0))
+        scale = tamed.std(0, correction=0) + 1e-3
+        usual = (tamed - tamed.mean(0)) / scale
+        correlation = usual.T @ usual / len(usual)
+        shrunk = torch.lerp(correlation, torch.eye(len(scale), dtype=scale.dtype, device=scale.device), SHRINKAGE)
+        self.precision.copy_(shrunk.inverse() / scale / scale[:, None])
+        self.precision /= self.distance(descriptions).median()
+        self.threshold.fill_(torch.inf)
+
+    def _tamed(self, descriptions: Tensor) -> Tensor:
+        return torch.asinh((descriptions - self.centre) / self.spread)
+
+
+def describe(finest: Tensor) -> Tensor:
+    """Returns the mean and the logarithm of the deviation of every channel of a map (B, C, h, w), (B, 2 C) float32."""
+    variance, mean = torch.var_mean(finest.float(), (2, 3), correction=0)
+    return torch.cat((mean, torch.log(variance.sqrt() + 1e-3)), 1)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What is thought of the sensors of a batch: their `doubts` (B, M), NaN where one isn't there, and which of them
+    are `dropped` (B, M) bool for it.
+    """
+
+    doubts: Tensor
+    dropped: Tensor
+
+    @staticmethod
+    def of(doubts: Tensor, there: Tensor, doubting: Doubting) -> "Judgement":
+        """Drops, if so asked, all sensors that are `there` (B, M) and doubted, from 1 on; where no other is left, all
+        but the one that is doubted least.
+        """
+        if doubting != "drop":
+            return Judgement(doubts, torch.zeros_like(there))
+        doubted = there & (doubts >= 1)
+        least = torch.where(there, doubts, torch.inf).argmin(1, keepdim=True)
+        alone = (there & ~doubted).sum(1, keepdim=True) == 0
+        return Judgement(doubts, doubted & ~torch.zeros_like(doubted).scatter(1, least, alone))
+
+    def tell(self, found: Sequence[Detections], modalities: Sequence[str]) -> list[Detections]:
+        """Returns the detections of the batch's images with what is thought of the sensors of each."""
+        doubts, dropped = self.doubts.tolist(), self.dropped.tolist()
+        return [
+            replace(
+                one,
+                doubt={m: value for m, value in zip(modalities, values, strict=True) if not math.isnan(value)},
+                dropped=tuple(m for m, gone in zip(modalities, lost, strict=True) if gone),
+            )
+            for one, values, lost in zip(found, doubts, dropped, strict=True)
+        ]
+
+
+def check_doubting(doubt: str) -> None:
+    """Refuses a word that isn't a `Doubting`.
+
+    Raises:
+        UserError: it isn't.
+    """
+    if doubt not in get_args(Doubting):
+        raise UserError(f"doubt: {unknown_name(doubt, get_args(Doubting), 'way to doubt')}")

@@ -89,6 +89,9 @@ def test_where_processes_wait_for_one_another_sensors_stay_in_some_image_each_an
         assert all(shown[m].any() for m in "abc")
         assert torch.stack([shown[m] for m in "abc"]).all(0).any()
         assert not shown["d"].any()
+        here = torch.tensor([[True, False, True], [True, True, False], [False, True, True]])  # no image has all
+        shown = drop_modalities(dict(zip("abc", here, strict=True)), 1.0, keep_each=True)
+        assert all(shown[m].any() for m in "abc")
 
 
 def test_dropout_is_what_the_detector_sees():

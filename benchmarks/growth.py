@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from benchmarks.results import Bar, Row
 from benchmarks.side_by_side import alternate, device, median
-from mmfuse.model.anchors import PER_PLACE
 from mmfuse.model.build import create_detector
 from mmfuse.model.detector import Detector, FusionDetector, Outputs
+from mmfuse.model.heads import PER_PLACE
 from mmfuse.model.postprocess import Selection
 
 MODALITIES = ("rgb", "thermal", "depth")

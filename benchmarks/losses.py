@@ -15,7 +15,7 @@ from benchmarks.drawing import draw_objects
 from benchmarks.reference import AnchorLabeler, Anchors, DetectionLoss, config, rows
 from benchmarks.results import Bar, Row, count_rows, time_rows
 from benchmarks.side_by_side import device, side_by_side
-from mmfuse.model.anchors import PER_PLACE, anchors, grids
+from mmfuse.model.heads import PER_PLACE, anchors, grids
 from mmfuse.model.losses import detection_loss
 from mmfuse.sample import Targets
 from mmfuse.scaling import PUBLISHED

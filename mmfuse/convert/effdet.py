@@ -16,10 +16,10 @@ from mmfuse.architecture import Architecture
 from mmfuse.errors import UserError
 from mmfuse.files import named_like, write_whole
 from mmfuse.model import checkpoint, graphs
-from mmfuse.model.anchors import PER_PLACE
 from mmfuse.model.build import create_detector
 from mmfuse.model.detector import Detector, FusionDetector
 from mmfuse.model.effdet_weights import FPN_NAMES, PUBLISHED, export_effdet, import_effdet, read_checkpoint
+from mmfuse.model.heads import PER_PLACE
 
 _POINTWISE, _LAST_BIAS = "fpn.cell.0.fnode.0.after_combine.conv.conv_pw.weight", "class_net.predict.conv_pw.bias"
 

@@ -7,13 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
-from mmfuse.model.layers import Lateral, Separable, initialise
+from mmfuse.model.layers import ConvNorm, Lateral, Separable, batch_norm, initialise
 from mmfuse.model.nodes import Feature, Graph, outputs_of
-from mmfuse.model.norms import batch_norm
 from mmfuse.model.presence import Presence, Rows
 
 
-class OffsetNet(nn.Module):
+class OffsetNet(ConvNorm):
     """Tells from a map and the reference's where to sample the map; at first at each place itself."""
 
     def __init__(self, channels: int, reference_channels: int, width: int, bias: bool) -> None:

@@ -1,14 +1,15 @@
 """Backbones: timm models that give features at strides 8, 16 and 32."""
 
 import difflib
+from collections import Counter
 from typing import Any
 
 import timm
 from timm.models import FeatureInfo
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from mmfuse.errors import UserError
-from mmfuse.model.norms import keep_less
+from mmfuse.model.layers import Foldable, folded, keep_less
 from mmfuse.scaling import Size
 
 STRIDES = [8, 16, 32]
@@ -21,7 +22,7 @@ PRETRAINED_TAGS = {
 """Weights that an untagged name stands for, pinned because timm's own default changes."""
 
 
-class Backbone(nn.Module):
+class Backbone(Foldable):
     """A timm `features_only` model; `channels` are those of its maps at strides 8, 16 and 32."""
 
     def __init__(self, name: str, in_channels: int, *, pretrained: bool = False, drop_path: float = 0.0) -> None:
@@ -53,6 +54,12 @@ class Backbone(nn.Module):
         self.channels: list[int] = info.channels()
         keep_less(self.net)
 
+    def fold(self) -> None:
+        """Folds batch norms of the network, as tracing it shows; one that can't be traced stays as it is."""
+        for source, target in _pairs(self.net):
+            norm = self.net.get_submodule(target)
+            self.net.set_submodule(target, folded(self.net.get_submodule(source), norm))
+
     def forward(self, images: Tensor) -> list[Tensor]:
         """Turns images (B, C, H, W) into maps (B, channels, h, w) at strides 8, 16 and 32."""
         last = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
@@ -64,3 +71,30 @@ def default_name(size: Size, flavour: str) -> str:
     if not size.backbone.startswith("b"):
         return size.backbone
     return f"{'tf_' if flavour == 'tf' else ''}efficientnet_{size.backbone}"
+
+
+class _Tracer(fx.Tracer):
+    """Sees a convolution or batch norm as one call, timm's own kinds included."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, nn.Conv2d | nn.BatchNorm2d) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _pairs(net: nn.Module) -> list[tuple[str, str]]:
+    """Returns the names of convolutions and of the batch norms that can be folded into them."""
+    try:
+        calls = [node for node in _Tracer().trace(net).nodes if node.op == "call_module"]
+    except Exception:  # whatever a network does that can't be traced
+        return []
+    parts = dict(net.named_modules())
+    times = Counter(call.target for call in calls)
+    pairs = []
+    for call in calls:
+        source, norm = call.args[0], parts[str(call.target)]
+        if not isinstance(source, fx.Node) or source.op != "call_module":
+            continue
+        alone = len(source.users) == times[source.target] == times[call.target] == 1
+        foldable = isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None
+        if alone and foldable and isinstance(parts[str(source.target)], nn.Conv2d):
+            pairs.append((str(source.target), str(call.target)))
+    return pairs

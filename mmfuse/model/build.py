@@ -13,13 +13,12 @@ from mmfuse.architecture import Architecture, Flavour, Placement
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.model import graphs
 from mmfuse.model.alignment import Alignment
-from mmfuse.model.anchors import PER_PLACE
 from mmfuse.model.backbones import Backbone, default_name
 from mmfuse.model.detector import CLASS_PRIOR, SHARED, STACKED, Detector, FusionDetector
 from mmfuse.model.effdet_weights import import_effdet, read_checkpoint
 from mmfuse.model.ensemble import BoxEnsemble
 from mmfuse.model.fusion import merge_type
-from mmfuse.model.heads import Head
+from mmfuse.model.heads import PER_PLACE, Head
 from mmfuse.model.layers import initialise
 from mmfuse.model.nodes import Graph
 from mmfuse.model.pyramid import Pyramid

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from mmfuse.errors import UserError, unknown_name
-from mmfuse.model import anchors as anchor_grid
 from mmfuse.model.doubt import Doubt, Doubting, Judgement, check_doubting
-from mmfuse.model.folding import fold_norms
-from mmfuse.model.heads import Head, Heads
+from mmfuse.model.heads import Head, Heads, anchors, grids
+from mmfuse.model.layers import Foldable
 from mmfuse.model.losses import detection_loss
 from mmfuse.model.postprocess import DEFAULT, Selection, decode, decode_padded
 from mmfuse.model.presence import Presence
@@ -175,8 +174,7 @@ class Detector(nn.Module, ABC):
 
         Raises:
             UserError: an unknown modality, a shape or type that doesn't fit, an image without any sensor, or without
-            any
-                whose values are finite.
+                any whose values are finite.
         """
         check_doubting(doubt)
         selection = Selection(score_threshold, iou_threshold, max_detections, candidates, soft)
@@ -215,9 +213,10 @@ class Detector(nn.Module, ABC):
         It can be moved to another device or type, but not trained or saved; keep the detector for that.
         """
         made = copy.deepcopy(self).eval().requires_grad_(False)
-        fold_norms(made)
-        for part in made.modules():
-            if isinstance(part, Detector):
+        for part in list(made.modules()):
+            if isinstance(part, Foldable):
+                part.fold()
+            elif isinstance(part, Detector):
                 part.freeze()
         return made
 
@@ -240,7 +239,7 @@ class Detector(nn.Module, ABC):
         device = next(self.parameters()).device
         key = (*size, device)
         if key not in self._anchors:
-            self._anchors[key] = anchor_grid.anchors(*size, self.levels, self.anchor_scale, device)
+            self._anchors[key] = anchors(*size, self.levels, self.anchor_scale, device)
         return self._anchors[key]
 
     def _broken(
@@ -419,8 +418,8 @@ class FusionDetector(Detector):
 
     def loss(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
         """Returns the scalars "class", "box" and "total" for the objects of the batch; see `losses.detection_loss`."""
-        grids = anchor_grid.grids(*outputs.size, self.levels)
-        return detection_loss(outputs.class_logits, outputs.box_codes, self.anchors(outputs.size), targets, grids)
+        places = grids(*outputs.size, self.levels)
+        return detection_loss(outputs.class_logits, outputs.box_codes, self.anchors(outputs.size), targets, places)
 
     def decode(
         self, outputs: Outputs, size: tuple[int, int] | None = None, selection: Selection = DEFAULT

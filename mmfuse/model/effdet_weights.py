@@ -362,6 +362,7 @@ def _identities(detector: FusionDetector, values: Mapping[str, Tensor]) -> dict[
     for index in _joints(detector, _plain(detector)):
         node, before = detector.pyramid.nodes[index], f"pyramid.nodes.{graph[index].inputs[0]}.norm"
         assert isinstance(node, PyramidNode)
+        assert isinstance(node.norm, nn.BatchNorm2d)
         own = {key: torch.zeros_like(x) for key, x in node.state_dict().items() if key.startswith(("conv.", "norm."))}
         own["conv.depthwise.weight"][:, 0, 1, 1] = 2 / _LINEAR
         own["conv.pointwise.weight"][:, :, 0, 0].fill_diagonal_(1)

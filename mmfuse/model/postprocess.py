@@ -53,7 +53,7 @@ def decode_padded(
     Returns `boxes` (B, D, 4), `scores` (B, D) and `labels` (B, D), best first, where D is `max_detections`. What isn't
     a detection has box 0, score 0 and label -1. The host never waits for the device.
     """
-    return pad(*_candidates(class_logits, box_codes, anchors, size, selection), selection)
+    return select_padded(*_candidates(class_logits, box_codes, anchors, size, selection), selection)
 
 
 def _candidates(
@@ -81,7 +81,7 @@ def best_pairs(logits: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
 def select(boxes: Tensor, scores: Tensor, labels: Tensor, selection: Selection) -> list[Detections]:
     """Chooses the detections of each image from `boxes` (B, N, 4), `scores` and `labels` (B, N), best first."""
     if selection.soft:
-        padded = pad(boxes, scores, labels, selection)
+        padded = select_padded(boxes, scores, labels, selection)
         found = (padded[2] >= 0).sum(1).tolist()
         return [Detections(b[:n], s[:n], c[:n]) for b, s, c, n in zip(*padded, found, strict=True)]
     kept = suppress(boxes, scores, labels, selection)
@@ -114,12 +114,12 @@ def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, selection: Selection
         prefix = min(count, 4 * prefix)
 
 
-def pad(boxes: Tensor, scores: Tensor, labels: Tensor, selection: Selection) -> tuple[Tensor, Tensor, Tensor]:
+def select_padded(boxes: Tensor, scores: Tensor, labels: Tensor, selection: Selection) -> tuple[Tensor, Tensor, Tensor]:
     """Chooses like `select`, from the same, in shapes that don't depend on what is found; see `decode_padded`.
 
     It takes `max_detections` rounds, whatever is found.
     """
-    places, found = (soften if selection.soft else harden)(boxes, scores, labels, selection)
+    places, found = (soft_nms if selection.soft else hard_nms)(boxes, scores, labels, selection)
     there = found > (max(selection.score_threshold, SOFT_THRESHOLD) if selection.soft else selection.score_threshold)
     chosen = torch.where(there[..., None], boxes.gather(1, places[..., None].expand(-1, -1, 4)), 0.0)
     chosen_labels = torch.where(there, labels.gather(1, places), -1)
@@ -131,12 +131,12 @@ def pad(boxes: Tensor, scores: Tensor, labels: Tensor, selection: Selection) -> 
     )
 
 
-def soften(boxes: Tensor, scores: Tensor, labels: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
+def soft_nms(boxes: Tensor, scores: Tensor, labels: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
     """Returns the places of what Soft-NMS takes of `boxes` (B, N, 4), and their lowered scores; see `_rounds`."""
     return _rounds(boxes, scores, labels, selection.max_detections, None)
 
 
-def harden(boxes: Tensor, scores: Tensor, labels: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
+def hard_nms(boxes: Tensor, scores: Tensor, labels: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
     """Returns what hard suppression takes, in double precision as `suppress` does; see `_rounds`."""
     return _rounds(boxes.double(), scores, labels, selection.max_detections, selection.iou_threshold)
 

@@ -7,13 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmfuse.model.fusion import Merge, MergeWeights
-from mmfuse.model.layers import GateUnit, Lateral, Separable
+from mmfuse.model.layers import ConvNorm, GateUnit, Lateral, Separable, batch_norm
 from mmfuse.model.nodes import Feature, Graph, Node, Source, modalities_of, outputs_of
-from mmfuse.model.norms import batch_norm
 from mmfuse.model.presence import Presence, Rows
 
 
-class PyramidNode(nn.Module):
+class PyramidNode(ConvNorm):
     """Merges resampled inputs, then SiLU, separable convolution and batch norm.
 
     `channels` are those of each input, `shifts` how far each must be resampled, by 2^shift (positive: to a coarser

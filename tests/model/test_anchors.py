@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mmfuse import scaling
-from mmfuse.model.anchors import PER_PLACE, anchors
+from mmfuse.model.heads import PER_PLACE, anchors
 
 CPU = torch.device("cpu")
 

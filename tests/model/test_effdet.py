@@ -23,7 +23,7 @@ from mmfuse.model import postprocess
 from mmfuse.model.build import create_detector
 from mmfuse.model.detector import CLASS_PRIOR, FusionDetector, Outputs
 from mmfuse.model.effdet_weights import key_map
-from mmfuse.model.postprocess import SIGMA, Selection, soften
+from mmfuse.model.postprocess import SIGMA, Selection, soft_nms
 from mmfuse.sample import Targets
 from mmfuse.scaling import PUBLISHED
 
@@ -231,7 +231,7 @@ def test_soft_detections_are_the_same_box_for_box(softened: tuple[FusionDetector
 
 
 def across_classes(boxes: Tensor, scores: Tensor, labels: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
-    return soften(boxes, scores, torch.zeros_like(labels), selection)
+    return soft_nms(boxes, scores, torch.zeros_like(labels), selection)
 
 
 def linear(a: Tensor, b: Tensor) -> Tensor:
@@ -239,7 +239,7 @@ def linear(a: Tensor, b: Tensor) -> Tensor:
     return (-(1 - iou(a, b)).clamp(min=1e-9).log() * SIGMA).sqrt()
 
 
-@pytest.mark.parametrize(("part", "wrong"), [("SIGMA", 0.49), ("soften", across_classes), ("iou", linear)])
+@pytest.mark.parametrize(("part", "wrong"), [("SIGMA", 0.49), ("soft_nms", across_classes), ("iou", linear)])
 def test_another_decay_is_not_the_same(
     softened: tuple[FusionDetector, Outputs, Tensor], part: str, wrong: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,6 @@ from mmfuse.errors import UserError
 from mmfuse.model.backbones import Backbone
 from mmfuse.model.build import create_detector
 from mmfuse.model.checkpoint import save_detector
-from mmfuse.model.folding import fold_norms
 from mmfuse.model.fusion import FUSIONS
 
 
@@ -174,7 +173,7 @@ def kept(net):
     x = torch.randn(2, 3, 4, 4)
     with torch.no_grad():
         before = backbone.net(x)
-        fold_norms(backbone)
+        backbone.fold()
         torch.testing.assert_close(backbone.net(x), before)
     return sum(isinstance(part, nn.BatchNorm2d) for part in backbone.net.modules())
 
@@ -194,7 +193,7 @@ def test_all_norms_of_common_backbones_are_folded(name):
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         before = backbone.eval()(x)
-        fold_norms(backbone)
+        backbone.fold()
         for found, expected in zip(backbone(x), before, strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
     assert not any(isinstance(part, nn.BatchNorm2d) for part in backbone.modules())

@@ -8,7 +8,7 @@ from torchvision.ops import box_iou, sigmoid_focal_loss
 
 from mmfuse import boxes as box_maths
 from mmfuse.model import losses
-from mmfuse.model.anchors import anchors, grids
+from mmfuse.model.heads import anchors, grids
 from mmfuse.model.losses import _FocalSum, detection_loss, match
 from mmfuse.sample import Targets
 

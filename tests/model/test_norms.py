@@ -6,7 +6,7 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from mmfuse.model.norms import NormAct, keep_less, norm_silu
+from mmfuse.model.layers import NormAct, keep_less, norm_silu
 
 
 def pair(activation):

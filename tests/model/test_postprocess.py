@@ -11,7 +11,7 @@ from benchmarks.counters import count
 from mmfuse import boxes as box_maths
 from mmfuse.model import postprocess
 from mmfuse.model.detector import Outputs
-from mmfuse.model.postprocess import Selection, best_pairs, pad, select
+from mmfuse.model.postprocess import Selection, best_pairs, select, select_padded
 
 pytestmark = pytest.mark.usefixtures("tiny_sizes")
 
@@ -228,7 +228,7 @@ def test_padded_detections_are_those_of_select(soft, threshold, iou, most):
     boxes[2, :3] = boxes[2, 0]  # a tie of boxes, and one of scores
     scores[2, 20:23] = scores[2, 20]
     selection = Selection(threshold, iou, most, soft=soft)
-    padded = pad(boxes, scores, labels, selection)
+    padded = select_padded(boxes, scores, labels, selection)
     assert [tuple(x.shape) for x in padded] == [(3, most, 4), (3, most), (3, most)]
     for one, *mine in zip(select(boxes, scores, labels, selection), *padded, strict=True):
         for got, expected, nothing in zip(mine, (one.boxes, one.scores, one.labels), (0, 0, -1), strict=True):
@@ -245,20 +245,24 @@ def test_hard_suppression_goes_as_deep_as_it_must_in_fixed_shapes():
     for most in (5, 90):
         selection = Selection(max_detections=most)
         (one,) = select(boxes, scores, labels, selection)
-        chosen, *_ = pad(boxes, scores, labels, selection)
+        chosen, *_ = select_padded(boxes, scores, labels, selection)
         assert torch.equal(chosen[0, : len(one)], one.boxes)
         assert len(one) > 4
 
 
 @pytest.mark.parametrize("soft", [False, True])
 def test_nothing_to_choose_from_is_all_padding(soft):
-    chosen, scores, labels = pad(
+    chosen, scores, labels = select_padded(
         torch.zeros(2, 0, 4), torch.zeros(2, 0), torch.zeros(2, 0, dtype=torch.int64), Selection(soft=soft)
     )
     assert (chosen.shape, scores.shape, labels.shape) == ((2, 100, 4), (2, 100), (2, 100))
     assert (labels == -1).all()
     assert not scores.any()
-    assert [x.shape[1] for x in pad(*crowded(2, 5, 2, seed=0), Selection(max_detections=0, soft=soft))] == [0, 0, 0]
+    assert [x.shape[1] for x in select_padded(*crowded(2, 5, 2, seed=0), Selection(max_detections=0, soft=soft))] == [
+        0,
+        0,
+        0,
+    ]
 
 
 @pytest.mark.parametrize("soft", [False, True])

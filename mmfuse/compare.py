@@ -17,7 +17,7 @@ from mmfuse.data.annotations.records import Record
 from mmfuse.data.images.samples import load_sample
 from mmfuse.environment import environment
 from mmfuse.errors import UserError, unknown_name
-from mmfuse.evaluation.corruptions import CORRUPTIONS, SEVERITIES
+from mmfuse.evaluation.corruptions import CORRUPTIONS, MISSING, SEVERITIES
 from mmfuse.evaluation.results import Comparison, DifferenceTo, Fault, ModelRow, SubsetRow, Verdict, write_json
 from mmfuse.evaluation.robustness import Trial, Trials, check_names, suiting
 from mmfuse.evaluation.score import Evaluation, evaluate
@@ -306,7 +306,8 @@ def _faults(
         scored, size, batch = evaluation.records, input_size(recipe), recipe.train.batch_size
         found, workers = evaluation.detections, recipe.data.workers
         trials.append(Trial(evaluation.detector, scored, scored, size, batch, found, missing, workers))
-    chosen = suiting(model.evaluations[0].detector.sensors, corruptions)
+    suit = suiting(model.evaluations[0].detector.sensors, corruptions)
+    chosen = [(corruption, m) for corruption, m in suit if corruption is not MISSING]  # that is told
     total = sum(trial.images_to_run(c, severities) for trial in trials for c, _ in chosen)
     rows, together = [], Trials(trials, rounds)
     with tqdm(total=total, desc=f"faults of {model.name}", unit="image", leave=False) as bar:

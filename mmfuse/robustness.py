@@ -14,7 +14,7 @@ from mmfuse.data.loader import eval_loader
 from mmfuse.environment import environment
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.evaluation.coco import coco_scores
-from mmfuse.evaluation.corruptions import CORRUPTIONS, SEVERITIES, Corruption
+from mmfuse.evaluation.corruptions import CORRUPTIONS, MISSING, SEVERITIES, Corruption
 from mmfuse.evaluation.inference import collect
 from mmfuse.evaluation.results import Clean, Curve, Fault, Robustness, relative_area, write_json
 from mmfuse.evaluation.robustness import Found, Trial, Trials, check_names, suiting
@@ -28,7 +28,7 @@ from mmfuse.sample import Detections
 from mmfuse.strict_yaml import build
 
 _Point = tuple[float, float, Fault | None]
-"""AP and AP50 at one severity, and what they are beside the sensor's absence, where there are others."""
+"""AP and AP50 at one severity, and the fault beside the sensor's absence, where it is one that nobody tells of."""
 
 
 def robustness(
@@ -121,8 +121,8 @@ def robustness(
             bar.set_postfix_str(f"{corruption.name} of {modality}")
             for fault, (found,) in trials.faults(corruption, modality, left, bar.update):
                 under = coco_scores(scored, found, detector.classes)
-                point = (under.ap, under.ap50, fault if several else None)
-                points[corruption.name, modality, fault.severity] = point
+                told = corruption is MISSING or not several  # nothing lies, or nothing is left to say so
+                points[corruption.name, modality, fault.severity] = under.ap, under.ap50, None if told else fault
                 write_json(path, _result(empty, points, detector.modalities))
     result = _result(empty, points, detector.modalities)
     write_json(path, result)

@@ -8,7 +8,6 @@ from mmfuse.errors import UserError
 from mmfuse.evaluation.results import Clean
 from mmfuse.evaluation.robustness import Trial
 from mmfuse.evaluation.score import evaluate
-from mmfuse.evaluation.significance import Difference
 from mmfuse.robustness import robustness
 from mmfuse.run import Run
 from mmfuse.training.loop import train
@@ -66,13 +65,20 @@ def test_curves_start_at_what_evaluate_says_and_end_without_the_sensor(run):
     assert (curve.ap[0], curve.ap[5]) == (clean.ap, without.ap)
     assert (curve.ap50[0], curve.ap50[5]) == (clean.ap50, without.ap50)
     assert [c.modality for c in result.curves] == ["rgb", "thermal"]
-    assert [(f.modality, f.severity) for f in result.faults] == [
-        (m, s) for m in ("rgb", "thermal") for s in range(1, 6)
-    ]
-    assert all(f.difference == Difference(0, 0, 0, 5) for f in result.faults)  # it is what it is compared with
-    assert result.faults[4].ap_without == pytest.approx((without.ap,))
-    assert result.verdict.verdict == "not shown"
+    assert (result.faults, result.verdict) == ((), None)  # a sensor that is missing doesn't lie
     assert json.loads(json.dumps(asdict(result))) == read(run, "robustness-train.json")
+
+
+def test_each_fault_stands_beside_the_sensor_missing_from_the_images_that_it_strikes(run):
+    result = measured(run, corruptions=["missing", "frozen"], split="train")
+    tried = [("frozen", m, s) for m in ("rgb", "thermal") for s in range(1, 6)]
+    assert [(f.corruption, f.modality, f.severity) for f in result.faults] == tried
+    missing = (*result.curves[0].ap[1:], *result.curves[1].ap[1:])
+    for f, without in zip(result.faults, missing, strict=True):
+        assert f.ap_without == pytest.approx((without,))
+        assert f.difference.mean == pytest.approx(f.ap[0] - without)
+        assert f.difference.rounds == 5
+    assert result.verdict.verdict in ("no", "not shown")
 
 
 def test_each_suiting_modality_is_corrupted_alone_at_five_severities(run, counted):

@@ -47,7 +47,7 @@ class Watching(torch.nn.Module):
         self.finds = finds
         self.seen = []
 
-    def detect(self, images, present, *, soft):
+    def detect(self, images, present, *, soft, doubt):
         found = []
         for row in range(len(images["rgb"])):
             there = {m: bool(mask[row]) for m, mask in present.items()}
@@ -182,7 +182,7 @@ def test_a_fault_is_judged_against_the_sensor_missing_with_a_paired_interval(rec
     for finds, left in (("thermal", ids[:0]), ("rgb", ids[:2])):
         lacking = {"thermal": boxes_of(records, left)}
         trials.append(trial(Watching(finds), records, lacking=lacking))
-    trials[1].detector.detect = lambda images, present, *, soft: (
+    trials[1].detector.detect = lambda images, present, *, soft, doubt: (
         [Detections(torch.tensor([[4.0, 4, 30, 20], [40, 4, 60, 20]]), torch.tensor([0.9, 0.4]), torch.tensor([0, 0]))]
         * len(images["rgb"])
     )

@@ -255,7 +255,7 @@ def test_bad_boxes_are_left_out_and_counted_where_the_card_says_so(rig):
     report, warnings = rig.check()
     assert report.errors == []
     assert report.splits["train"].left_out == 2
-    assert "train: boxes without area or outside their image: 2; they are left out" in warnings
+    assert "train: boxes without finite numbers or area, or outside their image: 2; they are left out" in warnings
     assert [len(record.boxes) for record in read_split(load_card(rig.write()), "train")] == [0, 0, 1]
 
 

@@ -103,7 +103,7 @@ def read_coco(card: Card, split: str) -> Reading:
         wrong("holds no image; add some or remove the split from the card")
     elif not taken and not reading.errors:
         wrong(f"none of its images is in the split; check splits.{split} of {card.path}")
-    if has_nan and not reading.errors:
+    if has_nan and not reading.errors and not reading.left_out:
         wrong("holds NaN or Infinity, which JSON has no word for; write numbers")
     return reading
 
@@ -142,15 +142,18 @@ def _annotation(
     if isinstance(bbox, list) and len(bbox) == 4 and all(isinstance(v, int | float) and abs(v) < 1e9 for v in bbox):
         x, y, w, h = bbox
         box = (x, y, x + w, y + h)
-    crowd = bool(raw.get("iscrowd"))
-    return Annotation(
-        name, box, repr(bbox), where, crowd, occlusion if _is_int(occlusion) and abs(occlusion) < 100 else None
-    )
+    crowd = raw.get("iscrowd", 0)
+    if crowd not in (0, 1):
+        errors.append(f"{where}: iscrowd: {crowd!r} is not 0 or 1; mend it, since a crowd is neither learnt nor scored")
+        return None
+    degree = occlusion if _is_int(occlusion) and abs(occlusion) < 100 else None
+    return Annotation(name, box, repr(bbox), where, bool(crowd), degree)
 
 
 def _size(image: dict[str, Any], card: Card, where: str, reading: Reading) -> tuple[int, int] | None:
     width, height = image.get("width"), image.get("height")
     left, top, right, bottom = card.modalities[card.reference].border
+    width, height = (int(n) if isinstance(n, float) and n.is_integer() else n for n in (width, height))
     if _is_int(width) and _is_int(height) and width > left + right and height > top + bottom:
         return width - left - right, height - top - bottom
     fix = "give the image's size"

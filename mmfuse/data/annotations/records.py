@@ -189,18 +189,15 @@ def _box(
     annotation: Annotation, corner: tuple[int, int], size: tuple[int, int], card: Card, reading: Reading
 ) -> np.ndarray | None:
     x1, y1, x2, y2 = annotation.box
-    if not all(abs(v) < _TOO_LARGE for v in annotation.box):
-        reading.errors.append(
-            f"{annotation.where}: box {annotation.shown} is not four finite numbers; mend or remove it"
-        )
-        return None
     if card.labels.one_based:
         x1, y1 = x1 - 1, y1 - 1
     x1, y1, x2, y2 = x1 - corner[0], y1 - corner[1], x2 - corner[0], y2 - corner[1]
     width, height = size
     inside_image = np.array([max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)], np.float32)
     problem = ""
-    if not (x2 > x1 and y2 > y1):
+    if not all(abs(v) < _TOO_LARGE for v in annotation.box):
+        problem = "is not four finite numbers"
+    elif not (x2 > x1 and y2 > y1):
         problem = "has no area"
     elif not (inside_image[2:] > inside_image[:2]).all():
         problem = f"lies outside the image of {width} x {height} pixels"
@@ -208,9 +205,8 @@ def _box(
         reading.left_out += 1
         return None
     if problem:
-        reading.errors.append(
-            f"{annotation.where}: box {annotation.shown} {problem}; mend or remove it, or set labels.bad_boxes"
-        )
+        fix = "mend or remove it, or set labels.bad_boxes"
+        reading.errors.append(f"{annotation.where}: box {annotation.shown} {problem}; {fix}")
         return None
     if max(-x1, -y1, x2 - width, y2 - height) > 1:
         reading.clipped += 1

@@ -60,7 +60,8 @@ class Report:
         lines = [self.card]
         for name, split in self.splits.items():
             boxes = ", ".join(f"{n} {c}" for c, n in split.boxes.items())
-            lines.append(f"  {name}: {split.images} images, {sum(split.boxes.values())} boxes ({boxes})")
+            crowds = f", {split.ignored} of them ignored" if split.ignored else ""
+            lines.append(f"  {name}: {split.images} images, {sum(split.boxes.values())} boxes ({boxes}){crowds}")
             if split.sizes:
                 lines.append(f"    sizes: {' to '.join(f'{w} x {h}' for w, h in dict.fromkeys(split.sizes))}")
             lines += [f"    {m}: {sensor.to_text()}" for m, sensor in split.sensors.items() if sensor.types]
@@ -80,11 +81,13 @@ def check(card_path: str | Path, root: str | None = None) -> Report:
     Errors: what `load_card` and `read_split` refuse; an image that is missing, unreadable, or of other channels or size
     than said; images of one pair that differ in size; a file, an image's content or a sequence in two splits; images of
     one sensor in several pixel types, or another than the card's `dtype`; a sensor that measures nothing in a whole
-    split; a depth unit that leaves fewer than 5 % of a split's measured pixels between near / 2 and far * 2.
-    Warnings: boxes that reach out of their image or are left out, images without objects or without a sensor, images
-    without any measurement or of one single value, classes without boxes, counts other than the published ones, an
-    image twice in one split, images of two splits that look alike, files whose numbers are those of other pairs of the
-    split (as of pairs matched by the order of lines), no split named train or val.
+    split; a depth unit that leaves fewer than 5 % of a split's measured pixels between near / 2 and far * 2; the same
+    files under two ids in one split.
+    Warnings: boxes that reach out of their image, are left out or stand twice, images without objects or without a
+    sensor, images without any measurement or of one single value, classes without boxes or of crowds alone, counts
+    other than the published ones, an image twice in one split, images of two splits that look alike, files whose
+    numbers are those of other pairs of the split (as of pairs matched by the order of lines), no split named train or
+    val.
 
     Boxes that are clipped or left out, and images that are blank, constant or lack a sensor, are counted in the report.
     Point clouds are read and must not be empty; their unit, size and looks aren't checked.
@@ -109,6 +112,8 @@ def check(card_path: str | Path, root: str | None = None) -> Report:
         report.warnings += readings[split].warnings
         report.warnings += _split_warnings(split, report.splits[split])
         report.warnings += _count_warnings(card, split, report.splits[split])
+        report.warnings += _object_warnings(card, split, readings[split].records)
+        report.errors += _repeated_images(split, readings[split].records)
     for split in ("train", "val"):
         if split not in card.splits:
             report.warnings.append(f"{card.path}: there is no split {split!r}, which training needs; add it")
@@ -140,7 +145,8 @@ def _split_warnings(split: str, found: SplitReport) -> Iterable[str]:
     if found.clipped:
         yield f"{split}: boxes that reach more than a pixel out of their image: {found.clipped}; they are clipped to it"
     if found.left_out:
-        yield f"{split}: boxes without area or outside their image: {found.left_out}; they are left out"
+        what = "boxes without finite numbers or area, or outside their image"
+        yield f"{split}: {what}: {found.left_out}; they are left out"
     for m, count in found.absent.items():
         if count:
             yield f"{split}: images without {m}: {count}; the card allows it"
@@ -157,6 +163,37 @@ def _count_warnings(card: Card, split: str, found: SplitReport) -> Iterable[str]
     for what, count, published in (("images", found.images, rule.images), ("boxes", boxes, rule.boxes)):
         if published is not None and count != published:
             yield f"{split}: {count} {what}, but {published} are published; check the copy and the list"
+
+
+def _object_warnings(card: Card, split: str, records: Sequence[Record]) -> Iterable[str]:
+    """Yields classes that are nothing but crowds or ignore regions, and the boxes that stand twice in an image."""
+    doubles, such_as = 0, 0
+    counted = np.zeros(len(card.classes), int)
+    ignored = np.zeros(len(card.classes), int)
+    for record in records:
+        np.add.at(ignored, record.labels[record.ignore], 1)
+        kept = ~record.ignore
+        np.add.at(counted, record.labels[kept], 1)
+        rows = np.column_stack((record.labels[kept], record.boxes[kept]))
+        if repeated := len(rows) - len(np.unique(rows, axis=0)):
+            such_as = such_as if doubles else record.image_id
+            doubles += repeated
+    if doubles:
+        found = f"{doubles}, such as in image {such_as}"
+        yield f"{split}: boxes that stand twice in their image: {found}; remove the second"
+    for name, count, left_out in zip(card.classes, counted, ignored, strict=True):
+        if left_out and not count:
+            fix = "it can't be learnt or measured here"
+            yield f"{split}: all {left_out} boxes of the class {name!r} are crowds or ignore regions; {fix}"
+
+
+def _repeated_images(split: str, records: Sequence[Record]) -> Iterable[str]:
+    owners: dict[tuple[tuple[str, Path], ...], int] = {}
+    for record in records:
+        files = tuple(sorted(record.files.items()))
+        other = owners.setdefault(files, record.image_id)
+        if other != record.image_id:
+            yield f"{files[0][1]}: is image {other} and image {record.image_id} of {split}; keep one of them"
 
 
 def _check_sequences(readings: dict[str, Reading], report: Report) -> None:

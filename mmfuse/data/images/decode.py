@@ -110,12 +110,27 @@ def _careful(file: ImageFile.ImageFile, path: str | os.PathLike[str], sensor: Se
     deep = file.mode in ("I", "F") or file.mode.startswith("I;16")
     if not deep and ";16" in str(file.tile):
         raise UserError(f"{path}: holds several 16-bit channels, which can't be read; write PNG, or a file for each")
+    if file.format == "TIFF" and (pages := getattr(file, "n_frames", 1)) > 1:
+        return _pages(file, pages, path, sensor)
     image = ImageOps.exif_transpose(file)
     if not deep and not sensor.is_depth and sensor.channels in _MODES:
         image = image.convert(_MODES[sensor.channels])
     elif image.mode in ("P", "PA"):
         raise UserError(f"{path}: has a palette, whose numbers measure nothing; write grey levels")
     return np.array(image)
+
+
+def _pages(file: ImageFile.ImageFile, pages: int, path: str | os.PathLike[str], sensor: Sensor) -> np.ndarray:
+    """Returns the pages (H, W, C) of a TIFF that has one for each channel, as writers of many bands make it."""
+    bands = []
+    for page in range(pages if pages == sensor.channels else 0):
+        file.seek(page)
+        bands.append(np.array(ImageOps.exif_transpose(file)))
+    alike = {(band.shape, band.dtype) for band in bands}
+    if len(alike) != 1 or bands[0].ndim != 2:
+        fix = "write one page, or one of a single channel for each"
+        raise UserError(f"{path}: holds {pages} pages; the sensor has {sensor.channels} channels: {fix}")
+    return np.stack(bands, -1)
 
 
 def _read_points(path: Path, sensor: Sensor) -> Tensor:

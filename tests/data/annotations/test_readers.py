@@ -90,6 +90,8 @@ def test_boxes_are_clipped_and_those_far_out_are_counted(tmp_path):
         ({}, {"bbox": [5, 5, -2, 5]}, "has no area"),
         ({}, {"bbox": [40, 2, 10, 5]}, "annotation 3: box [40, 2, 10, 5] lies outside the image of 40 x 30 pixels"),
         ({}, {"bbox": [1, -9, 10, 5]}, "lies outside the image"),
+        ({}, {"iscrowd": "0"}, "annotation 3: iscrowd: '0' is not 0 or 1"),
+        ({}, {"iscrowd": 2}, "annotation 3: iscrowd: 2 is not 0 or 1"),
         ({}, {"category_id": 9}, "annotation 3: there is no category 9"),
         ({}, {"image_id": 2}, "annotation 3: there is no image 2"),
         ({}, {"area": float("nan")}, "holds NaN or Infinity"),
@@ -110,6 +112,26 @@ def test_a_mistake_is_one_line_that_names_file_and_entry(tmp_path, image, annota
     assert message in str(raised.value)
     assert str(tmp_path / "train.json") in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_what_other_tools_write_is_read(tmp_path):
+    """A byte order mark, whole numbers with a point, a switch for a crowd, and bad boxes where they may be."""
+    card = write_split(
+        tmp_path,
+        [make_image(1, width=40.0, height=30.0)],
+        [
+            make_annotation(1, iscrowd=True),
+            make_annotation(2, bbox=[]),
+            make_annotation(3, bbox=[1, 2, float("nan"), 5]),
+        ],
+    )
+    path = tmp_path / "train.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    reading = scan_split(dataclasses.replace(card, labels=Labels(bad_boxes="drop")), "train")
+    assert (reading.errors, reading.left_out) == ([], 2)
+    (record,) = reading.records
+    assert (record.width, record.height, record.ignore.tolist()) == (40, 30, [True])
+    assert len(scan_split(card, "train").errors) == 2
 
 
 def test_ids_may_not_stand_twice(tmp_path):

@@ -359,3 +359,18 @@ def test_the_real_data_is_in_order(name):
     report = check(REPOSITORY / "datasets" / f"{name}.yaml", str(SHARED / name))
     assert report.errors == []
     assert set(report.splits) == {"train", "val", "test"}
+
+
+def test_double_boxes_double_images_and_crowds_are_told(dataset):
+    train, val = dataset.splits["train"], dataset.splits["val"]
+    train["annotations"].append(train["annotations"][0] | {"id": 90})
+    train["images"].append(train["images"][1] | {"id": 91})
+    for annotation in val["annotations"]:
+        annotation["iscrowd"] = 1
+    report = dataset.check()
+    assert "train: boxes that stand twice in their image: 1, such as in image 1; remove the second" in report.warnings
+    crowds = "val: all 2 boxes of the class 'car' are crowds or ignore regions; it can't be learnt or measured here"
+    assert crowds in report.warnings
+    (error,) = report.errors
+    assert error.endswith("2_rgb.png: is image 2 and image 91 of train; keep one of them")
+    assert "val: 2 images, 2 boxes (2 car), 2 of them ignored" in report.to_text()

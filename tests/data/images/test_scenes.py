@@ -103,6 +103,19 @@ def test_a_jpeg_is_what_pil_makes_of_it(tmp_path, mode):
         np.testing.assert_allclose(found.numpy().astype(int), expected, atol=2)
 
 
+def test_the_pages_of_a_tiff_are_its_channels_or_it_is_refused(tmp_path):
+    bands = [Image.fromarray(picture(6, 8)[:, :, 0] + i) for i in range(5)]
+    bands[0].save(tmp_path / "a.tiff", save_all=True, append_images=bands[1:])
+    found = read_image(tmp_path / "a.tiff", Sensor(5))
+    np.testing.assert_array_equal(found.numpy(), np.stack([np.asarray(band) for band in bands]))
+    for sensor in (RGB, GREY, DEPTH):
+        with pytest.raises(UserError, match=r"a.tiff: holds 5 pages; the sensor has . channels"):
+            read_image(tmp_path / "a.tiff", sensor)
+    bands[0].save(tmp_path / "b.tiff", save_all=True, append_images=[bands[1].resize((4, 3)), bands[2]])
+    with pytest.raises(UserError, match=r"b.tiff: holds 3 pages"):
+        read_image(tmp_path / "b.tiff", RGB)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tiff"])
 def test_any_orientation_is_applied(tmp_path, orientation, name):

@@ -263,8 +263,8 @@ def _soil(image: Tensor, sensor: Sensor, level: float, generator: torch.Generato
 def _cross_over(image: Tensor, sensor: Sensor, level: float, boxes: Tensor) -> Tensor:
     """Takes `level` of what sets each object apart from what is behind it, which is drawn through from its box's rim.
 
-    So objects become as warm as their surroundings, as at dawn and dusk. The largest go first, so that the rims of
-    smaller ones show no object.
+    So objects become as warm as their surroundings, as at dawn and dusk. The largest go first, in whatever order the
+    boxes come; where they overlap, rims show what is left of the other.
     """
     values = image.to(torch.float32, copy=True)
     _, height, width = image.shape

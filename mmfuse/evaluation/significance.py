@@ -111,7 +111,7 @@ class Matches:
 
     def false_detections(self, score: float = 0.3) -> float:
         """Returns how many detections an image of at least a `score` find no object at IoU 0.5."""
-        false = (((r.score >= score) & ~r.hit[0] & ~r.ignored[0]).sum() for r in self.rankings)
+        false = (((r.score >= score) & ~r.hit[0]).sum() for r in self.rankings)
         return float(sum(false) / self.images)
 
     def average_precision(self, weights: np.ndarray) -> np.ndarray:

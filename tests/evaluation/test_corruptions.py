@@ -332,14 +332,15 @@ def test_crossover_bears_any_boxes():
     assert torch.equal(mended.isnan(), gaps.isnan())
 
 
-def test_crossover_cools_a_large_object_before_a_small_one_in_front_of_it():
-    ground = torch.full((1, 40, 60), 7500.0)
-    boxes = torch.tensor([[20, 15, 30, 25], [10, 5, 40, 35]]) / torch.tensor([60, 40, 60, 40])
-    warm = ground.clone()
+def test_crossover_does_not_ask_in_which_order_boxes_come():
+    boxes = torch.tensor([[36, 15, 46, 25], [10, 5, 40, 35]]) / torch.tensor([60, 40, 60, 40])
+    warm = torch.full((1, 40, 60), 7500.0)
     warm[:, 5:35, 10:40] = 8000
-    warm[:, 15:25, 20:30] = 8500
-    for order in (boxes, boxes.flip(0)):
-        assert torch.allclose(BY_NAME["crossover"](warm, COUNTS, 5, 0, order), ground)
+    warm[:, 15:25, 36:46] = 8500
+    cooled = [BY_NAME["crossover"](warm, COUNTS, 5, 0, order) for order in (boxes, boxes.flip(0))]
+    assert torch.equal(*cooled)
+    assert cooled[0][0, 15:25, 10:46].max() < 8000
+    assert torch.allclose(cooled[0][0, 5:14, 10:36], torch.tensor(7500.0), atol=1)  # rows that only one box has
 
 
 def gaussian(values, sigma):

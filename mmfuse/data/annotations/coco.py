@@ -178,9 +178,6 @@ def _struck(card: Card, image: dict[str, Any], where: str, reading: Reading) -> 
     if not isinstance(struck, list):
         reading.errors.append(f"{where}: struck {struck!r} is not a list; name the modalities that a fault struck")
         return ()
-    for modality in struck:
-        if modality not in card.modalities:
-            reading.errors.append(f"{where}: struck: {unknown_name(modality, card.modalities, 'modality')}")
     return tuple(m for m in card.modalities if m in struck)
 
 

@@ -241,16 +241,12 @@ def test_objects_of_other_modalities_are_checked(tmp_path, objects_of, message):
     assert "image 1" in error
 
 
-@pytest.mark.parametrize(
-    ("struck", "message"),
-    [("rgb", "image 1: struck 'rgb' is not a list"), (["rbg"], "image 1: struck: .*'rbg'.*'rgb'")],
-)
-def test_struck_sensors_are_told_and_checked(tmp_path, struck, message):
-    card = write_split(tmp_path, [make_image(1, struck=["rgb"]), make_image(2)], [])
+def test_struck_sensors_are_told_as_far_as_the_card_knows_them(tmp_path):
+    card = write_split(tmp_path, [make_image(1, struck=["depth", "rgb"]), make_image(2)], [])
     assert [record.struck for record in read_split(card, "train")] == [("rgb",), ()]
     assert coco_split(card, read_split(card, "train"))["images"][0]["struck"] == ["rgb"]
-    card = write_split(tmp_path, [make_image(1, struck=struck)], [])
-    with pytest.raises(UserError, match=message):
+    card = write_split(tmp_path, [make_image(1, struck="rgb")], [])
+    with pytest.raises(UserError, match="image 1: struck 'rgb' is not a list"):
         read_split(card, "train")
 
 

@@ -198,7 +198,7 @@ def check(name: str, found: Tensor, expected: Tensor) -> None:
 def branched(detector: FusionDetector, images: Mapping[str, Tensor]) -> Maps:
     """Runs the backbone of each modality on a stream of its own."""
     main, features = torch.cuda.current_stream(), {}
-    size, presence = detector.checked(images, None)
+    size, presence = detector.checked(images, {})
     streams = {m: torch.cuda.Stream() for m in images}
     for modality, x in images.items():
         streams[modality].wait_stream(main)

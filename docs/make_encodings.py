@@ -6,14 +6,13 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from mmfuse.calibration import Calibration
 from mmfuse.data.images.scenes import prepare_scene
 from mmfuse.embedded.dataset import draw
 from mmfuse.embedded.render import COUNT_AT_ZERO, COUNTS_PER_DEGREE
 from mmfuse.embedded.solids import FAR, NEAR
 from mmfuse.files import write_whole
 from mmfuse.report.pictures import displayable
-from mmfuse.sensor import Sensor
+from mmfuse.sensor import Calibration, Sensor
 
 SIZE = (288, 384)
 SCENE = (0, "train", 9)

@@ -1,6 +1,5 @@
 """Object detection with any number of sensors, fused in one cross-modal weighted BiFPN."""
 
-from mmfuse.calibration import Calibration as Calibration
 from mmfuse.compare import compare as compare
 from mmfuse.convert.archives import unpack as unpack
 from mmfuse.convert.datasets import from_nyu as from_nyu
@@ -28,6 +27,7 @@ from mmfuse.sample import Batch as Batch
 from mmfuse.sample import Detections as Detections
 from mmfuse.sample import Sample as Sample
 from mmfuse.sample import Targets as Targets
+from mmfuse.sensor import Calibration as Calibration
 from mmfuse.sensor import Sensor as Sensor
 from mmfuse.shares import shares as shares
 from mmfuse.training.doubt_calibration import calibrate as calibrate

@@ -61,7 +61,8 @@ class Architecture:
     @classmethod
     def of(cls, spec: Mapping[str, Any]) -> "Architecture":
         """Reads it from what a checkpoint's header says of its detector; options newer than the file have defaults."""
-        return cls(**{f.name: spec[f.name] for f in fields(cls) if f.name in spec})
+        known = {f.name for f in fields(cls)}
+        return cls(**{key: value for key, value in spec.items() if key in known})
 
     @property
     def scale(self) -> scaling.Size:

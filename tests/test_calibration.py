@@ -3,8 +3,8 @@ from dataclasses import asdict
 
 import pytest
 
-from mmfuse.calibration import IDENTITY, Calibration
 from mmfuse.errors import UserError
+from mmfuse.sensor import IDENTITY, Calibration
 
 CAMERA = Calibration((640, 480), (500.0, 510.0, 319.5, 239.5), (0.1, -0.2, 0.0, 0.001))
 TURNED = ((0, -1, 0, 0.5), (1, 0, 0, 0), (0, 0, 1, 2))

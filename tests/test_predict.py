@@ -7,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 
-from mmfuse.calibration import Calibration
 from mmfuse.data.images.decode import read_image
 from mmfuse.data.images.scenes import prepare_scene
 from mmfuse.data.transforms import letterbox
@@ -17,7 +16,7 @@ from mmfuse.model.checkpoint import load, save_detector
 from mmfuse.predict import predict
 from mmfuse.recipes import DataRecipe, ModelRecipe, Recipe
 from mmfuse.run import Run
-from mmfuse.sensor import Sensor
+from mmfuse.sensor import Calibration, Sensor
 from mmfuse.strict_yaml import save_yaml
 
 CAMERA = Calibration((128, 96), (100.0, 100.0, 63.5, 47.5))

@@ -5,11 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mmfuse.calibration import Calibration
 from mmfuse.data.images.encodings import prepare
 from mmfuse.errors import UserError
 from mmfuse.sensor import DEPTH as DEPTH_ENCODINGS
-from mmfuse.sensor import Sensor
+from mmfuse.sensor import Calibration, Sensor
 
 DEPTH = Sensor(1, "inverse_depth", unit=0.001, near=0.5, far=20.0)
 CELSIUS = Sensor(1, "celsius", unit=0.04, range=(-20.0, 60.0))

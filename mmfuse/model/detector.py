@@ -96,7 +96,7 @@ class Detector(nn.Module, ABC):
         Raises:
             UserError: an unknown modality, a shape that doesn't fit, an image without any sensor.
         """
-        size, presence = self.checked(images, present)
+        size, presence = self.checked(images, present or {})
         return self.run(images, size, presence, "off" if self.training else doubt)
 
     @abstractmethod
@@ -193,7 +193,7 @@ class Detector(nn.Module, ABC):
             with torch.inference_mode():
                 device = next(self.parameters()).device
                 encoded = self.normalise({m: x.to(device) for m, x in images.items()})
-                broken = None if doubt == "off" else self._broken(images, encoded, present)
+                broken = None if doubt == "off" else self._broken(images, encoded, present or {})
                 if broken is not None and doubt == "drop":
                     present = {m: ~gone & (present or {}).get(m, ~gone) for m, gone in broken.items()}
                 outputs = self({m: self._pad(m, x) for m, x in encoded.items()}, present, doubt=doubt)
@@ -243,7 +243,7 @@ class Detector(nn.Module, ABC):
         return self._anchors[key]
 
     def _broken(
-        self, images: Mapping[str, Tensor], encoded: Mapping[str, Tensor], present: Mapping[str, Tensor] | None
+        self, images: Mapping[str, Tensor], encoded: Mapping[str, Tensor], present: Mapping[str, Tensor]
     ) -> dict[str, Tensor] | None:
         """Returns which images (B,) of each sensor hold values that aren't finite, or None; integers always are."""
         broken = {
@@ -254,9 +254,7 @@ class Detector(nn.Module, ABC):
         }
         if not any(bool(gone.any()) for gone in broken.values()):
             return None
-        there = {
-            m: present[m].cpu() if present and m in present else torch.ones_like(gone) for m, gone in broken.items()
-        }
+        there = {m: present[m].cpu() if m in present else torch.ones_like(gone) for m, gone in broken.items()}
         left = torch.stack([there[m] & ~gone for m, gone in broken.items()]).any(0)
         if not bool(left.all()):
             row = int((~left).nonzero()[0, 0])
@@ -281,10 +279,11 @@ class Detector(nn.Module, ABC):
         padded[..., :height, :width] = x
         return padded
 
-    def checked(
-        self, images: Mapping[str, Tensor], present: Mapping[str, Tensor] | None
-    ) -> tuple[tuple[int, int], Presence]:
-        """Returns the size (H, W) of encoded images, and which of them have which sensors; see `forward`."""
+    def checked(self, images: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> tuple[tuple[int, int], Presence]:
+        """Returns the size (H, W) of encoded images, and which of them have which sensors; see `forward`.
+
+        A modality that `present` doesn't name is in all images if it is in `images`.
+        """
         _, height, width = self._check(images, {m: s.encoded_channels for m, s in self.sensors.items()})
         if height % self.stride or width % self.stride:
             raise UserError(
@@ -361,7 +360,7 @@ class FusionDetector(Detector):
 
     def maps(self, images: Mapping[str, Tensor]) -> dict[str, Sequence[Tensor]]:
         """Returns what the backbones say of images; see `Detector.maps`."""
-        return self.features(images, self.checked(images, None)[1])
+        return self.features(images, self.checked(images, {})[1])
 
     @property
     def doubts(self) -> Mapping[str, Doubt]:

@@ -183,7 +183,9 @@ def gfrnet(stream: _Stream) -> dict[int, Slot]:
     return out
 
 
-def _repeated(cell: Cell) -> Stack:
+def repeated(cell: Cell) -> Stack:
+    """Returns the pyramid that stacks a cell as often as asked for."""
+
     def stack(stream: _Stream, depth: int) -> dict[int, Slot]:
         out = {}
         for _ in range(depth):
@@ -222,7 +224,7 @@ def m2det(stream: _Stream, depth: int) -> dict[int, Slot]:
 
 PYRAMIDS: dict[str, Stack] = {
     **{
-        cell.__name__: _repeated(cell)
+        cell.__name__: repeated(cell)
         for cell in (bifpn, fpn, panet, simplified_panet, fully_connected, nas_fpn, quad_fpn, stdn, gfrnet)
     },
     "m2det": m2det,

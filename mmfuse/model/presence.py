@@ -141,7 +141,7 @@ class Presence:
 
     @classmethod
     def given(
-        cls, modalities: Sequence[str], images: Mapping[str, Tensor], present: Mapping[str, Tensor] | None
+        cls, modalities: Sequence[str], images: Mapping[str, Tensor], present: Mapping[str, Tensor]
     ) -> "Presence":
         """Reads what a detector of `modalities` is given: a modality that `present` doesn't name is in all images if it
         is in `images`, and in none if it isn't.
@@ -150,7 +150,7 @@ class Presence:
             UserError: an unknown modality, a mask of another shape or type, an image without any sensor.
         """
         batch = len(next(iter(images.values())))
-        if present is None:
+        if not present:
             return cls({m: Rows(batch, m in images) for m in modalities})
         for modality, mask in present.items():
             if modality not in modalities:

@@ -5,14 +5,13 @@ import pytest
 import torch
 from PIL import Image
 
-from mmfuse.calibration import Calibration
 from mmfuse.data.annotations.cards import Card
 from mmfuse.data.images import cache as cache_module
 from mmfuse.data.images.cache import ImageCache
 from mmfuse.data.loader import eval_loader, fill_cache, train_loader
 from mmfuse.errors import UserError
 from mmfuse.recipes import DataRecipe
-from mmfuse.sensor import Sensor
+from mmfuse.sensor import Calibration, Sensor
 
 SENSORS = {"rgb": Sensor(3), "thermal": Sensor(1)}
 RECIPE = DataRecipe(workers=0)

@@ -5,7 +5,6 @@ import pytest
 import torch
 from PIL import Image
 
-from mmfuse.calibration import Calibration
 from mmfuse.data.annotations.records import Objects, Record
 from mmfuse.data.images.decode import read_image
 from mmfuse.evaluation.coco import coco_scores
@@ -13,7 +12,7 @@ from mmfuse.evaluation.corruptions import CORRUPTIONS, faulty
 from mmfuse.evaluation.results import relative_area
 from mmfuse.evaluation.robustness import Trial, Trials, frozen, of_another_scene, suiting
 from mmfuse.sample import Detections
-from mmfuse.sensor import Sensor
+from mmfuse.sensor import Calibration, Sensor
 
 BY_NAME = {c.name: c for c in CORRUPTIONS}
 SENSORS = {"rgb": Sensor(3), "thermal": Sensor(1, range=(0.0, 60000.0), mean=(0.5,), std=(0.2,))}

@@ -84,7 +84,7 @@ def test_where_the_host_does_not_look_weights_are_zero(fusion, monkeypatch):
     torch.testing.assert_close(blind.box_codes, looked.box_codes, rtol=1e-4, atol=1e-4)
     struck["b"][0] = torch.nan
     assert detector(struck).class_logits.isfinite().all()
-    assert count(lambda: detector.run(struck, *detector.checked(struck, None), "drop")).waits == {}
+    assert count(lambda: detector.run(struck, *detector.checked(struck, {}), "drop")).waits == {}
 
 
 @torch.no_grad()

@@ -86,7 +86,7 @@ def test_rows_within_others(one, other, trusted):
 
 def test_it_says_of_every_modality_which_images_have_it():
     images = inputs("ab", batch=4)
-    presence = Presence.given("abc", images, None)
+    presence = Presence.given("abc", images, {})
     assert presence.there == ("a", "b")
     assert presence.plain
     presence = Presence.given("abc", images, {"a": SOME, "c": torch.ones(4, dtype=torch.bool)})
@@ -135,7 +135,7 @@ def outputs(detector, images, presence, off, way):
 def test_what_the_device_doubts_counts_for_as_little_as_what_the_host_leaves_out(options, present):
     detector, images = make("abc", pyramid_depth=2, **options), inputs("abc", batch=4)
     off = DOUBT if present is None else {"a": torch.tensor([True, True, False, True])}
-    presence = Presence.given("abc", images, present)
+    presence = Presence.given("abc", images, present or {})
     with torch.no_grad():
         expected, found = (outputs(detector, images, presence, off, way) for way in ("without", "doubted"))
         anew = detector(images, {m: presence.without(off).rows[m].host for m in "abc"})
@@ -155,6 +155,6 @@ def test_doubt_on_a_device_is_not_waited_for():
     images = {m: x.to("meta") for m, x in inputs("ab", batch=4).items()}
     off = {"a": torch.empty(4, dtype=torch.bool, device="meta")}
     for present in (None, {"b": SOME}):
-        presence = Presence.given("ab", images, present)
+        presence = Presence.given("ab", images, present or {})
         found = count(lambda: outputs(detector, images, presence, off, "doubted"), "meta")  # noqa: B023
         assert not found.waits

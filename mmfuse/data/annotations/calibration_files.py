@@ -7,10 +7,10 @@ from typing import Literal
 
 import numpy as np
 
-from mmfuse.calibration import IDENTITY, Calibration
 from mmfuse.data.annotations.formats import decode
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.files import read_regular
+from mmfuse.sensor import IDENTITY, Calibration
 
 _CAMERAS = ("P0", "P1", "P2", "P3")
 _SCANNER = "Tr_velo_to_cam"

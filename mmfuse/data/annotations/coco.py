@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from mmfuse.calibration import Calibration
 from mmfuse.data.annotations.cards import Card, inside
 from mmfuse.data.annotations.formats import decode
 from mmfuse.data.annotations.layout import (
@@ -28,6 +27,7 @@ from mmfuse.data.annotations.records import (
 )
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.files import read_regular
+from mmfuse.sensor import Calibration
 from mmfuse.strict_yaml import build, plain
 
 _NAN = float("nan")

@@ -10,7 +10,6 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
-from mmfuse.calibration import Calibration
 from mmfuse.data.annotations.calibration_files import read_calibration
 from mmfuse.data.annotations.cards import Card, Layout, Split, inside
 from mmfuse.data.annotations.formats import decode
@@ -20,6 +19,7 @@ from mmfuse.data.annotations.templates import fill, matcher, placeholders, wildc
 from mmfuse.data.annotations.timestamps import match
 from mmfuse.errors import UserError
 from mmfuse.files import open_regular, read_regular
+from mmfuse.sensor import Calibration
 
 _TURNED = (5, 6, 7, 8)
 _ORIENTATION = 0x0112

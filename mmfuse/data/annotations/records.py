@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from mmfuse.calibration import Calibration
 from mmfuse.data.annotations.cards import Card
 from mmfuse.errors import unknown_name
 from mmfuse.recipes import Recipe
-from mmfuse.sensor import Sensor
+from mmfuse.sensor import Calibration, Sensor
 
 _TOO_LARGE = 1e9
 

@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmfuse.calibration import Calibration
 from mmfuse.errors import UserError
-from mmfuse.sensor import WHOLE_IMAGE, Sensor
+from mmfuse.sensor import WHOLE_IMAGE, Calibration, Sensor
 
 _TILES = 8
 _BINS = 256

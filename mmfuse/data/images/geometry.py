@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmfuse.calibration import Calibration, Matrix
 from mmfuse.errors import UserError
+from mmfuse.sensor import Calibration, Matrix
 
 _JUMP = 0.03  # share of 1 / z by which neighbours on one surface may differ
 _SHADOW = 0.03  # share of its distance that something must lie nearer to hide a place

@@ -9,11 +9,10 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from mmfuse.calibration import Calibration
 from mmfuse.data.images.decode import read_image
 from mmfuse.data.images.encodings import prepare
 from mmfuse.data.images.registration import register
-from mmfuse.sensor import Sensor
+from mmfuse.sensor import Calibration, Sensor
 
 
 def prepare_scene(

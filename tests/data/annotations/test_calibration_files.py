@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmfuse.calibration import IDENTITY
 from mmfuse.data.annotations.calibration_files import kitti, open3d_json, read_calibration, sunrgbd
 from mmfuse.errors import UserError
+from mmfuse.sensor import IDENTITY
 
 KITTI = b"""P0: 700 0 600 0 0 710 180 0 0 0 1 0
 P1: 700 0 600 -378 0 710 180 0 0 0 1 0

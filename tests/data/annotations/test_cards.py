@@ -3,10 +3,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mmfuse.calibration import Calibration
 from mmfuse.data.annotations.cards import Split, load_card
 from mmfuse.errors import UserError
-from mmfuse.sensor import Sensor
+from mmfuse.sensor import Calibration, Sensor
 
 REPOSITORY = Path(__file__).parents[3]
 

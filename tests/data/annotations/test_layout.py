@@ -9,7 +9,6 @@ import pytest
 import yaml
 from PIL import Image
 
-from mmfuse.calibration import Calibration
 from mmfuse.data.annotations.cards import load_card
 from mmfuse.data.annotations.coco import coco_card, coco_split
 from mmfuse.data.annotations.layout import image_size
@@ -18,6 +17,7 @@ from mmfuse.data.annotations.records import split_digest
 from mmfuse.data.checks.check import check
 from mmfuse.data.images.measuring import measure
 from mmfuse.errors import UserError
+from mmfuse.sensor import Calibration
 from mmfuse.strict_yaml import save_yaml
 
 FAST = ["10.00", "10.10", "10.20", "10.30", "10.40"]

@@ -9,13 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from mmfuse.calibration import Calibration
 from mmfuse.data.annotations.records import Record
 from mmfuse.data.images import cache as cache_module
 from mmfuse.data.images.cache import CacheError, ImageCache
 from mmfuse.data.images.samples import read_record
 from mmfuse.errors import UserError
-from mmfuse.sensor import Sensor
+from mmfuse.sensor import Calibration, Sensor
 
 CAMERA = Calibration((32, 24), (30.0, 30.0, 15.5, 11.5))
 SENSORS = {

@@ -5,10 +5,9 @@ import pytest
 import torch
 from matplotlib import colormaps
 
-from mmfuse.calibration import Calibration
 from mmfuse.data.images.encodings import prepare
 from mmfuse.errors import UserError
-from mmfuse.sensor import WHOLE_IMAGE, Sensor
+from mmfuse.sensor import WHOLE_IMAGE, Calibration, Sensor
 
 CAMERA = Calibration((64, 48), (60.0, 62.0, 31.0, 24.5))
 NORMALS = Sensor(1, "normals", unit=1.0)

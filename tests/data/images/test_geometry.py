@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from mmfuse.calibration import Calibration
 from mmfuse.data.annotations.calibration_files import read_calibration
 from mmfuse.data.images.geometry import project_points, register_depth, warp_by_homography, warp_through_depth
 from mmfuse.errors import UserError
+from mmfuse.sensor import Calibration
 
 CENTIMETRE = 0.01
 BARREL = (-0.3, 0.12, 0.002, -0.003, -0.02)

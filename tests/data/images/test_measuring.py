@@ -5,13 +5,12 @@ import pytest
 import torch
 from PIL import Image
 
-from mmfuse.calibration import Calibration
 from mmfuse.data.annotations.records import Record
 from mmfuse.data.images.measuring import measure
 from mmfuse.data.loader import eval_loader
 from mmfuse.errors import UserError
 from mmfuse.recipes import DataRecipe
-from mmfuse.sensor import Sensor
+from mmfuse.sensor import Calibration, Sensor
 
 SENSORS = {"rgb": Sensor(3), "thermal": Sensor(1)}
 SKIP = DataRecipe(workers=0, on_bad_sample="skip")

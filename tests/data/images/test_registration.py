@@ -4,12 +4,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mmfuse.calibration import Calibration
 from mmfuse.data.images.registration import register
 from mmfuse.data.transforms import letterbox
 from mmfuse.errors import UserError
 from mmfuse.recipes import DataRecipe
-from mmfuse.sensor import Sensor
+from mmfuse.sensor import Calibration, Sensor
 
 REFERENCE = Calibration((160, 120), (150, 150, 79.5, 59.5))
 ASIDE = Calibration((160, 120), (150, 150, 79.5, 59.5), pose=((1, 0, 0, 0.2), (0, 1, 0, 0), (0, 0, 1, 0)))

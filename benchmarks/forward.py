@@ -19,8 +19,8 @@ from benchmarks.side_by_side import LAYOUTS, device, fastest, side_by_side
 Sides = dict[str, Callable[[], Any]]
 """A network by memory layout."""
 
-TIME = {"mmfuse": Bar(1.0, 0.85), "mmfuse, fused": Bar(0.8, 0.65)}
-CALLS = {"mmfuse": Bar(0.6), "mmfuse, fused": Bar(0.35)}
+TIME = {"mmfuse": Bar(1.0, 0.85), "mmfuse, folded": Bar(0.8, 0.65)}
+CALLS = {"mmfuse": Bar(0.6), "mmfuse, folded": Bar(0.35)}
 
 
 def measure(rounds: int = 11, size: str = "d0", side: int = 512, batch: int = 1, classes: int = 90) -> list[Row]:
@@ -50,7 +50,7 @@ def sides(size: str, side: int, batch: int, classes: int) -> dict[str, Sides]:
         outputs = network({"rgb": x})
         return outputs.class_logits, outputs.box_codes
 
-    networks = {"effdet": (model, theirs), "mmfuse": (detector, ours), "mmfuse, fused": (detector.folded(), ours)}
+    networks = {"effdet": (model, theirs), "mmfuse": (detector, ours), "mmfuse, folded": (detector.folded(), ours)}
     found: dict[str, Sides] = {}
     for name, (network, run) in networks.items():
         found[name] = {}

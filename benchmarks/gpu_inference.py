@@ -128,9 +128,9 @@ def ways(case: Case, notes: Notes) -> dict[str, Run]:
         .contiguous(memory_format=torch.channels_last)
         for m in detector.modalities
     }
-    fused = detector.folded().to(dtype)
+    folded = detector.folded().to(dtype)
     plain = detector.to(dtype)
-    grid = fused.anchors((case.side, case.side))
+    grid = folded.anchors((case.side, case.side))
 
     def network(model: nn.Module) -> Maps:
         outputs = model(images)
@@ -152,14 +152,14 @@ def ways(case: Case, notes: Notes) -> dict[str, Run]:
 
         networks["effdet"] = joined
     networks["eager"] = lambda: network(plain)
-    networks["fused"] = lambda: network(fused)
+    networks["folded"] = lambda: network(folded)
     if graphs and case.count > 1:
-        networks["fused, branches on streams"] = lambda: branched(fused, images)
-    decoders = {"eager": decoded, "fused": decoded}
+        networks["folded, branches on streams"] = lambda: branched(folded, images)
+    decoders = {"eager": decoded, "folded": decoded}
     if case.compiled:
         compiled = torch.compile(network, fullgraph=True, dynamic=False)
         baseline = next(iter(networks))
-        networks = {baseline: networks[baseline], "compiled": lambda: compiled(fused)}
+        networks = {baseline: networks[baseline], "compiled": lambda: compiled(folded)}
         decoders = {"compiled": torch.compile(decoded, fullgraph=True, dynamic=False)}
     pool = torch.cuda.graph_pool_handle() if graphs else None
     sides: dict[str, Run] = {}

@@ -29,20 +29,23 @@ def measure(
     rounds: int = 11, size: str = "d0", side: int = 512, classes: int = 90, largest: int = SIDES[-1]
 ) -> Iterator[Row]:
     """Measures growth with modalities at `side` pixels, with pixels up to `largest`, and with objects."""
-    for form, detectors in {"eager": _detectors(size, classes), "fused": _detectors(size, classes, fused=True)}.items():
+    for form, detectors in {
+        "eager": _detectors(size, classes),
+        "folded": _detectors(size, classes, folded=True),
+    }.items():
         yield from modalities(form, detectors, side, rounds)
         yield from pixels(form, detectors[0], [x for x in SIDES if x <= largest], rounds)
         yield from objects(form, detectors[0], side, rounds)
 
 
-def _detectors(size: str, classes: int, *, fused: bool = False) -> list[FusionDetector]:
+def _detectors(size: str, classes: int, *, folded: bool = False) -> list[FusionDetector]:
     """Returns the detectors of the first modality, of the first two, and so on."""
     found = []
     for count in range(1, len(MODALITIES) + 1):
         torch.manual_seed(0)
         detector = create_detector(size, dict.fromkeys(MODALITIES[:count], 3), classes).eval()
         assert isinstance(detector, FusionDetector)
-        found.append((detector.folded() if fused else detector).to(device()).to(memory_format=torch.channels_last))
+        found.append((detector.folded() if folded else detector).to(device()).to(memory_format=torch.channels_last))
     return found
 
 

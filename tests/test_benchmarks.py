@@ -122,17 +122,17 @@ def test_the_benchmarks_beside_effdet_run_small(tmp_path, name, counted):
 
 def test_the_benchmark_of_forward_runs_small(tmp_path):
     result = run(tmp_path, "forward", *SMALL)
-    assert names(result, "time") == ["effdet", "mmfuse", "mmfuse, fused", "mmfuse again"]
-    assert names(result, "ATen calls") == ["effdet", "mmfuse", "mmfuse, fused"]
+    assert names(result, "time") == ["effdet", "mmfuse", "mmfuse, folded", "mmfuse again"]
+    assert names(result, "ATen calls") == ["effdet", "mmfuse", "mmfuse, folded"]
     assert {row["layout"] for row in result["rows"] if row["measure"] == "time"} <= {"contiguous", "channels last"}
     bars = {
         (row["measure"], row["name"]): (row["bar"]["must"], row["bar"]["aim"]) for row in result["rows"] if row["bar"]
     }
     assert bars == {
         ("time", "mmfuse"): (1.0, 0.85),
-        ("time", "mmfuse, fused"): (0.8, 0.65),
+        ("time", "mmfuse, folded"): (0.8, 0.65),
         ("ATen calls", "mmfuse"): (0.6, None),
-        ("ATen calls", "mmfuse, fused"): (0.35, None),
+        ("ATen calls", "mmfuse, folded"): (0.35, None),
     }
 
 
@@ -196,7 +196,7 @@ def test_another_process_has_as_many_threads():
 def test_the_benchmark_of_growth_runs_small(tmp_path):
     small = ("--size", "d-4", "--side", "128", "--rounds", "2", "--largest", "512")
     result = run(tmp_path, "growth", *small)
-    for form in ("eager", "fused"):
+    for form in ("eager", "folded"):
         assert names(result, form) == [
             "backbone / one modality",
             "two modalities / two single detectors",

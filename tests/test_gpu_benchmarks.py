@@ -36,9 +36,9 @@ def test_inference_runs_small_without_effdet(tmp_path, capsys, without_effdet, m
     result, rows = rows_of(tmp_path)
     assert result["command"] == "python -m benchmarks gpu_inference --small --minutes 7.0 --threads 1"
     for measure in ("d-4, 1 modality, batch 1: latency", "d-4, 2 modalities, batch 2: throughput"):
-        for name in ("eager", "eager, with NMS", "fused", "fused, with NMS"):
+        for name in ("eager", "eager, with NMS", "folded", "folded, with NMS"):
             assert rows[measure, name]["value"] > 0
-    assert "fused, with NMS" in capsys.readouterr().out
+    assert "folded, with NMS" in capsys.readouterr().out
 
 
 def test_inference_says_that_effdet_is_missing(without_effdet):
@@ -160,6 +160,6 @@ def test_every_way_runs_on_a_gpu():
     with torch.no_grad():
         sides = {name: run for how in (False, True) for name, run in ways(Case("d-4", 2, 2, 128, how), notes).items()}
     assert notes.lines == []
-    names = ("eager", "fused", "compiled", "fused, branches on streams")
+    names = ("eager", "folded", "compiled", "folded, branches on streams")
     assert {f"{name}, graph" for name in names} <= sides.keys()
-    assert gpu.kernels(sides["fused, graph"])[0] > 10
+    assert gpu.kernels(sides["folded, graph"])[0] > 10

@@ -51,10 +51,11 @@ def from_effdet(
 ) -> Conversion:
     """Writes a detector, which `mmfuse.load` reads, with the weights of an EfficientDet of effdet's.
 
-    The structure is told by the weights: see `structure`, and `weights.import_effdet` for what several modalities get.
+    The structure is told by the weights: see `structure`, and `effdet_weights.import_effdet` for what several
+    modalities get.
 
     Args:
-        source: a name of `weights.PUBLISHED`, or a file.
+        source: a name of `effdet_weights.PUBLISHED`, or a file.
         out: the detector, .safetensors.
         size: as for `create_detector`, where the weights don't tell it.
         modalities: channels of each modality, {"rgb": 3} if None.

@@ -41,7 +41,7 @@ class BoxEnsemble(Detector):
 
     How the scores become probabilities is kept in buffers, so a checkpoint has it: `slopes` and `offsets` (M,), in the
     order of `modalities`, and `prior` (), see `merge_boxes`. At first members are taken at their word, with the prior
-    that the class head starts from; `train.score_calibration` fits all three on a validation split.
+    that the class head starts from; `training.score_calibration` fits all three on a validation split.
     """
 
     slopes: Tensor

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from pycocotools import mask
 
 from mmfuse.data.annotations.records import Record
 from mmfuse.errors import UserError
@@ -58,6 +57,8 @@ def overlaps(found: np.ndarray, boxes: np.ndarray, over_found: np.ndarray | bool
     Where `over_found` (N,) is True the intersection is divided by the area of the found box alone, so that a detection
     anywhere in a large region overlaps it fully. A box without area overlaps nothing.
     """
+    from pycocotools import mask
+
     if not (len(found) and len(boxes)):
         return np.zeros((len(found), len(boxes)))
     ours, theirs = (

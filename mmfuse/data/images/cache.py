@@ -30,7 +30,6 @@ _PREPARING = (
     "resizing.py",
     "geometry.py",
     "../../sensor.py",
-    "../../calibration.py",
 )
 
 

@@ -153,7 +153,6 @@ VIEW = f"SUNRGBD/{KINECT}"
         (lambda r: (r / VIEW / "image/0000121.jpg").write_text("x"), ["0000121.jpg: is not an image"]),
         (lambda r: (r / VIEW / "intrinsics.txt").unlink(), ["intrinsics.txt: No such file"]),
         (lambda r: (r / VIEW / "intrinsics.txt").write_text("1 2 3"), ["intrinsics.txt: intrinsics: holds 3 numbers"]),
-        (lambda r: write_boxes(r, BOXES | {NYU: [("bed", (1, 2, 3))]}), [f"{NYU}: object 1: box nan", "four finite"]),
         (
             lambda r: write_lists(r, LISTS | {"val": [NYU, NYU]}),
             ["val(2): the entry 'kv1/NYUdata/NYU0001' stands twice"],

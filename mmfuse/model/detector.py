@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmfuse.errors import UserError, unknown_name
-from mmfuse.model.doubt import Doubt, Doubting, Judgement, check_doubting
+from mmfuse.model.doubt import Doubt, Doubting, Judgement, broken_sensors, check_doubting
 from mmfuse.model.heads import Head, Heads, anchors, grids
 from mmfuse.model.layers import Foldable
 from mmfuse.model.losses import detection_loss
@@ -193,14 +193,14 @@ class Detector(nn.Module, ABC):
             with torch.inference_mode():
                 device = next(self.parameters()).device
                 encoded = self.normalise({m: x.to(device) for m, x in images.items()})
-                broken = None if doubt == "off" else self._broken(images, encoded, present or {})
+                broken = None if doubt == "off" else broken_sensors(images, encoded, present or {})
                 if broken is not None and doubt == "drop":
                     present = {m: ~gone & (present or {}).get(m, ~gone) for m, gone in broken.items()}
                 outputs = self({m: self._pad(m, x) for m, x in encoded.items()}, present, doubt=doubt)
                 found = self.decode(outputs, (height, width), selection)
                 judgement = outputs.judgement
                 if broken is not None:
-                    judgement = self._with_broken(judgement, broken, doubt)
+                    judgement = Judgement.with_broken(judgement, broken, self.modalities, doubt)
                 return found if judgement is None else judgement.tell(found, self.modalities)
         finally:
             for module in training:
@@ -241,34 +241,6 @@ class Detector(nn.Module, ABC):
         if key not in self._anchors:
             self._anchors[key] = anchors(*size, self.levels, self.anchor_scale, device)
         return self._anchors[key]
-
-    def _broken(
-        self, images: Mapping[str, Tensor], encoded: Mapping[str, Tensor], present: Mapping[str, Tensor]
-    ) -> dict[str, Tensor] | None:
-        """Returns which images (B,) of each sensor hold values that aren't finite, or None; integers always are."""
-        broken = {
-            m: torch.zeros(len(x), dtype=torch.bool)
-            if not images[m].is_floating_point()
-            else ~x.flatten(1).sum(1).isfinite().cpu()
-            for m, x in encoded.items()
-        }
-        if not any(bool(gone.any()) for gone in broken.values()):
-            return None
-        there = {m: present[m].cpu() if m in present else torch.ones_like(gone) for m, gone in broken.items()}
-        left = torch.stack([there[m] & ~gone for m, gone in broken.items()]).any(0)
-        if not bool(left.all()):
-            row = int((~left).nonzero()[0, 0])
-            names = ", ".join(m for m, gone in broken.items() if gone[row])
-            raise UserError(
-                f"images: {names} of image {row} holds values that aren't finite, and no other sensor is there"
-            )
-        return broken
-
-    def _with_broken(self, judgement: Judgement | None, broken: Mapping[str, Tensor], doubt: Doubting) -> Judgement:
-        gone = torch.stack([broken.get(m, torch.zeros_like(next(iter(broken.values())))) for m in self.modalities], 1)
-        doubts = torch.full(gone.shape, torch.nan) if judgement is None else judgement.doubts.float().cpu()
-        dropped = torch.zeros_like(gone) if judgement is None else judgement.dropped.cpu()
-        return Judgement(doubts.masked_fill(gone, torch.inf), dropped | (gone & (doubt == "drop")))
 
     def _pad(self, modality: str, x: Tensor) -> Tensor:
         stride, (batch, _, height, width) = self.stride, x.shape

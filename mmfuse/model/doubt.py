@@ -1,7 +1,7 @@
 """Doubt: how far a sensor's features are from what training saw, and which sensors aren't believed for it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -108,6 +108,17 @@ class Judgement:
         alone = (there & ~doubted).sum(1, keepdim=True) == 0
         return Judgement(doubts, doubted & ~torch.zeros_like(doubted).scatter(1, least, alone))
 
+    @staticmethod
+    def with_broken(
+        judgement: "Judgement | None", broken: Mapping[str, Tensor], modalities: Sequence[str], doubting: Doubting
+    ) -> "Judgement":
+        """Adds to what is thought of `modalities`, None for nothing, that `broken` ones (B,) are never believed."""
+        sound = torch.zeros_like(next(iter(broken.values())))
+        gone = torch.stack([broken.get(m, sound) for m in modalities], 1)
+        doubts = torch.full(gone.shape, torch.nan) if judgement is None else judgement.doubts.float().cpu()
+        dropped = torch.zeros_like(gone) if judgement is None else judgement.dropped.cpu()
+        return Judgement(doubts.masked_fill(gone, torch.inf), dropped | (gone & (doubting == "drop")))
+
     def tell(self, found: Sequence[Detections], modalities: Sequence[str]) -> list[Detections]:
         """Returns the detections of the batch's images with what is thought of the sensors of each."""
         doubts, dropped = self.doubts.tolist(), self.dropped.tolist()
@@ -129,3 +140,32 @@ def check_doubting(doubt: str) -> None:
     """
     if doubt not in get_args(Doubting):
         raise UserError(f"doubt: {unknown_name(doubt, get_args(Doubting), 'way to doubt')}")
+
+
+def broken_sensors(
+    images: Mapping[str, Tensor], encoded: Mapping[str, Tensor], present: Mapping[str, Tensor]
+) -> dict[str, Tensor] | None:
+    """Returns which images (B,) of each sensor hold values that aren't finite once `encoded`, None for none of all.
+
+    Integers always are. The host reads it.
+
+    Raises:
+        UserError: no sensor of an image is left.
+    """
+    broken = {
+        m: torch.zeros(len(x), dtype=torch.bool)
+        if not images[m].is_floating_point()
+        else ~x.flatten(1).sum(1).isfinite().cpu()
+        for m, x in encoded.items()
+    }
+    if not any(bool(gone.any()) for gone in broken.values()):
+        return None
+    there = {m: present[m].cpu() if m in present else torch.ones_like(gone) for m, gone in broken.items()}
+    left = torch.stack([there[m] & ~gone for m, gone in broken.items()]).any(0)
+    if not bool(left.all()):
+        row = int((~left).nonzero()[0, 0])
+        names = ", ".join(m for m, gone in broken.items() if gone[row])
+        raise UserError(
+            f"images: {names} of image {row} holds values that aren't finite, and no other sensor is there; mend it"
+        )
+    return broken

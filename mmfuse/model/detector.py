@@ -8,11 +8,12 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.export import register_dataclass
 
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.model.doubt import Doubt, Doubting, Judgement, broken_sensors, check_doubting
 from mmfuse.model.heads import Head, Heads, anchors, grids
-from mmfuse.model.layers import Foldable
+from mmfuse.model.layers import Exact, Foldable
 from mmfuse.model.losses import detection_loss
 from mmfuse.model.postprocess import DEFAULT, Selection, decode, decode_padded
 from mmfuse.model.presence import Presence
@@ -40,7 +41,10 @@ class Outputs:
     judgement: Judgement | None = None
 
 
-class Detector(nn.Module, ABC):
+register_dataclass(Outputs)
+
+
+class Detector(Exact, ABC):
     """What every detector has: its sensors and classes, the checks of what it is given, and `detect`.
 
     Images of modality m are (B, C_m, H, W), of one height and width in all modalities, multiples of
@@ -75,6 +79,11 @@ class Detector(nn.Module, ABC):
         return 2 ** self.levels[-1]
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The type in which the network computes: that of its weights."""
+        return next(self.parameters()).dtype
+
+    @property
     def modalities(self) -> tuple[str, ...]:
         """The modalities that the detector can read."""
         return tuple(self.sensors)
@@ -88,6 +97,9 @@ class Detector(nn.Module, ABC):
     ) -> Any:
         """Runs the network on encoded, normalised images (see `normalise`) and returns what `loss` and `decode` take.
 
+        It runs in the type of its weights, to which images are cast, so a detector can be cast to bfloat16 or half; how
+        pixels are encoded, and what judges sensors, stay in float32.
+
         In eval mode, and where the detector was calibrated for it (`mmfuse.calibrate`), each sensor of each image is
         judged by its features, and `doubt` says what comes of it: see `doubt.Doubting`. On a CPU the rest of the
         network doesn't run for what was dropped; elsewhere, and compiled, its weights are zero and the host doesn't
@@ -97,6 +109,7 @@ class Detector(nn.Module, ABC):
             UserError: an unknown modality, a shape that doesn't fit, an image without any sensor.
         """
         size, presence = self.checked(images, present or {})
+        images = {m: x.to(self.dtype) for m, x in images.items()}
         return self.run(images, size, presence, "off" if self.training else doubt)
 
     @abstractmethod
@@ -239,7 +252,8 @@ class Detector(nn.Module, ABC):
         device = next(self.parameters()).device
         key = (*size, device)
         if key not in self._anchors:
-            self._anchors[key] = anchors(*size, self.levels, self.anchor_scale, device)
+            with torch.inference_mode(False):  # so that training may use what detecting made
+                self._anchors[key] = anchors(*size, self.levels, self.anchor_scale, device)
         return self._anchors[key]
 
     def _pad(self, modality: str, x: Tensor) -> Tensor:

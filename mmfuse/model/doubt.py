@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.export import register_dataclass
 
 from mmfuse.errors import UserError, unknown_name
+from mmfuse.model.layers import Exact
 from mmfuse.sample import Detections
 
 Doubting = Literal["drop", "report", "off"]
@@ -18,7 +20,7 @@ SHRINKAGE = 0.2
 """How far the covariance is drawn to that of features that are independent."""
 
 
-class Doubt(nn.Module):
+class Doubt(Exact):
     """Judges one sensor of each image by its backbone's finest map; from 1 on the sensor isn't believed.
 
     An image is described by the mean and the logarithm of the deviation of every channel over its places. What is told
@@ -130,6 +132,9 @@ class Judgement:
             )
             for one, values, lost in zip(found, doubts, dropped, strict=True)
         ]
+
+
+register_dataclass(Judgement)
 
 
 def check_doubting(doubt: str) -> None:

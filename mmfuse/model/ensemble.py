@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import register_dataclass
 from torch.nn.utils.rnn import pad_sequence
 
 from mmfuse import boxes as box_maths
@@ -32,6 +33,9 @@ class EnsembleOutputs:
     batch: int
     size: tuple[int, int]
     judgement: Judgement | None = None
+
+
+register_dataclass(EnsembleOutputs)
 
 
 class BoxEnsemble(Detector):

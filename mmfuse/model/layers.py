@@ -4,7 +4,8 @@ A batch norm with an activation keeps one map for the backward pass instead of t
 """
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,18 @@ _ACTIVATIONS: dict[type[nn.Module], tuple[Any, Any]] = {
     nn.Hardswish: (F.hardswish, torch.ops.aten.hardswish_backward),
 }
 """Activations whose gradient needs what they read: the function, and its gradient."""
+
+
+class Exact(nn.Module):
+    """A module whose own buffers stay float32, whatever type it is cast to: what measures pixels is not rounded."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        exact = {name: x for name, x in self.named_buffers(recurse=False) if x.dtype == torch.float32}
+        super()._apply(fn, recurse)
+        for name, before in exact.items():
+            if (now := self.get_buffer(name)).dtype != before.dtype:
+                setattr(self, name, before.to(now.device))
+        return self
 
 
 class NormAct(BatchNormAct2d):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.export import register_dataclass
 
 from mmfuse.errors import UserError, unknown_name
-from mmfuse.model.doubt import Doubt, Doubting, Judgement, broken_sensors, check_doubting
+from mmfuse.model.doubt import Doubt, Doubting, Judgement, blank, broken_sensors, check_doubting
 from mmfuse.model.heads import Head, Heads, anchors, grids
 from mmfuse.model.layers import Exact, Foldable
 from mmfuse.model.losses import detection_loss
@@ -341,7 +341,7 @@ class FusionDetector(Detector):
         features = self.features(images, presence)
         if doubt == "off" or not self.doubts:
             return self.merge(features, size, presence)
-        judgement = self._judge(features, presence, doubt)
+        judgement = self._judge(images, features, presence, doubt)
         return replace(self.merge(features, size, self._believed(judgement, presence)), judgement=judgement)
 
     def maps(self, images: Mapping[str, Tensor]) -> dict[str, Sequence[Tensor]]:
@@ -360,11 +360,20 @@ class FusionDetector(Detector):
         device = next(self.parameters()).device
         self.judges = nn.ModuleDict({m: Doubt(self.pyramid.channels[m][0]).to(device) for m in self.modalities})
 
-    def _judge(self, features: Mapping[str, Sequence[Tensor]], presence: Presence, doubt: Doubting) -> Judgement:
+    def _judge(
+        self,
+        images: Mapping[str, Tensor],
+        features: Mapping[str, Sequence[Tensor]],
+        presence: Presence,
+        doubt: Doubting,
+    ) -> Judgement:
         device = next(iter(features.values()))[0].device
         there = torch.stack([presence.rows[m].on(device).expand(presence.batch) for m in self.modalities], 1)
         unknown = torch.full((presence.batch,), torch.nan, device=device)
-        doubts = [self.doubts[m](features[m][0]) if m in features else unknown for m in self.modalities]
+        doubts = [
+            torch.where(blank(images[m]), torch.inf, self.doubts[m](features[m][0])) if m in features else unknown
+            for m in self.modalities
+        ]
         return Judgement.of(torch.stack(doubts, 1).masked_fill(~there, torch.nan), there, doubt)
 
     def _believed(self, judgement: Judgement, presence: Presence) -> Presence:

@@ -20,6 +20,9 @@ SHRINKAGE = 0.2
 """How far the covariance is drawn to that of features that are independent."""
 
 
+_MOST_PADDING = 0.9
+
+
 class Doubt(Exact):
     """Judges one sensor of each image by its backbone's finest map; from 1 on the sensor isn't believed.
 
@@ -87,6 +90,18 @@ def describe(finest: Tensor) -> Tensor:
     """Returns the mean and the logarithm of the deviation of every channel of a map (B, C, h, w), (B, 2 C) float32."""
     variance, mean = torch.var_mean(finest.float(), (2, 3), correction=0)
     return torch.cat((mean, torch.log(variance.sqrt() + 1e-3)), 1)
+
+
+def blank(images: Tensor) -> Tensor:
+    """Returns which images (B,) of (B, C, H, W) are one value throughout, but for whole rows and columns (padding).
+
+    Such a sensor says nothing, however near its features are to training's: where all are doubted, it isn't the one to
+    keep. Every fourth row is looked at.
+    """
+    looked_at = images[..., ::4, :]
+    other = (looked_at != looked_at[..., :1, :1]).any(1)
+    in_rows_and_columns = (other == (other[:, :1] | other[..., :1])).flatten(1).all(1)
+    return in_rows_and_columns & (other.flatten(1).float().mean(1) < _MOST_PADDING)
 
 
 @dataclass(frozen=True)

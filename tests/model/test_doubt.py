@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mmfuse.model.doubt import Doubt, describe
+from mmfuse.model.doubt import Doubt, blank, describe
 
 CHANNELS = 12
 
@@ -79,3 +79,15 @@ def test_it_judges_in_float32_under_autocast(fitted):
     with torch.autocast("cpu", torch.bfloat16):
         found = fitted(given)
     torch.testing.assert_close(found, fitted(given), rtol=0, atol=0)
+
+
+def test_what_is_one_value_throughout_is_blank_padded_or_not():
+    images = torch.randn(6, 3, 32, 40, generator=torch.Generator().manual_seed(7))
+    images[1] = images[1, :, :1, :1].clone()
+    images[2] = 0.5
+    images[2, :, 24:] = images[2, :, :, 30:] = 0.0
+    images[3] = 0.5
+    images[3, 1, 16, 20] = 0.6
+    images[4, 1:] = 0.25
+    images[5] = torch.nan
+    assert blank(images).tolist() == [False, True, True, False, False, False]

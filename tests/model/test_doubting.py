@@ -169,5 +169,28 @@ def test_unknown_words_and_impossible_doubts_are_one_line():
 def test_judging_costs_little():
     detector, images = doubtful(), usual(batch=1)
     on, off = (count(lambda doubt=doubt: detector(images, doubt=doubt)) for doubt in ("drop", "off"))
-    assert on.calls.total() - off.calls.total() <= 60 * len(images)
+    assert on.calls.total() - off.calls.total() <= 72 * len(images)
     assert on.bytes.total() - off.bytes.total() < 0.01 * off.bytes.total()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_of_two_doubted_sensors_a_blank_one_is_not_kept(placement):
+    detector, images = doubtful(placement=placement), usual(batch=2)
+    for own in detector.doubts.values():
+        own.threshold.fill_(1e-3)
+    constant = images["a"].clone()
+    constant[1] = 0.3
+    outputs = detector(images | {"a": constant})
+    doubts = outputs.judgement.doubts
+    assert (doubts >= 1).all()
+    assert doubts.isinf().tolist() == [[False, False], [True, False]]
+    assert outputs.judgement.dropped[1].tolist() == [True, False]
+
+
+@torch.no_grad()
+def test_a_blank_sensor_that_is_the_only_one_is_kept():
+    detector = doubtful()
+    judgement = detector({"a": torch.full_like(usual(batch=1)["a"], 0.3)}).judgement
+    assert judgement.doubts[0].tolist()[0] == math.inf
+    assert not judgement.dropped.any()

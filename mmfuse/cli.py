@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+import mmfuse
 from mmfuse.compare import compare
 from mmfuse.convert.archives import unpack
 from mmfuse.convert.datasets import ConvertedCard, from_nyu, from_ultralytics, to_coco
@@ -65,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mmfuse", description="Detect objects with any number of sensors.")
+    parser.add_argument("--version", action="version", version=f"mmfuse {mmfuse.__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
     def verb(name: str, run: Callable[..., int], text: str, as_json: bool = True) -> argparse.ArgumentParser:

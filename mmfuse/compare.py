@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from mmfuse.data.annotations.cards import card_of
@@ -322,6 +321,8 @@ def gmacs(detector: Detector, size: tuple[int, int]) -> float:
 
     That is what runs: it has the places between packed levels too, 1 or 2 % more than the architecture.
     """
+    from torch.utils.flop_counter import FlopCounterMode
+
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         detector(_blank(detector, size))
     return counter.get_total_flops() / 2e9

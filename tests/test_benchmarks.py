@@ -1,9 +1,7 @@
 import json
 import time
-import tomllib
 from importlib.metadata import PackageNotFoundError
 from itertools import count
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,7 +103,6 @@ def test_the_loaders_that_are_compared_give_alike_samples(tmp_path):
     assert all(boxes.shape[1] == 4 for boxes in (*theirs["boxes"], *batch.targets.boxes))
 
 
-PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 WAYS = ["effdet", "mmfuse", "mmfuse again"]
 SMALL = ("--side", "128", "--batch", "2", "--classes", "7", "--rounds", "2")
 
@@ -317,7 +314,7 @@ def test_versions_are_told_of_a_package_that_is_not_installed(monkeypatch):
 
     monkeypatch.setattr(results, "version", lacking)
     found = results.versions()
-    assert found["mmfuse"] == mmfuse.__version__ == tomllib.loads(PROJECT.read_text())["project"]["version"]
+    assert found["mmfuse"] == mmfuse.__version__
     assert found["torch"] == "1.2.3"
     assert "effdet" not in found
 

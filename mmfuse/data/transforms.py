@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2.functional import affine_image
 
 from mmfuse import boxes as box_maths
 from mmfuse.data.images.resizing import resized
@@ -110,6 +108,9 @@ class _Move:
     middle: tuple[float, float]
 
     def show(self, image: Tensor, sensor: Sensor) -> Tensor:
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms.v2.functional import affine_image
+
         values, mode = image.to(torch.float32), InterpolationMode(sensor.interpolation)
         shown = affine_image(
             values, self.angle, [self.x, self.y], 1.0, [0.0, 0.0], mode, list(sensor.fill), list(self.middle)

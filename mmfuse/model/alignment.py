@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import deform_conv2d
 
 from mmfuse.model.layers import ConvNorm, Lateral, Separable, batch_norm, initialise
 from mmfuse.model.nodes import Feature, Graph, outputs_of
@@ -82,6 +81,8 @@ def sample(x: Tensor, offsets: Tensor) -> Tensor:
     The identity is one kernel, not one a channel, because torchvision runs kernel by kernel. It also reads memory that
     isn't its own at an offset that isn't a number, so there the result is NaN without it.
     """
+    from torchvision.ops import deform_conv2d
+
     identity = torch.eye(x.shape[1], device=x.device)[:, :, None, None]
     made = deform_conv2d(x.float(), offsets.float().nan_to_num(), identity)
     return made.masked_fill(offsets.isnan().any(1, keepdim=True), torch.nan).to(x.dtype)

@@ -4,12 +4,10 @@ import difflib
 from collections import Counter
 from typing import Any
 
-import timm
-from timm.models import FeatureInfo
 from torch import Tensor, fx, nn
 
 from mmfuse.errors import UserError
-from mmfuse.model.layers import Foldable, folded, keep_less
+from mmfuse.model.layers import Foldable, folded
 from mmfuse.scaling import Size
 
 STRIDES = [8, 16, 32]
@@ -26,6 +24,9 @@ class Backbone(Foldable):
     """A timm `features_only` model; `channels` are those of its maps at strides 8, 16 and 32."""
 
     def __init__(self, name: str, in_channels: int, *, pretrained: bool = False, drop_path: float = 0.0) -> None:
+        import timm
+        from timm.models import FeatureInfo
+
         super().__init__()
         plain = name.partition(".")[0]
         if not timm.is_model(plain):
@@ -52,7 +53,6 @@ class Backbone(Foldable):
         if list(info.reduction()) != STRIDES:
             raise UserError(f"backbone: {name!r} has strides {info.reduction()}, not {STRIDES}; use another")
         self.channels: list[int] = info.channels()
-        keep_less(self.net)
 
     def fold(self) -> None:
         """Folds batch norms of the network, as tracing it shows; one that can't be traced stays as it is."""

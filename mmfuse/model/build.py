@@ -104,6 +104,8 @@ def _build(
             for m, sensor in sensors.items()
         }
         return BoxEnsemble(members, spec)
+    from mmfuse.model.norms import keep_less
+
     scale, bias = architecture.scale, architecture.flavour == "tf"
     assert architecture.fusion is not None
     merge, stack = merge_type(architecture.fusion), graphs.stack_of(architecture.pyramid)
@@ -127,6 +129,7 @@ def _build(
         box_head=Head(*heads, 4, prior=0.0, bias=bias),
         spec=spec,
     )
+    keep_less(detector)
     if weights is not None:
         logging.getLogger(__name__).warning("%s", import_effdet(detector, read_checkpoint(weights)).to_text())
     return detector

@@ -10,7 +10,6 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from mmfuse.architecture import Architecture
@@ -306,6 +305,8 @@ def _stem(
     value: Tensor, width: int, owner: str | None, main: str, channels: Mapping[str, int]
 ) -> tuple[Tensor, list[str]]:
     """Returns the stem's kernel (O, C, h, w) for `width` input channels, and what was adapted."""
+    from timm.models import adapt_input_conv
+
     notes = []
     own = channels[main] if owner == STACKED else width
     if value.shape[1] == 3 != own:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import nms
 
 from mmfuse import boxes as box_maths
 from mmfuse.boxes import iou
@@ -102,6 +101,8 @@ def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, selection: Selection
     """
     batch, count = scores.shape
     image = torch.arange(batch, device=boxes.device)[:, None].expand(batch, count)
+    from torchvision.ops import nms
+
     group = image * (labels.max() + 1 if labels.numel() else 1) + labels
     apart = boxes.double() + (group * (boxes.max().ceil() + 1 if boxes.numel() else 1)).double()[..., None]
     above = scores > selection.score_threshold

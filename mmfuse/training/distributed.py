@@ -7,7 +7,6 @@ from types import TracebackType
 
 import torch
 import torch.distributed as dist
-from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -68,6 +67,8 @@ class World:
         if self.size == 1:
             return model
         if self.device.type == "cuda":
+            from timm.layers import convert_sync_batchnorm
+
             model = convert_sync_batchnorm(model)
         return DistributedDataParallel(model)
 

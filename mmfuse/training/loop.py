@@ -7,10 +7,9 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -43,6 +42,9 @@ from mmfuse.training.score_calibration import collect_calibrated
 from mmfuse.training.start import read_start
 from mmfuse.training.state import Row, State, save_state
 from mmfuse.training.watch import Watch
+
+if TYPE_CHECKING:
+    from timm.utils.model_ema import ModelEmaV3
 
 
 def train(
@@ -142,6 +144,8 @@ def prepare_training(recipe: Recipe, run: Run, world: World) -> "Training":
     world.wait()
 
     state = State.read(run.last)
+    from timm.utils.model_ema import ModelEmaV3
+
     start = read_start(recipe.init) if state is None else None
     built_from = recipe
     if state is not None:
@@ -203,7 +207,7 @@ class Training:
     detector: Detector
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    average: ModelEmaV3
+    average: "ModelEmaV3"
     loader: TrainLoader
     val_loader: EvalLoader
     val_records: list[Record]

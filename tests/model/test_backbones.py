@@ -1,4 +1,5 @@
 import pytest
+import timm
 import torch
 
 from mmfuse.errors import UserError
@@ -55,7 +56,7 @@ def test_weights_out_of_reach_are_one_line(monkeypatch):
     def offline(*args, **options):
         raise ConnectionError("no route")
 
-    monkeypatch.setattr(backbones.timm, "create_model", offline)
+    monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(
         UserError, match=r"^backbone: the weights of 'resnet18' can't be downloaded .*pretrained: false$"
     ):
@@ -69,7 +70,7 @@ def test_an_untagged_name_has_pinned_weights(monkeypatch):
         asked.append(name)
         raise ConnectionError
 
-    monkeypatch.setattr(backbones.timm, "create_model", note)
+    monkeypatch.setattr(timm, "create_model", note)
     for name in ("tf_efficientnet_b0", "tf_efficientnet_b0.ns_jft_in1k", "resnet18"):
         with pytest.raises(UserError):
             Backbone(name, 3, pretrained=True)
@@ -78,7 +79,7 @@ def test_an_untagged_name_has_pinned_weights(monkeypatch):
 
 def test_pinned_tags_exist():
     for name, tag in backbones.PRETRAINED_TAGS.items():
-        assert f"{name}.{tag}" in backbones.timm.list_pretrained(f"{name}.*")
+        assert f"{name}.{tag}" in timm.list_pretrained(f"{name}.*")
 
 
 @pytest.mark.parametrize(

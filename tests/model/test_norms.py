@@ -6,7 +6,8 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from mmfuse.model.layers import NormAct, keep_less, norm_silu
+from mmfuse.model.build import create_detector
+from mmfuse.model.norms import NormAct, keep_less
 
 
 def pair(activation):
@@ -98,7 +99,7 @@ def test_one_map_is_kept_instead_of_two():
 
 def test_a_second_gradient_is_an_error():
     x = torch.randn(2, 4, 3, 3, requires_grad=True)
-    (gradient,) = torch.autograd.grad(norm_silu(4)(x).square().sum(), x, create_graph=True)
+    (gradient,) = torch.autograd.grad(NormAct(4, act_layer=nn.SiLU)(x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
 
@@ -131,4 +132,15 @@ def test_a_network_keeps_its_parameters_and_names():
 
 def test_one_value_a_channel_is_refused():
     with pytest.raises(ValueError, match="more than 1 value per channel"):
-        norm_silu(4)(torch.randn(1, 4, 1, 1))
+        NormAct(4, act_layer=nn.SiLU)(torch.randn(1, 4, 1, 1))
+
+
+@pytest.mark.parametrize("placement", ["first", "boxes"])
+def test_a_detector_has_them_in_backbones_and_heads(placement):
+    detector = create_detector(
+        "d-4", {"a": 3, "b": 1}, num_classes=2, backbone="efficientnet_lite0", placement=placement
+    )
+    parts = {name: type(part) for name, part in detector.named_modules() if isinstance(part, BatchNormAct2d)}
+    assert set(parts.values()) == {NormAct}
+    assert any("head" in name for name in parts)
+    assert any("backbone" in name for name in parts)

@@ -10,14 +10,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg, decode_png
 
 from mmfuse.errors import UserError
 from mmfuse.files import open_regular
 from mmfuse.sensor import Sensor
 
 _MODES = {1: "L", 3: "RGB"}
-_JPEG_MODES = {1: ImageReadMode.GRAY, 3: ImageReadMode.RGB}
+_JPEG_MODES = {1: "GRAY", 3: "RGB"}
 _POINTS = (".bin", ".npy")
 _ORIENTATION = 0x0112
 
@@ -95,9 +94,11 @@ def _decoded(path: str | os.PathLike[str], sensor: Sensor) -> np.ndarray:
 
 def _fast(file: ImageFile.ImageFile, content: np.ndarray, sensor: Sensor) -> np.ndarray | None:
     """Decodes what torchvision decodes faster than PIL or, 16-bit colour, at all; None for the rest."""
+    from torchvision.io import decode_jpeg, decode_png
+
     try:
         if file.format == "PNG" and ";16" in str(file.tile) and file.mode in ("RGB", "RGBA", "LA"):
-            return decode_png(torch.from_numpy(content), ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
+            return decode_png(torch.from_numpy(content), "UNCHANGED").permute(1, 2, 0).numpy()
         mode = None if sensor.is_depth else _JPEG_MODES.get(sensor.channels)
         if mode and file.format == "JPEG" and file.mode in ("L", "RGB") and file.getexif().get(_ORIENTATION, 1) == 1:
             return decode_jpeg(torch.from_numpy(content), mode).permute(1, 2, 0).numpy()

@@ -1,0 +1,73 @@
+"""timm's batch norm with activation, with one map kept for the backward pass instead of two."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import BatchNormAct2d
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+_ACTIVATIONS: dict[type[nn.Module], tuple[Any, Any]] = {
+    nn.SiLU: (F.silu, torch.ops.aten.silu_backward),
+    nn.Hardswish: (F.hardswish, torch.ops.aten.hardswish_backward),
+}
+"""Activations whose gradient needs what they read: the function, and its gradient."""
+
+
+class NormAct(BatchNormAct2d):
+    """timm's batch norm with activation; in training it normalises again in the backward pass what the activation
+    read, rather than keeping it (Rota Bulò et al., In-Place Activated BatchNorm, CVPR 2018, its checkpointed form).
+
+    A second gradient is an error. `torch.compile` gets timm's own, since it recomputes by itself; synchronised batch
+    norms of several GPUs are timm's, too.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        recomputed = (
+            self.training
+            and torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
+            and type(self.act) in _ACTIVATIONS
+            and isinstance(self.drop, nn.Identity)
+            and self.affine
+            and self.track_running_stats
+            and self.momentum is not None
+            and x.numel() > x.shape[1]  # of one value there is no variance, which timm's refuses
+        )
+        if not recomputed:
+            return super().forward(x)
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        return _Recomputed.apply(x, self.weight, self.bias, self)
+
+
+def keep_less(net: nn.Module) -> None:
+    """Makes every batch norm with activation of a network a `NormAct`; its parameters stay where they are."""
+    for module in net.modules():
+        if type(module) is BatchNormAct2d:
+            module.__class__ = NormAct
+
+
+class _Recomputed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: NormAct) -> Tensor:
+        statistics = (norm.running_mean, norm.running_var, True, norm.momentum, norm.eps, torch.backends.cudnn.enabled)
+        normalised, mean, scale, reserve, ctx.backend = torch.ops.aten._batch_norm_impl_index(
+            x, weight, bias, *statistics
+        )
+        ctx.save_for_backward(x, weight, bias, mean, scale, reserve)
+        ctx.eps, (activate, ctx.slope) = norm.eps, _ACTIVATIONS[type(norm.act)]
+        return activate(normalised, inplace=True)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, mean, scale, reserve = ctx.saved_tensors
+        normalised = F.batch_norm(x, mean, scale.pow(-2) - ctx.eps, weight, bias, eps=ctx.eps)
+        gradient = ctx.slope(gradient, normalised)
+        del normalised
+        found = torch.ops.aten._batch_norm_impl_index_backward(
+            ctx.backend, x, gradient, weight, None, None, mean, scale, True, ctx.eps, ctx.needs_input_grad[:3], reserve
+        )
+        return (*found, None)

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from mmfuse.data.annotations.cards import card_of
-from mmfuse.data.annotations.records import Record
+from mmfuse.data.annotations.records import Record, conditions_of
 from mmfuse.data.images.samples import load_sample
 from mmfuse.environment import environment
 from mmfuse.errors import UserError, unknown_name
@@ -226,7 +226,7 @@ def _resampled(models: Sequence[_Model], rounds: int) -> tuple[dict[str, np.ndar
     """
     records = sorted(models[0].evaluations[0].records, key=lambda record: record.image_id)
     opposed = len({model.fused for model in models}) > 1
-    conditions = sorted({record.condition for record in records if opposed and record.condition is not None})
+    conditions = conditions_of(records) if opposed else []
     whole: dict[str, np.ndarray] = {}
     by_condition: dict[str, dict[str, np.ndarray]] = {condition: {} for condition in conditions}
     for model in tqdm(models, desc="bootstrap", unit="model", leave=False):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mmfuse.data.annotations.records import Record, split_digest
+from mmfuse.data.annotations.records import split_digest, spread
 from mmfuse.data.images.cache import ImageCache
 from mmfuse.data.loader import eval_loader
 from mmfuse.environment import environment
@@ -77,7 +77,7 @@ def robustness(
             raise UserError(f"modality: {unknown_name(modality, recipe.modalities, 'modality of this run')}")
     check_names(corruptions, severities)
     evaluation = evaluate(run, split=split)
-    detector, scored = evaluation.detector, _spread(evaluation.records, limit)
+    detector, scored = evaluation.detector, spread(evaluation.records, limit or len(evaluation.records))
     chosen = suiting(detector.sensors, corruptions, modalities)
     if not chosen:
         asked = ", ".join(modalities or detector.modalities)
@@ -129,11 +129,6 @@ def robustness(
     write_whole(path.with_suffix(".md"), robustness_markdown(result).encode())
     robustness_curves(result, path.with_suffix(".png"))
     return result
-
-
-def _spread(records: Sequence[Record], limit: int | None) -> list[Record]:
-    count = min(limit or len(records), len(records))
-    return [records[i * len(records) // count] for i in range(count)]
 
 
 def _result(empty: Robustness, points: Mapping[tuple[str, str, int], _Point], modalities: Sequence[str]) -> Robustness:

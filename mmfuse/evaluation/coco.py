@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from mmfuse.data.annotations.coco import coco_ground_truth
-from mmfuse.data.annotations.records import Record
+from mmfuse.data.annotations.records import Record, conditions_of
 from mmfuse.errors import UserError
 from mmfuse.evaluation.arrays import paired
 from mmfuse.sample import Detections
@@ -65,7 +65,7 @@ def coco_scores(records: Sequence[Record], detections: Mapping[int, Detections],
         f.name: _defined(value) for f, value in zip(fields(Scores), evaluation.stats, strict=False)
     }
     precision = evaluation.eval["precision"][:, :, :, 0, -1]
-    conditions = sorted({r.condition for r in records if r.condition is not None})
+    conditions = conditions_of(records)
     return Scores(
         **figures,
         per_class={name: _defined(precision[:, :, k].mean()) for k, name in enumerate(classes)},

@@ -9,7 +9,7 @@ import torch
 
 from mmfuse.data.annotations.cards import Card, card_of
 from mmfuse.data.annotations.readers import read_split
-from mmfuse.data.annotations.records import Record, objects_that_count, split_digest
+from mmfuse.data.annotations.records import Record, conditions_of, objects_that_count, split_digest
 from mmfuse.data.images.cache import ImageCache
 from mmfuse.data.loader import eval_loader
 from mmfuse.environment import environment
@@ -111,15 +111,11 @@ def dropped_shares(records: Sequence[Record], found: Mapping[int, Detections]) -
     shares: dict[str, dict[str, float]] = {}
     for modality in dict.fromkeys(m for one in found.values() for m in one.doubt):
         judged = [r for r in records if modality in found[r.image_id].doubt]
-        groups = {"all": judged} | {c: [r for r in judged if r.condition == c] for c in _conditions(judged)}
+        groups = {"all": judged} | {c: [r for r in judged if r.condition == c] for c in conditions_of(judged)}
         shares[modality] = {
             name: sum(modality in found[r.image_id].dropped for r in of) / len(of) for name, of in groups.items()
         }
     return shares
-
-
-def _conditions(records: Sequence[Record]) -> list[str]:
-    return sorted({record.condition for record in records if record.condition is not None})
 
 
 def _other_scores(

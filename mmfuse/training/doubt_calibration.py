@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from mmfuse.data.annotations.cards import card_of
 from mmfuse.data.annotations.readers import read_split
-from mmfuse.data.annotations.records import Record, objects_that_count
+from mmfuse.data.annotations.records import Record, objects_that_count, spread
 from mmfuse.data.images.cache import ImageCache
 from mmfuse.data.images.samples import Read, read_record
 from mmfuse.data.loader import EvalLoader, eval_loader
@@ -54,7 +54,7 @@ def calibrate(run: str | Path | Run, *, most: int = 512, seed: int = 0) -> dict[
     that the data says a fault struck. A sensor's threshold is the one with the best mean of two APs on validation: of
     its images as they are, and of the same with the sensor struck by faults that training may know (`training.faults`),
     where what is above the threshold is detected without the sensor. It drops at most 1 % of the sound images in any
-    condition. Of all that are as good, up to three times the least, it is the geometric middle. No test image is read.
+    condition. Of all that are nearly as good (`AS_GOOD`) it is the lowest, raised by a `MARGIN`. No test image is read.
 
     Args:
         run: a run of several modalities, or its folder.
@@ -83,7 +83,7 @@ def calibrate(run: str | Path | Run, *, most: int = 512, seed: int = 0) -> dict[
     usual = [r for r in read_split(card, "train") if all(m in r.files for m in names)]
     if len(usual) < FEWEST:
         raise UserError(f"{card.path}: {len(usual)} training images have all of {', '.join(names)}; give {FEWEST}")
-    usual = _spread(usual, most)
+    usual = spread(usual, most)
     descriptions = _described(detector, loaded(usual), f"doubt of {recipe.name}")
     for m in names:
         sound = torch.tensor([m not in record.struck for record in usual])
@@ -91,7 +91,7 @@ def calibrate(run: str | Path | Run, *, most: int = 512, seed: int = 0) -> dict[
         detector.doubts[m].threshold.fill_(1)
 
     records = objects_that_count(recipe, card, read_split(card, "val"), names)
-    records = _spread([r for r in records if all(m in r.files for m in names)], most)
+    records = spread([r for r in records if all(m in r.files for m in names)], most)
     if not records:
         raise UserError(f"{card.path}: no validation image has all of {', '.join(names)}; add some")
 
@@ -137,11 +137,6 @@ class _Striking:
                 return read_record(record, sensors, struck[1])
 
 
-def _spread(records: Sequence[Record], most: int) -> list[Record]:
-    count = min(most, len(records))
-    return [records[i * len(records) // count] for i in range(count)]
-
-
 @torch.inference_mode()
 def _described(detector: Detector, batches: EvalLoader, title: str) -> dict[str, Tensor]:
     """Returns what `doubt.describe` says (N, D) of each sensor's features in all images of `batches`."""
@@ -170,8 +165,10 @@ def _chosen(
         str(condition): np.array([doubts["clean"][r.image_id] for r in sound if r.condition == condition])
         for condition in sorted({r.condition for r in sound}, key=str)
     }
-    every = np.sort(np.unique(np.concatenate([list(of.values()) for of in doubts.values()])))
-    allowed = [t for t in every if all((of > t).mean() <= MOST_DROPPED for of in by_condition.values())]
+    every = np.unique(np.concatenate([list(of.values()) for of in doubts.values()]))
+    allowed = [
+        t for t in every[np.isfinite(every)] if all((of > t).mean() <= MOST_DROPPED for of in by_condition.values())
+    ]
 
     def ap(threshold: float) -> float:
         def mixed(found: Mapping[int, Detections], of: Mapping[int, float]) -> dict[int, Detections]:
@@ -180,8 +177,8 @@ def _chosen(
         pairs = ((clean, doubts["clean"]), (struck, doubts["struck"]))
         return float(np.mean([coco_scores(records, mixed(*pair), detector.classes).ap or 0.0 for pair in pairs]))
 
-    spread = np.unique(np.linspace(0, max(len(allowed) - 1, 0), CANDIDATES).round().astype(int))
-    scores = {float(allowed[i]): ap(allowed[i]) for i in spread if allowed}
+    tried = np.unique(np.linspace(0, max(len(allowed) - 1, 0), CANDIDATES).round().astype(int))
+    scores = {float(allowed[i]): ap(allowed[i]) for i in tried if allowed}
     off = ap(np.inf)
     threshold = None
     if scores and max(scores.values()) >= off - AS_GOOD:

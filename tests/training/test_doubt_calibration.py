@@ -130,3 +130,17 @@ def test_a_sensor_that_costs_nothing_when_struck_and_much_when_lost_is_kept():
     struck = {i: seen(1.5 + i / 10) for i in range(20)}
     row = _chosen("a", records, OneClass, clean, struck, {i: seen(0, hit=False) for i in range(20)})
     assert row.dropped_struck <= 0.1
+
+
+def test_a_threshold_is_finite_or_there_is_none():
+    records = [image(i, "day") for i in range(20)]
+    clean = {i: seen(1.0 + i / 100) for i in range(20)}
+    row = _chosen(
+        "a",
+        records,
+        OneClass,
+        clean,
+        {i: seen(torch.inf) for i in range(20)},
+        {i: seen(0, hit=False) for i in range(20)},
+    )
+    assert row.threshold is None

@@ -153,6 +153,17 @@ def objects_that_count(recipe: Recipe, card: Card, records: list[Record], seen: 
     return records
 
 
+def spread(records: Sequence[Record], most: int) -> list[Record]:
+    """Returns at most so many of the records, evenly spaced, in their order."""
+    count = min(most, len(records))
+    return [records[i * len(records) // count] for i in range(count)]
+
+
+def conditions_of(records: Iterable[Record]) -> list[str]:
+    """Returns the conditions that occur, in the order of text."""
+    return sorted({record.condition for record in records if record.condition is not None})
+
+
 def objects_from(
     annotations: Iterable[Annotation], modality: str, size: tuple[int, int], card: Card, reading: Reading
 ) -> Objects:

@@ -12,6 +12,9 @@ from mmfuse.data.checks.check import check as check
 from mmfuse.data.images.scenes import prepare_scene as prepare_scene
 from mmfuse.errors import UserError as UserError
 from mmfuse.evaluation.score import evaluate as evaluate
+from mmfuse.lift import OrientedBox as OrientedBox
+from mmfuse.lift import Position as Position
+from mmfuse.lift import lift as lift
 from mmfuse.model.build import create_detector as create_detector
 from mmfuse.model.checkpoint import load as load
 from mmfuse.model.detector import Detector as Detector

@@ -72,6 +72,19 @@ def warp_through_depth(image: Tensor, source: Calibration, target: Calibration, 
     return warped, inside & (reached >= 1 - _SHADOW)
 
 
+def points_of(depth: Tensor, calibration: Calibration) -> Tensor:
+    """Returns the points (H, W, 3) float32 that a camera measured as depth (H, W), in its own frame, in metres.
+
+    NaN where depth isn't positive and finite, or where the lens can't have put a ray.
+
+    Raises:
+        UserError: the camera has no intrinsics.
+    """
+    camera = _camera(calibration.scaled((depth.shape[1], depth.shape[0])), "the camera")
+    depth = depth.to(torch.float32)
+    return _rays(camera) * torch.where(_measured(depth), depth, torch.nan)[..., None]
+
+
 def warp_by_homography(
     image: Tensor, homography: Matrix, size: tuple[int, int], interpolation: str = "bilinear"
 ) -> tuple[Tensor, Tensor]:
@@ -247,7 +260,7 @@ def _sampled(image: Tensor, pixels: Tensor, interpolation: str) -> tuple[Tensor,
 
 def _surface(depth: Tensor, camera: _Camera, viewer: _Camera) -> Any:
     """Returns a scene of all that a camera measured as depth (H, W), in the frame of `viewer`, for `_cast`."""
-    open3d = _open3d()
+    open3d = load_open3d()
     middle, grid = _rays(camera)[:, :, None], _rays(camera, corners=True)
     corners = torch.stack((grid[:-1, :-1], grid[:-1, 1:], grid[1:, 1:], grid[1:, :-1]), 2)
     corners = middle + _OVERLAP * (corners - middle)
@@ -264,7 +277,7 @@ def _surface(depth: Tensor, camera: _Camera, viewer: _Camera) -> Any:
 
 def _cast(scene: Any, directions: Tensor) -> Tensor:
     """Returns the multiple (H, W) of each direction (H, W, 3) from the viewer at which it meets the scene, or inf."""
-    open3d = _open3d()
+    open3d = load_open3d()
     there = directions.isfinite().all(-1)
     rays = torch.cat((torch.zeros_like(directions), directions), -1)[there]
     met = torch.full(there.shape, torch.inf)
@@ -332,7 +345,7 @@ def _slope(inverse: Tensor, joined: Tensor) -> Tensor:
     return torch.where(after.isnan(), before, lesser).nan_to_num()
 
 
-def _open3d() -> Any:
+def load_open3d() -> Any:
     try:
         import open3d
     except (ImportError, OSError) as error:

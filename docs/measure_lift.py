@@ -26,9 +26,8 @@ def main() -> None:
     table = np.array(rows)
     for low, high in BINS:
         inside = table[(table[:, 0] >= low) & (table[:, 0] < high)]
-        print(
-            f"{low} to {high} m: {len(inside)} objects, {inside[:, 1].mean():.1%} whole, {inside[:, 2].mean():.1%} holes"
-        )
+        whole, holes = inside[:, 1].mean(), inside[:, 2].mean()
+        print(f"{low} to {high} m: {len(inside)} objects, {whole:.1%} whole, {holes:.1%} with holes")
 
 
 if __name__ == "__main__":

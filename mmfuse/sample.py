@@ -5,6 +5,8 @@ Letters in shapes: B images, C channels, H W height and width, A anchors, K clas
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from operator import index
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -93,7 +95,11 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def __getitem__(self, rows: Tensor | slice) -> "Detections":
+    def __getitem__(self, rows: Tensor | slice | SupportsIndex) -> "Detections":
+        """Returns those that a mask (N,) bool, indices (n,), a slice or a number names; a number gives one, (1, 4)."""
+        if not isinstance(rows, slice) and (not isinstance(rows, Tensor) or rows.ndim == 0):
+            number = range(len(self))[index(rows)]
+            rows = slice(number, number + 1)
         return replace(self, boxes=self.boxes[rows], scores=self.scores[rows], labels=self.labels[rows])
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -102,6 +108,17 @@ class Detections:
     def rescale(self, scale: float | Tensor) -> "Detections":
         """Returns the detections in original pixels, for an image that was letterboxed by `scale`."""
         return replace(self, boxes=self.boxes / scale)
+
+    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
+        """Returns them as entries of a COCO results file: `bbox` is x, y, width, height, `category_id` label + 1.
+
+        These are the categories of the COCO files that mmfuse writes.
+        """
+        columns = (x.tolist() for x in (self.boxes, self.scores, self.labels))
+        return [
+            {"image_id": image_id, "category_id": label + 1, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": score}
+            for (x1, y1, x2, y2), score, label in zip(*columns, strict=True)
+        ]
 
     def to(self, device: torch.device | str) -> "Detections":
         """Returns the detections on another device."""

@@ -1,5 +1,10 @@
+import json
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
+from pycocotools.coco import COCO
 
 from mmfuse.sample import Batch, Detections, Targets
 
@@ -16,6 +21,33 @@ def test_detections_are_filtered_by_mask_rows_and_slice():
         assert len(kept) == 2
         assert torch.equal(kept.boxes, found.boxes[:2])
         assert kept.labels.tolist() == [2, 0]
+
+
+@pytest.mark.parametrize("number", [1, -2, np.int64(1), torch.tensor(1)])
+def test_a_number_gives_detections_of_one_object(number):
+    found = replace(three(), doubt={"rgb": 0.5}, dropped=("thermal",))
+    one = found[number]
+    assert len(one) == 1
+    assert torch.equal(one.boxes, found.boxes[1:2])
+    assert (one.scores.shape, one.labels.tolist()) == ((1,), [0])
+    assert (one.doubt, one.dropped) == (found.doubt, found.dropped)
+    assert [(round(s.item(), 1), k.item()) for _, s, k in one] == [(0.5, 0)]
+
+
+@pytest.mark.parametrize("number", [3, -4])
+def test_a_number_out_of_range_is_an_index_error(number):
+    with pytest.raises(IndexError):
+        three()[number]
+
+
+def test_coco_results_are_plain_numbers_that_pycocotools_loads():
+    results = json.loads(json.dumps(three().to_coco(7)))
+    assert results[0] == {"image_id": 7, "category_id": 3, "bbox": [0, 1, 2, 2], "score": pytest.approx(0.9)}
+    assert Detections.empty().to_coco(7) == []
+    truth = COCO()
+    truth.dataset = {"images": [{"id": 7}], "categories": [{"id": i} for i in (1, 2, 3)], "annotations": []}
+    truth.createIndex()
+    assert [one["category_id"] for one in truth.loadRes(results).dataset["annotations"]] == [3, 1, 2]
 
 
 def test_detections_are_iterated_object_by_object():

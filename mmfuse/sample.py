@@ -3,11 +3,11 @@
 Letters in shapes: B images, C channels, H W height and width, A anchors, K classes, N boxes, M modalities.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from operator import index
 from typing import Any, SupportsIndex
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -95,11 +95,19 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def __getitem__(self, rows: Tensor | slice | SupportsIndex) -> "Detections":
-        """Returns those that a mask (N,) bool, indices (n,), a slice or a number names; a number gives one, (1, 4)."""
-        if not isinstance(rows, slice) and (not isinstance(rows, Tensor) or rows.ndim == 0):
-            number = range(len(self))[index(rows)]
-            rows = slice(number, number + 1)
+    def __getitem__(self, rows: Tensor | np.ndarray | Sequence[int] | slice | SupportsIndex) -> "Detections":
+        """Returns those that a mask (N,) bool, indices (n,), a slice or a number names; a number gives one, (1, 4).
+
+        Raises:
+            IndexError: there are not so many, or a mask has another length.
+        """
+        if not isinstance(rows, slice):
+            places = torch.as_tensor(rows, device=self.boxes.device)
+            rows = places.to(torch.int64) if places.numel() == 0 and places.dtype != torch.bool else places
+            if rows.ndim == 0:
+                if rows.dtype == torch.bool or not -len(self) <= int(rows) < len(self):
+                    raise IndexError(f"detections: {rows.item()} names none of {len(self)}; use a number below that")
+                rows = rows[None]
         return replace(self, boxes=self.boxes[rows], scores=self.scores[rows], labels=self.labels[rows])
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -16,11 +16,13 @@ def three() -> Detections:
 
 def test_detections_are_filtered_by_mask_rows_and_slice():
     found = three()
-    for rows in (found.scores > 0.3, torch.tensor([0, 1]), slice(2)):
+    mask = found.scores > 0.3
+    for rows in (mask, mask.numpy(), mask.tolist(), torch.tensor([0, 1]), np.array([0, 1]), [0, 1], slice(2)):
         kept = found[rows]
         assert len(kept) == 2
         assert torch.equal(kept.boxes, found.boxes[:2])
         assert kept.labels.tolist() == [2, 0]
+    assert found[[]].boxes.shape == (0, 4)
 
 
 @pytest.mark.parametrize("number", [1, -2, np.int64(1), torch.tensor(1)])
@@ -34,10 +36,15 @@ def test_a_number_gives_detections_of_one_object(number):
     assert [(round(s.item(), 1), k.item()) for _, s, k in one] == [(0.5, 0)]
 
 
-@pytest.mark.parametrize("number", [3, -4])
+@pytest.mark.parametrize("number", [3, -4, torch.tensor(True), True])
 def test_a_number_out_of_range_is_an_index_error(number):
-    with pytest.raises(IndexError):
+    with pytest.raises(IndexError, match="names none of 3"):
         three()[number]
+
+
+def test_a_mask_of_another_length_is_an_index_error():
+    with pytest.raises(IndexError):
+        three()[[True, False]]
 
 
 def test_coco_results_are_plain_numbers_that_pycocotools_loads():

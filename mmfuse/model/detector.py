@@ -371,7 +371,7 @@ class FusionDetector(Detector):
         there = torch.stack([presence.rows[m].on(device).expand(presence.batch) for m in self.modalities], 1)
         unknown = torch.full((presence.batch,), torch.nan, device=device)
         doubts = [
-            torch.where(blank(images[m]), torch.inf, self.doubts[m](features[m][0])) if m in features else unknown
+            self.doubts[m](features[m][0]).masked_fill(blank(images[m]), torch.inf) if m in features else unknown
             for m in self.modalities
         ]
         return Judgement.of(torch.stack(doubts, 1).masked_fill(~there, torch.nan), there, doubt)

@@ -99,10 +99,10 @@ def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, selection: Selection
     What is kept depends on better candidates alone, so a prefix that yields enough boxes in every image settles it, and
     longer ones are tried only when it doesn't.
     """
-    batch, count = scores.shape
-    image = torch.arange(batch, device=boxes.device)[:, None].expand(batch, count)
     from torchvision.ops import nms
 
+    batch, count = scores.shape
+    image = torch.arange(batch, device=boxes.device)[:, None].expand(batch, count)
     group = image * (labels.max() + 1 if labels.numel() else 1) + labels
     apart = boxes.double() + (group * (boxes.max().ceil() + 1 if boxes.numel() else 1)).double()[..., None]
     above = scores > selection.score_threshold

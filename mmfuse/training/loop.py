@@ -130,6 +130,8 @@ def prepare_training(recipe: Recipe, run: Run, world: World) -> "Training":
     Raises:
         UserError: the recipe, the data or what lies in the folder isn't right.
     """
+    from timm.utils.model_ema import ModelEmaV3
+
     card, size = card_of(recipe), input_size(recipe)
     splits = {split: read_split(card, split) for split in ("train", "val")}
     seen = {split: objects_that_count(recipe, card, records, recipe.modalities) for split, records in splits.items()}
@@ -144,8 +146,6 @@ def prepare_training(recipe: Recipe, run: Run, world: World) -> "Training":
     world.wait()
 
     state = State.read(run.last)
-    from timm.utils.model_ema import ModelEmaV3
-
     start = read_start(recipe.init) if state is None else None
     built_from = recipe
     if state is not None:

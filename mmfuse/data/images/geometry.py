@@ -66,7 +66,7 @@ def warp_through_depth(image: Tensor, source: Calibration, target: Calibration, 
     own = _camera(source.scaled((image.shape[2], image.shape[1])), "the sensor")
     camera = _camera(target.scaled((depth.shape[1], depth.shape[0])), "the reference camera")
     depth = depth.to(torch.float32)
-    points = _moved(_rays(camera) * torch.where(_measured(depth), depth, torch.nan)[..., None], camera, own)
+    points = _moved(_points(depth, camera), camera, own)
     warped, inside = _sampled(image, _pixels(points, own), "bilinear")
     reached = _cast(_surface(depth, camera, own), points)
     return warped, inside & (reached >= 1 - _SHADOW)
@@ -81,8 +81,7 @@ def points_of(depth: Tensor, calibration: Calibration) -> Tensor:
         UserError: the camera has no intrinsics.
     """
     camera = _camera(calibration.scaled((depth.shape[1], depth.shape[0])), "the camera")
-    depth = depth.to(torch.float32)
-    return _rays(camera) * torch.where(_measured(depth), depth, torch.nan)[..., None]
+    return _points(depth.to(torch.float32), camera)
 
 
 def warp_by_homography(
@@ -256,6 +255,10 @@ def _sampled(image: Tensor, pixels: Tensor, interpolation: str) -> tuple[Tensor,
 
 
 # ------------------------------------------------------------------------------------------------------ the surface
+
+
+def _points(depth: Tensor, camera: _Camera) -> Tensor:
+    return _rays(camera) * torch.where(_measured(depth), depth, torch.nan)[..., None]
 
 
 def _surface(depth: Tensor, camera: _Camera, viewer: _Camera) -> Any:

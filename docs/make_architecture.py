@@ -22,10 +22,9 @@ PACKAGE = Path(__file__).parents[1] / "mmfuse"
 PAGE = Path(__file__).with_name("architecture.md")
 PICTURE = PAGE.parent / "pictures" / "rooms.png"
 
-PLAIN, RUNS, LIBRARY, COMMANDS = "plain values", "what a user runs", "import mmfuse", "command line"
+PLAIN, LIBRARY, COMMANDS = "plain values", "import mmfuse", "command line"
 JOBS = {
     PLAIN: "Values, and the one way to do a small thing.",
-    RUNS: "One public function each.",
     LIBRARY: "The public names.",
     COMMANDS: "Thin verbs, one for each public function.",
 }
@@ -99,20 +98,19 @@ def house() -> tuple[dict[str, Room], Edges]:
     plain = set(files)
     while outside := {name for name in plain if reads[name] - plain}:
         plain -= outside
-    typed = {"__main__"} | reads["__main__"]
     folders = {name.partition(".")[0] for name in paths} - files - {"__init__", "__main__"}
     shared = {name for name in files - plain if any(name in reads[m] for m in paths if m.partition(".")[0] in folders)}
     rooms = {name: Room(f"{name}.py", _job(paths[name])) for name in sorted(shared)}
     for name in sorted(folders):
         inner = sorted(path.name for path in (PACKAGE / name).iterdir() if (path / "__init__.py").exists())
         rooms[name] = Room(f"{name}/", _job(paths[name]), tuple(f"{part}/" for part in inner))
-    for name, own in {PLAIN: plain, RUNS: files - plain - shared - typed, LIBRARY: set(), COMMANDS: set()}.items():
+    for name, own in {PLAIN: plain, LIBRARY: set(), COMMANDS: set()}.items():
         rooms[name] = Room(name, JOBS[name], tuple(sorted(own)))
 
     def room(module: str) -> str:
         if (first := module.partition(".")[0]) in rooms:
             return first
-        return PLAIN if first in plain else LIBRARY if first == "__init__" else COMMANDS if first in typed else RUNS
+        return PLAIN if first in plain else LIBRARY if first == "__init__" else COMMANDS
 
     return rooms, frozenset(
         (room(module), room(read)) for module, others in reads.items() for read in others if room(module) != room(read)

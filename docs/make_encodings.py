@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from mmfuse.data.images.scenes import prepare_scene
 from mmfuse.embedded.dataset import draw
 from mmfuse.embedded.render import COUNT_AT_ZERO, COUNTS_PER_DEGREE
 from mmfuse.embedded.solids import FAR, NEAR
 from mmfuse.files import write_whole
+from mmfuse.images.scenes import prepare_scene
 from mmfuse.report.pictures import displayable
 from mmfuse.sensor import Calibration, Sensor
 

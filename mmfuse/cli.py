@@ -1,4 +1,4 @@
-"""The command line: a thin verb for each public function."""
+"""The command line: a thin verb for each public function, which imports what it needs when it runs."""
 
 import argparse
 import dataclasses
@@ -9,36 +9,17 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import mmfuse
-from mmfuse.compare import compare
-from mmfuse.convert.archives import unpack
-from mmfuse.convert.datasets import ConvertedCard, from_nyu, from_ultralytics, to_coco
-from mmfuse.convert.effdet import Conversion, from_effdet, to_effdet
-from mmfuse.data.checks.check import check
-from mmfuse.demo import demo
-from mmfuse.embedded.dataset import generate
 from mmfuse.errors import UserError
-from mmfuse.evaluation.corruptions import CORRUPTIONS, SEVERITIES
-from mmfuse.evaluation.score import evaluate
-from mmfuse.model.doubt import Doubting
-from mmfuse.predict import predict
-from mmfuse.report.tables import (
-    doubt_text,
-    dropped_text,
-    other_scores_text,
-    robustness_markdown,
-    scores_text,
-    shares_markdown,
-)
-from mmfuse.robustness import robustness
-from mmfuse.run import Run
-from mmfuse.shares import shares
-from mmfuse.training.doubt_calibration import calibrate
-from mmfuse.training.loop import train
+from mmfuse.recipes import Recipe
 
-DOUBTING = get_args(Doubting)
+if TYPE_CHECKING:
+    from mmfuse.convert.datasets import ConvertedCard
+    from mmfuse.convert.effdet import Conversion
+
+DOUBTING = get_args(get_type_hints(Recipe)["doubt"])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,17 +83,15 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("run", help="run folder")
 
     def severity(added: argparse.ArgumentParser, default: str) -> None:
-        text = f"1 to {SEVERITIES}, once for each (default: {default})"
+        text = f"1 to 5, once for each (default: {default})"
         added.add_argument("--severity", type=int, action="append", default=[], metavar="N", help=text)
 
-    names = ", ".join(corruption.name for corruption in CORRUPTIONS)
     add = verb("robustness", _robustness, "score a run on corrupted images: AP against severity")
     add.add_argument("run", help="run folder")
     add.add_argument("--split", default="test")
     add.add_argument("--modality", action="append", default=[], help="corrupt this one alone (default: each in turn)")
-    add.add_argument(
-        "--corruption", action="append", default=[], metavar="NAME", help=f"once for each: {names} (default: all)"
-    )
+    text = "such as fog, once for each (default: all)"
+    add.add_argument("--corruption", action="append", default=[], metavar="NAME", help=text)
     severity(add, "all")
     add.add_argument("--limit", type=int, metavar="N", help="score N images, evenly spaced (default: all)")
     add.add_argument("--seed", type=int, default=0, help="seed of the corruptions (default: %(default)s)")
@@ -124,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--reference", metavar="MODEL", help="what differences are taken to (default: best single sensor)")
     text = "score models of several sensors with each sensor under it, too; once for each, or all (default: none)"
     add.add_argument("--corruption", action="append", default=[], metavar="NAME", help=text)
-    severity(add, str(SEVERITIES))
+    severity(add, "5")
     add.add_argument("--out", default="runs/comparison", help="report folder (default: %(default)s)")
 
     add = verb("predict", _predict, "find objects in one scene: --MODALITY FILE for each sensor", as_json=False)
@@ -162,6 +141,8 @@ def _no_rest(options: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _demo(options: argparse.Namespace, rest: list[str]) -> int:
+    from mmfuse.verbs.demo import demo
+
     _no_rest(options, rest)
     demo(options.out, options.seeds)
     _show_report(Path(options.out))
@@ -169,12 +150,16 @@ def _demo(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _synthesize(options: argparse.Namespace, rest: list[str]) -> int:
+    from mmfuse.embedded.dataset import generate
+
     _no_rest(options, rest)
     print(generate(Path(options.folder), seed=options.seed))
     return 0
 
 
 def _train(options: argparse.Namespace, rest: list[str]) -> int:
+    from mmfuse.training.loop import train
+
     behind_flags = [word for word in rest if "=" in word and not word.startswith("-")]
     _no_rest(options, [word for word in rest if word not in behind_flags])
     run = train(options.recipe, options.assignments + behind_flags, folder=options.out, resume=options.resume)
@@ -185,6 +170,9 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
+    from mmfuse.evaluation.score import evaluate
+    from mmfuse.report.tables import dropped_text, other_scores_text, scores_text
+
     _no_rest(options, rest)
     found = evaluate(
         options.run, split=options.split, without=options.without, soft=options.soft_nms, doubt=options.doubt
@@ -197,6 +185,9 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _calibrate(options: argparse.Namespace, rest: list[str]) -> int:
+    from mmfuse.report.tables import doubt_text
+    from mmfuse.training.doubt_calibration import calibrate
+
     _no_rest(options, rest)
     rows = calibrate(options.run)
     _print(options, {m: dataclasses.asdict(row) for m, row in rows.items()}, doubt_text(rows))
@@ -204,6 +195,9 @@ def _calibrate(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _robustness(options: argparse.Namespace, rest: list[str]) -> int:
+    from mmfuse.report.tables import robustness_markdown
+    from mmfuse.verbs.robustness import robustness
+
     _no_rest(options, rest)
     result = robustness(
         options.run,
@@ -219,6 +213,8 @@ def _robustness(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _compare(options: argparse.Namespace, rest: list[str]) -> int:
+    from mmfuse.verbs.compare import compare
+
     _no_rest(options, rest)
     assignments = [text for text in options.inputs if "=" in text and not Path(text).exists()]
     inputs = [text for text in options.inputs if text not in assignments]
@@ -229,7 +225,7 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> int:
         split=options.split,
         reference=options.reference,
         corruptions=options.corruption,
-        severities=options.severity or [SEVERITIES],
+        severities=options.severity or [5],
         out=options.out,
     )
     if options.json:
@@ -240,6 +236,9 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _predict(options: argparse.Namespace, rest: list[str]) -> int:
+    from mmfuse.run import Run
+    from mmfuse.verbs.predict import predict
+
     if len(rest) % 2 or any(not word.startswith("--") for word in rest[::2]):
         options.usage("give each sensor as --MODALITY FILE, such as --rgb a.png --thermal b.png")
     images = {flag.removeprefix("--"): file for flag, file in zip(rest[::2], rest[1::2], strict=True)}
@@ -257,6 +256,8 @@ def _predict(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _check(options: argparse.Namespace, rest: list[str]) -> int:
+    from mmfuse.data.checks.check import check
+
     _no_rest(options, rest)
     report = check(options.card, options.root)
     _print(options, dataclasses.asdict(report), report.to_text())
@@ -264,12 +265,17 @@ def _check(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _unpack(options: argparse.Namespace, rest: list[str]) -> int:
+    from mmfuse.convert.archives import unpack
+
     _no_rest(options, rest)
     print(f"{options.out}: {unpack(options.archive, options.out)} files")
     return 0
 
 
 def _convert(options: argparse.Namespace, rest: list[str]) -> int:
+    from mmfuse.convert.datasets import from_nyu, from_ultralytics, to_coco
+    from mmfuse.convert.effdet import from_effdet, to_effdet
+
     _no_rest(options, rest)
     done: Conversion | ConvertedCard
     classes = None if options.classes is None else options.classes.split(",")
@@ -305,6 +311,9 @@ def _channels(words: Sequence[str]) -> dict[str, int]:
 
 
 def _shares(options: argparse.Namespace, rest: list[str]) -> int:
+    from mmfuse.report.tables import shares_markdown
+    from mmfuse.verbs.shares import shares
+
     _no_rest(options, rest)
     result = shares(options.run, split=options.split)
     _print(options, dataclasses.asdict(result), shares_markdown(result).strip())

@@ -1,7 +1,7 @@
 """What one sensor delivers and how its raw pixels become network input; the same in training, scores and prediction.
 
 Three steps lead there. Files are read into *raw* images, in the sensor's own unit. *Preparing* does what needs the
-whole image (`data.images.encodings`: percentiles, CLAHE, normals, HHA, colours) or the rig (`data.images.geometry`);
+whole image (`images.encodings`: percentiles, CLAHE, normals, HHA, colours) or the rig (`images.geometry`);
 for all other sensors a prepared image is the raw one. *Encoding*, here, works pixel by pixel and thus on any part of an
 image.
 """

@@ -4,9 +4,9 @@ import zipfile
 import pytest
 import yaml
 
-from mmfuse import demo as demo_module
 from mmfuse.cli import main
 from mmfuse.run import Run
+from mmfuse.verbs import demo as demo_module
 
 
 @pytest.fixture
@@ -121,15 +121,14 @@ def test_a_folder_that_cannot_be_written_is_one_line(recipe_file, tmp_path, caps
 
 
 def test_the_fused_recipe_of_the_demo_starts_from_the_sensors_trained_alike(tmp_path, monkeypatch):
-    module = demo_module if not callable(demo_module) else __import__("sys").modules["mmfuse.demo"]
     seen = []
-    monkeypatch.setattr(module, "generate", lambda root: root)
+    monkeypatch.setattr(demo_module, "generate", lambda root: root)
     monkeypatch.setattr(
-        module, "compare", lambda recipes, seeds, corruptions, out: seen.extend(recipes) or {"seeds": list(seeds)}
+        demo_module, "compare", lambda recipes, seeds, corruptions, out: seen.extend(recipes) or {"seeds": list(seeds)}
     )
-    assert module.demo(tmp_path / "one") == {"seeds": [0]}
+    assert demo_module.demo(tmp_path / "one") == {"seeds": [0]}
     seen.clear()
-    assert module.demo(tmp_path, [4, 5]) == {"seeds": [4, 5]}
+    assert demo_module.demo(tmp_path, [4, 5]) == {"seeds": [4, 5]}
     recipes = [yaml.safe_load(path.read_text()) for path in seen]
     assert [r.pop("modalities") for r in recipes] == [["rgb"], ["thermal"], ["rgb", "thermal"]]
     assert [r.pop("name") for r in recipes] == ["rgb", "thermal", "rgb_thermal"]

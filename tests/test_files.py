@@ -9,9 +9,9 @@ from mmfuse import files
 from mmfuse.convert.archives import unpack
 from mmfuse.data.annotations.calibration_files import read_calibration
 from mmfuse.data.annotations.layout import image_size
-from mmfuse.data.images.decode import read_image
 from mmfuse.errors import UserError
 from mmfuse.files import new_folder, read_regular, write_whole
+from mmfuse.images.decode import read_image
 from mmfuse.model import checkpoint
 from mmfuse.model.effdet_weights import read_checkpoint
 from mmfuse.sensor import Sensor

@@ -1,7 +1,10 @@
+import ast
+import importlib
 import json
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import mmfuse
 
@@ -12,9 +15,34 @@ def python(*words):
     return subprocess.run([sys.executable, *words], capture_output=True, text=True, check=True).stdout
 
 
+def imported(program, names):
+    ending = f"; import json, sys; print(json.dumps([name for name in {names} if name in sys.modules]))"
+    return json.loads(python("-c", program + ending).splitlines()[-1])
+
+
 def test_import_is_light():
-    program = f"import json, sys, mmfuse.cli; print(json.dumps([name for name in {HEAVY} if name in sys.modules]))"
-    assert json.loads(python("-c", program)) == []
+    everything = "import mmfuse; [getattr(mmfuse, name) for name in dir(mmfuse)]"
+    assert imported(everything, HEAVY) == []
+
+
+def test_the_command_line_is_there_before_torch():
+    parsed = "import mmfuse.cli; mmfuse.cli._parser().format_help()"
+    assert imported(parsed, ("torch", "numpy", *HEAVY)) == []
+
+
+def test_public_names_come_when_asked_for():
+    tree = ast.parse(Path(mmfuse.__file__).read_text())
+    (typed,) = (node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    told = {alias.name: node.module for node in typed.body for alias in node.names}
+    assert told == {name: f"mmfuse.{home}" for name, home in mmfuse._HOMES.items()}
+    assert set(told) <= set(dir(mmfuse))
+    for name, home in told.items():
+        assert getattr(mmfuse, name) is getattr(importlib.import_module(home), name)
+    assert not hasattr(mmfuse, "utils")
+
+
+def test_a_verb_is_its_function_whatever_was_imported_before():
+    assert python("-c", "import mmfuse.verbs.compare, mmfuse; print(callable(mmfuse.compare))") == "True\n"
 
 
 def test_version_has_one_source():

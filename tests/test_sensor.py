@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mmfuse.data.images.encodings import prepare
 from mmfuse.errors import UserError
+from mmfuse.images.encodings import prepare
 from mmfuse.sensor import DEPTH as DEPTH_ENCODINGS
 from mmfuse.sensor import Calibration, Sensor
 

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from mmfuse.data.annotations.cards import Card
 from mmfuse.data.annotations.records import Record
-from mmfuse.data.images.cache import CacheError, ImageCache, is_costly
-from mmfuse.data.images.samples import Change, Read, load_sample, read_record
+from mmfuse.data.cache import CacheError, ImageCache, is_costly
+from mmfuse.data.samples import Change, Read, load_sample, read_record
 from mmfuse.data.transforms import augment, letterbox
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.recipes import DataRecipe

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmfuse import boxes as box_maths
-from mmfuse.data.images.resizing import resized
+from mmfuse.images.resizing import resized
 from mmfuse.recipes import DataRecipe
 from mmfuse.sample import Sample
 from mmfuse.sensor import Sensor

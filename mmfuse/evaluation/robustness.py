@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from mmfuse.data.annotations.records import Record, own_objects
-from mmfuse.data.images.samples import Read, read_record
 from mmfuse.data.loader import EvalLoader, eval_loader
+from mmfuse.data.samples import Read, read_record
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.evaluation.corruptions import (
     ANOTHER_SCENE,

@@ -10,7 +10,7 @@ import torch
 from mmfuse.data.annotations.cards import Card, card_of
 from mmfuse.data.annotations.readers import read_split
 from mmfuse.data.annotations.records import Record, conditions_of, objects_that_count, split_digest
-from mmfuse.data.images.cache import ImageCache
+from mmfuse.data.cache import ImageCache
 from mmfuse.data.loader import eval_loader
 from mmfuse.environment import environment
 from mmfuse.errors import UserError, unknown_name

@@ -12,9 +12,9 @@ from tqdm import tqdm
 from mmfuse.data.annotations.cards import card_of
 from mmfuse.data.annotations.readers import read_split
 from mmfuse.data.annotations.records import Record, objects_that_count, spread
-from mmfuse.data.images.cache import ImageCache
-from mmfuse.data.images.samples import Read, read_record
+from mmfuse.data.cache import ImageCache
 from mmfuse.data.loader import EvalLoader, eval_loader
+from mmfuse.data.samples import Read, read_record
 from mmfuse.errors import UserError
 from mmfuse.evaluation.coco import coco_scores
 from mmfuse.evaluation.inference import collect

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mmfuse.data.annotations.records import Record
-from mmfuse.data.images.samples import Change
+from mmfuse.data.samples import Change
 from mmfuse.evaluation.corruptions import SEVERITIES, ImageCorruption, trainable
 from mmfuse.sensor import Sensor
 

@@ -16,9 +16,9 @@ from tqdm import tqdm
 from mmfuse.data.annotations.cards import Card, card_of
 from mmfuse.data.annotations.readers import read_split
 from mmfuse.data.annotations.records import Record, objects_that_count, split_digest
-from mmfuse.data.images.cache import ImageCache
-from mmfuse.data.images.measuring import measure
+from mmfuse.data.cache import ImageCache
 from mmfuse.data.loader import EvalLoader, TrainLoader, eval_loader, fill_cache, train_loader
+from mmfuse.data.measuring import measure
 from mmfuse.environment import environment
 from mmfuse.errors import UserError
 from mmfuse.evaluation.coco import coco_scores

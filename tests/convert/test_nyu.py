@@ -18,8 +18,8 @@ from mmfuse.convert.nyu import CLASSES
 from mmfuse.data.annotations.cards import Card, load_card
 from mmfuse.data.annotations.readers import read_split
 from mmfuse.data.checks.check import check
-from mmfuse.data.images.decode import read_image
 from mmfuse.errors import UserError
+from mmfuse.images.decode import read_image
 
 NAMES = ["wall", *CLASSES[::-1], "unknown"]
 SCENES = ["den_0001", "den_0002a", "den_0002b", "den_0003", *(f"hall_{i:04}" for i in range(7)), "kitchen_0001"]

@@ -17,9 +17,9 @@ from mmfuse.data.annotations.cards import load_card
 from mmfuse.data.annotations.coco import coco_ground_truth
 from mmfuse.data.annotations.readers import read_split
 from mmfuse.data.checks.check import check
-from mmfuse.data.images.decode import read_image
-from mmfuse.data.images.samples import load_sample
+from mmfuse.data.samples import load_sample
 from mmfuse.errors import UserError
+from mmfuse.images.decode import read_image
 from mmfuse.sensor import Sensor
 
 WIDTH, HEIGHT = 32, 24

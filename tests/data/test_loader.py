@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
+from mmfuse.data import cache as cache_module
 from mmfuse.data.annotations.cards import Card
-from mmfuse.data.images import cache as cache_module
-from mmfuse.data.images.cache import ImageCache
+from mmfuse.data.cache import ImageCache
 from mmfuse.data.loader import eval_loader, fill_cache, train_loader
 from mmfuse.errors import UserError
 from mmfuse.recipes import DataRecipe

@@ -6,11 +6,11 @@ import torch
 from PIL import Image
 
 from mmfuse.data.annotations.records import Objects, Record
-from mmfuse.data.images.decode import read_image
 from mmfuse.evaluation.coco import coco_scores
 from mmfuse.evaluation.corruptions import CORRUPTIONS, faulty
 from mmfuse.evaluation.results import relative_area
 from mmfuse.evaluation.robustness import Trial, Trials, frozen, of_another_scene, suiting
+from mmfuse.images.decode import read_image
 from mmfuse.sample import Detections
 from mmfuse.sensor import Calibration, Sensor
 

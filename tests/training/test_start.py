@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from mmfuse.cli import main
-from mmfuse.compare import compare
 from mmfuse.data.annotations.cards import load_card
 from mmfuse.data.annotations.coco import coco_ground_truth
 from mmfuse.data.annotations.readers import read_split
@@ -23,6 +22,7 @@ from mmfuse.sensor import Sensor
 from mmfuse.training import loop, score_calibration
 from mmfuse.training.loop import train
 from mmfuse.training.start import read_start
+from mmfuse.verbs.compare import compare
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,10 @@ from mmfuse.data.annotations.readers import scan_split
 from mmfuse.data.annotations.records import Reading, Record
 from mmfuse.data.checks.contents import Content, SensorReport, type_errors
 from mmfuse.data.checks.look_alikes import difference_hash, look_alikes
-from mmfuse.data.images.decode import read_image
-from mmfuse.data.images.samples import read_record, size_problem
+from mmfuse.data.samples import read_record, size_problem
 from mmfuse.errors import UserError
 from mmfuse.files import read_regular
+from mmfuse.images.decode import read_image
 from mmfuse.sensor import WHOLE_IMAGE
 
 _LINES_OF_A_KIND = 20

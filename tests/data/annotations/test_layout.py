@@ -15,7 +15,7 @@ from mmfuse.data.annotations.layout import image_size
 from mmfuse.data.annotations.readers import read_split, scan_split
 from mmfuse.data.annotations.records import split_digest
 from mmfuse.data.checks.check import check
-from mmfuse.data.images.measuring import measure
+from mmfuse.data.measuring import measure
 from mmfuse.errors import UserError
 from mmfuse.sensor import Calibration
 from mmfuse.strict_yaml import save_yaml

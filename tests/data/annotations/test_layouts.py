@@ -17,7 +17,7 @@ from mmfuse.data.annotations.coco import coco_card, coco_split
 from mmfuse.data.annotations.readers import read_split, scan_split
 from mmfuse.data.annotations.records import split_digest
 from mmfuse.data.checks.check import check
-from mmfuse.data.images.samples import load_sample
+from mmfuse.data.samples import load_sample
 from mmfuse.errors import UserError
 from mmfuse.strict_yaml import save_yaml
 

@@ -28,8 +28,8 @@ from mmfuse.data.annotations.cards import Card, load_card
 from mmfuse.data.annotations.readers import read_split, scan_split
 from mmfuse.data.annotations.records import Record
 from mmfuse.data.checks.check import check
-from mmfuse.data.images.decode import read_image
 from mmfuse.errors import UserError
+from mmfuse.images.decode import read_image
 
 CARD = Path(__file__).parents[3] / "datasets" / "sun_rgbd.yaml"
 

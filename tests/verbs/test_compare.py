@@ -7,22 +7,20 @@ import pytest
 import torch
 from PIL import Image
 
-from mmfuse import compare as compare_module
 from mmfuse.data.annotations.cards import card_of
 from mmfuse.data.annotations.records import Record
 from mmfuse.errors import UserError
 from mmfuse.evaluation.coco import coco_scores
 from mmfuse.evaluation.results import DifferenceTo
 from mmfuse.evaluation.score import Evaluation, evaluate
-from mmfuse.predict import predict
 from mmfuse.recipes import Recipe, load_recipe
 from mmfuse.run import build_detector, input_size
 from mmfuse.sample import Detections
 from mmfuse.strict_yaml import save_yaml
 from mmfuse.training.loop import train
-
-compare = compare_module if callable(compare_module) else compare_module.compare
-MODULE = compare.__globals__
+from mmfuse.verbs import compare as compare_module
+from mmfuse.verbs.compare import compare
+from mmfuse.verbs.predict import predict
 
 
 @pytest.fixture(scope="module")
@@ -118,12 +116,12 @@ def staged(monkeypatch, tmp_path, paired_set):
             scores = coco_scores(RECORDS, detections, CLASSES)
             return Evaluation(Blank(), RECORDS, (digests or {}).get(recipe.name, "ab"), detections, scores, {})
 
-        match = MODULE["match"]
-        monkeypatch.setitem(MODULE, "evaluate", made_up)
-        monkeypatch.setitem(MODULE, "match", lambda *a: matched.append(1) or match(*a))
-        monkeypatch.setitem(MODULE, "_pictures", lambda *a: None)
+        match = compare_module.match
+        monkeypatch.setattr(compare_module, "evaluate", made_up)
+        monkeypatch.setattr(compare_module, "match", lambda *a: matched.append(1) or match(*a))
+        monkeypatch.setattr(compare_module, "_pictures", lambda *a: None)
         for measured in ("gmacs", "latency_ms"):
-            monkeypatch.setitem(MODULE, measured, lambda *a: 1.0)
+            monkeypatch.setattr(compare_module, measured, lambda *a: 1.0)
         comparison = compare(folders, out=tmp_path / "out", **{"rounds": 50, **options})
         assert len(matched) == len(folders), "a run is matched once"
         assert len(evaluated) == len(set(evaluated)), "nothing is evaluated twice"
@@ -177,7 +175,7 @@ def test_real_runs_have_a_row_for_each_subset(report, folder):
 
 
 def test_stacked_channels_and_boxes_lose_sensors_too(report, folder, recipes, tmp_path, monkeypatch):
-    monkeypatch.setitem(MODULE, "_pictures", lambda *a: None)
+    monkeypatch.setattr(compare_module, "_pictures", lambda *a: None)
     runs = [folder / "runs" / "rgb-seed0"]
     for placement in ("channels", "boxes"):
         recipe = tmp_path / f"{placement}.yaml"
@@ -190,7 +188,7 @@ def test_stacked_channels_and_boxes_lose_sensors_too(report, folder, recipes, tm
 
 
 def test_faults_are_tried_on_what_has_other_sensors(report, folder, tmp_path, monkeypatch):
-    monkeypatch.setitem(MODULE, "_pictures", lambda *a: None)
+    monkeypatch.setattr(compare_module, "_pictures", lambda *a: None)
     runs = [folder / "runs" / f"{name}-seed{seed}" for name in ("rgb", "rgb_thermal") for seed in (0, 1)]
     options = {"corruptions": ["missing", "noise", "agc"], "severities": [5, 2], "rounds": 5}
     one, both = compare(runs, out=tmp_path, **options).models
@@ -222,11 +220,11 @@ def test_faults_that_do_not_exist_are_told_before_anything_is_trained(tmp_path):
 def test_a_frame_that_a_fault_struck_is_shown_last():
     records = [replace(r, struck=("rgb",) if i in (0, 1, 4) else ()) for i, r in enumerate(RECORDS[:12])]
     records[0] = replace(records[0], boxes=records[0].boxes[:0])
-    shown = MODULE["_shown"](records)
+    shown = compare_module._shown(records)
     assert [record.struck for record in shown] == [(), (), (), (), ("rgb",)]
     assert shown[-1] is records[1]
     assert [record.condition for record in shown[:4]].count("day") == 2
-    assert len(MODULE["_shown"](records[:2])) == 1
+    assert len(compare_module._shown(records[:2])) == 1
 
 
 def test_three_modalities_have_seven_subsets_each_beside_its_own_model(staged):
@@ -443,7 +441,7 @@ def test_differences_are_taken_to_the_reference(staged):
         staged(models, reference="rbg")
 
 
-ABLATIONS = Path(__file__).parents[1] / "configs" / "ablations"
+ABLATIONS = Path(__file__).parents[2] / "configs" / "ablations"
 TINY = ["model.size=d-4", "data.input_size=[96, 128]", "data.workers=0", "train.epochs=1", "train.batch_size=4"]
 TINY += ["model.pretrained=false"]
 

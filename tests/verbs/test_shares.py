@@ -20,10 +20,10 @@ from mmfuse.model import checkpoint
 from mmfuse.model.nodes import Feature, outputs_of
 from mmfuse.report.tables import shares_markdown
 from mmfuse.run import Run, build_detector
-from mmfuse.shares import measured_weights, rank_correlation, shares
+from mmfuse.verbs.shares import measured_weights, rank_correlation, shares
 
 MODALITIES = ("rgb", "thermal", "depth")
-MODULE = sys.modules["mmfuse.shares"]
+MODULE = sys.modules["mmfuse.verbs.shares"]
 
 
 @pytest.fixture(scope="module")

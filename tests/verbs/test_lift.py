@@ -9,12 +9,12 @@ import torch
 
 import mmfuse
 from mmfuse import Calibration, Detections, UserError, lift
-from mmfuse.data.images.geometry import points_of
 from mmfuse.embedded.solids import trace
 from mmfuse.embedded.street import build_scene
+from mmfuse.images.geometry import points_of
 
 CAMERA = Calibration((80, 60), (100.0, 100.0, 39.5, 29.5))
-PEACH = Path(__file__).parents[2] / "shared/data/peach_rgbd"
+PEACH = Path(__file__).parents[3] / "shared/data/peach_rgbd"
 
 
 def found(*boxes):

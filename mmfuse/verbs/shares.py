@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmfuse.data.images.cache import ImageCache
+from mmfuse.data.cache import ImageCache
 from mmfuse.data.loader import eval_loader
 from mmfuse.environment import environment
 from mmfuse.errors import UserError

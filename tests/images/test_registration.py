@@ -4,9 +4,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mmfuse.data.images.registration import register
 from mmfuse.data.transforms import letterbox
 from mmfuse.errors import UserError
+from mmfuse.images.registration import register
 from mmfuse.recipes import DataRecipe
 from mmfuse.sensor import Calibration, Sensor
 

@@ -8,9 +8,9 @@ from mmfuse.errors import UserError
 from mmfuse.evaluation.results import Clean
 from mmfuse.evaluation.robustness import Trial
 from mmfuse.evaluation.score import evaluate
-from mmfuse.robustness import robustness
 from mmfuse.run import Run
 from mmfuse.training.loop import train
+from mmfuse.verbs.robustness import robustness
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from mmfuse.data.annotations.readers import read_split
 from mmfuse.data.checks.check import check
 from mmfuse.strict_yaml import save_yaml
 
-SHARED = Path(__file__).parents[3].parent / "shared" / "data"
+SHARED = Path(__file__).parents[3] / "shared" / "data"
 RGB, GREY = {"channels": 3}, {"channels": 1}
 
 

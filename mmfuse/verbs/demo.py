@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mmfuse.compare import compare
 from mmfuse.embedded.dataset import generate
 from mmfuse.evaluation.results import Comparison
 from mmfuse.recipes import DataRecipe, ModelRecipe, Recipe, TrainRecipe
 from mmfuse.strict_yaml import save_yaml
+from mmfuse.verbs.compare import compare
 
 MODALITIES = ("rgb", "thermal")
 

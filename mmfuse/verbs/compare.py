@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from mmfuse.data.annotations.cards import card_of
 from mmfuse.data.annotations.records import Record, conditions_of
-from mmfuse.data.images.samples import load_sample
+from mmfuse.data.samples import load_sample
 from mmfuse.environment import environment
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.evaluation.corruptions import CORRUPTIONS, MISSING, SEVERITIES

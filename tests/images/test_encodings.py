@@ -5,8 +5,8 @@ import pytest
 import torch
 from matplotlib import colormaps
 
-from mmfuse.data.images.encodings import prepare
 from mmfuse.errors import UserError
+from mmfuse.images.encodings import prepare
 from mmfuse.sensor import WHOLE_IMAGE, Calibration, Sensor
 
 CAMERA = Calibration((64, 48), (60.0, 62.0, 31.0, 24.5))

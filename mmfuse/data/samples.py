@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from mmfuse.data.annotations.records import Objects, Record, own_objects
-from mmfuse.data.images.scenes import read_scene
 from mmfuse.errors import UserError
+from mmfuse.images.scenes import read_scene
 from mmfuse.sample import Sample
 from mmfuse.sensor import Sensor
 

@@ -7,17 +7,17 @@ import pytest
 import torch
 from PIL import Image
 
-from mmfuse.data.images.decode import read_image
-from mmfuse.data.images.scenes import prepare_scene
 from mmfuse.data.transforms import letterbox
 from mmfuse.errors import UserError
+from mmfuse.images.decode import read_image
+from mmfuse.images.scenes import prepare_scene
 from mmfuse.model.build import create_detector
 from mmfuse.model.checkpoint import load, save_detector
-from mmfuse.predict import predict
 from mmfuse.recipes import DataRecipe, ModelRecipe, Recipe
 from mmfuse.run import Run
 from mmfuse.sensor import Calibration, Sensor
 from mmfuse.strict_yaml import save_yaml
+from mmfuse.verbs.predict import predict
 
 CAMERA = Calibration((128, 96), (100.0, 100.0, 63.5, 47.5))
 

@@ -10,9 +10,9 @@ from PIL import Image
 
 from mmfuse.data.annotations.layout import image_size
 from mmfuse.data.annotations.records import Objects, Record
-from mmfuse.data.images.decode import read_image
-from mmfuse.data.images.samples import load_sample
+from mmfuse.data.samples import load_sample
 from mmfuse.errors import UserError
+from mmfuse.images.decode import read_image
 from mmfuse.sensor import Sensor
 
 RGB = Sensor(3, mean=(10.4, 19.6, 30.0), std=(1.0, 1.0, 1.0))

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mmfuse.data.annotations.records import Record
-from mmfuse.data.images.samples import read_record
+from mmfuse.data.samples import read_record
 from mmfuse.errors import UserError
 from mmfuse.files import open_regular, write_whole
 from mmfuse.sensor import Sensor
@@ -23,13 +23,13 @@ _IMAGE, _SUM = "image", "sum"
 _KINDS = {"U8": np.uint8, "U16": np.uint16, "F32": np.float32}
 _NOT_PREPARED_WITH = ("mean", "std", "range", "dtype")
 _PREPARING = (
-    "decode.py",
-    "scenes.py",
-    "encodings.py",
-    "registration.py",
-    "resizing.py",
-    "geometry.py",
-    "../../sensor.py",
+    "images/decode.py",
+    "images/scenes.py",
+    "images/encodings.py",
+    "images/registration.py",
+    "images/resizing.py",
+    "images/geometry.py",
+    "sensor.py",
 )
 
 
@@ -127,7 +127,7 @@ def _parameters(sensor: Sensor) -> str:
 def _code() -> str:
     digest = hashlib.sha256()
     for name in _PREPARING:
-        digest.update((Path(__file__).parent / name).read_bytes())
+        digest.update((Path(__file__).parents[1] / name).read_bytes())
     return digest.hexdigest()
 
 

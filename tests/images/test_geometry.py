@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from mmfuse.data.annotations.calibration_files import read_calibration
-from mmfuse.data.images.geometry import project_points, register_depth, warp_by_homography, warp_through_depth
 from mmfuse.errors import UserError
+from mmfuse.images.geometry import project_points, register_depth, warp_by_homography, warp_through_depth
 from mmfuse.sensor import Calibration
 
 CENTIMETRE = 0.01
@@ -326,7 +326,7 @@ def test_pixels_that_the_lens_cannot_reach_stay_empty():
 def test_scanned_points_lie_on_the_labelled_objects(frame):
     from pathlib import Path
 
-    folder = Path(__file__).parents[3].parent / "shared/data/kitti_sample/training"
+    folder = Path(__file__).parents[3] / "shared/data/kitti_sample/training"
     if not folder.is_dir():
         pytest.skip("the KITTI sample isn't here")
     file = folder / f"calib/{frame}.txt"

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from mmfuse.data.images.decode import read_image
-from mmfuse.data.images.encodings import prepare
-from mmfuse.data.images.registration import register
+from mmfuse.images.decode import read_image
+from mmfuse.images.encodings import prepare
+from mmfuse.images.registration import register
 from mmfuse.sensor import Calibration, Sensor
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mmfuse.data.annotations.records import split_digest, spread
-from mmfuse.data.images.cache import ImageCache
+from mmfuse.data.cache import ImageCache
 from mmfuse.data.loader import eval_loader
 from mmfuse.environment import environment
 from mmfuse.errors import UserError, unknown_name

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from mmfuse.data.annotations.records import Record
-from mmfuse.data.images.measuring import measure
 from mmfuse.data.loader import eval_loader
+from mmfuse.data.measuring import measure
 from mmfuse.errors import UserError
 from mmfuse.recipes import DataRecipe
 from mmfuse.sensor import Calibration, Sensor

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from mmfuse.data.images.scenes import read_scene
 from mmfuse.data.transforms import letterbox
 from mmfuse.errors import UserError, unknown_name
+from mmfuse.images.scenes import read_scene
 from mmfuse.model.checkpoint import load
 from mmfuse.model.doubt import Doubting
 from mmfuse.report.pictures import overlay

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from mmfuse.data.images.geometry import project_points, register_depth, warp_by_homography, warp_through_depth
-from mmfuse.data.images.resizing import resized
 from mmfuse.errors import UserError
+from mmfuse.images.geometry import project_points, register_depth, warp_by_homography, warp_through_depth
+from mmfuse.images.resizing import resized
 from mmfuse.sensor import Calibration, Sensor
 
 Size = tuple[int, int]

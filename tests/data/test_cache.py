@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from mmfuse.data import cache as cache_module
 from mmfuse.data.annotations.records import Record
-from mmfuse.data.images import cache as cache_module
-from mmfuse.data.images.cache import CacheError, ImageCache
-from mmfuse.data.images.samples import read_record
+from mmfuse.data.cache import CacheError, ImageCache
+from mmfuse.data.samples import read_record
 from mmfuse.errors import UserError
 from mmfuse.sensor import Calibration, Sensor
 

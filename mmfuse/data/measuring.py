@@ -9,9 +9,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmfuse.data.annotations.records import Record
-from mmfuse.data.images.cache import CacheError, ImageCache
-from mmfuse.data.images.decode import read_image
+from mmfuse.data.cache import CacheError, ImageCache
 from mmfuse.errors import UserError
+from mmfuse.images.decode import read_image
 from mmfuse.recipes import DataRecipe
 from mmfuse.sensor import Sensor
 

@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmfuse.data.images.geometry import load_open3d, points_of
 from mmfuse.errors import UserError, require
+from mmfuse.images.geometry import load_open3d, points_of
 from mmfuse.sample import Detections
 from mmfuse.sensor import Calibration
 

@@ -1,1 +1,0 @@
-"""From an image file to a prepared image: decoding, encodings, rigs, cache."""

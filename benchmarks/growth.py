@@ -111,7 +111,7 @@ def objects(form: str, detector: FusionDetector, side: int, rounds: int) -> list
         AssertionError: other numbers of objects are found than are there.
     """
     images = _images(side, MODALITIES[0])
-    selection = Selection(score_threshold=0.5, max_detections=max(OBJECTS))
+    selection = Selection(threshold=0.5, max_detections=max(OBJECTS))
     given = {count: outputs_of(detector, side, count) for count in OBJECTS}
     for count, outputs in given.items():
         found = len(detector.decode(outputs, selection=selection)[0])

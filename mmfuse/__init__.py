@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from mmfuse.data.checks.check import check as check
     from mmfuse.errors import UserError as UserError
     from mmfuse.evaluation.score import evaluate as evaluate
-    from mmfuse.images.scenes import prepare_scene as prepare_scene
     from mmfuse.model.build import create_detector as create_detector
     from mmfuse.model.checkpoint import load as load
     from mmfuse.model.detector import Detector as Detector
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from mmfuse.sample import Batch as Batch
     from mmfuse.sample import Detections as Detections
     from mmfuse.sample import Sample as Sample
+    from mmfuse.sample import Scene as Scene
     from mmfuse.sample import Targets as Targets
     from mmfuse.sensor import Calibration as Calibration
     from mmfuse.sensor import Sensor as Sensor
@@ -50,14 +50,13 @@ _MODULES = {
     "data.checks.check": ("check",),
     "errors": ("UserError",),
     "evaluation.score": ("evaluate",),
-    "images.scenes": ("prepare_scene",),
     "model.build": ("create_detector",),
     "model.checkpoint": ("load",),
     "model.detector": ("Detector", "FusionDetector", "Outputs"),
     "model.ensemble": ("BoxEnsemble",),
     "recipes": ("Recipe", "load_recipe"),
     "run": ("Run",),
-    "sample": ("Batch", "Detections", "Sample", "Targets"),
+    "sample": ("Batch", "Detections", "Sample", "Scene", "Targets"),
     "sensor": ("Calibration", "Sensor"),
     "training.doubt_calibration": ("calibrate",),
     "training.loop": ("train",),

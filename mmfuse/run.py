@@ -87,4 +87,5 @@ def build_detector(recipe: Recipe, sensors: Mapping[str, Sensor], classes: Seque
     own = {m: sensors[m] for m in recipe.modalities}
     model = dataclasses.asdict(recipe.model)
     channels = {m: sensor.encoded_channels for m, sensor in own.items()}
-    return create_detector(model.pop("size"), channels, classes=classes, sensors=own, **model)
+    size = input_size(recipe)
+    return create_detector(model.pop("size"), channels, classes=classes, sensors=own, input_size=size, **model)

@@ -5,11 +5,13 @@ Letters in shapes: B images, C channels, H W height and width, A anchors, K clas
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, SupportsIndex
+from typing import Any, Protocol, SupportsIndex
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from mmfuse.sensor import Calibration
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,74 @@ class Targets:
 
 
 @dataclass(frozen=True)
+class Scene:
+    """What the sensors of a rig saw at one moment, and what is known of the rig then.
+
+    `images` maps a modality to a file, an array (H, W) or (H, W, C), a PIL image or a tensor (C, H, W), as the sensor
+    gives it: 8 or 16 bit, or float, in its own unit; a sensor that failed has no entry. `calibration` by modality and
+    `onto`, that of the reference camera, take the place of the sensors' own where given; `size` is width and height of
+    the reference's image, for scenes that lack it.
+    """
+
+    images: Mapping[str, Any]
+    calibration: Mapping[str, Calibration] = field(default_factory=dict)
+    onto: Calibration | None = None
+    size: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Views:
+    """Scenes as a detector is shown them: prepared, fitted into one size and stacked.
+
+    `images` maps a modality to (B, C, H, W), zero where it is absent, `present` to (B,) bool. Of each scene `contents`
+    (B, 2) is the height and width of what isn't padding, `scales` (B,) the pixels of the view per pixel of the scene,
+    and `corners` (B, 2) what was cut off at its left and top: see `restore`. `figures` tell the unit of the images of a
+    sensor, see `images.units.figures`.
+    """
+
+    images: dict[str, Tensor]
+    present: dict[str, Tensor]
+    contents: Tensor
+    scales: Tensor
+    corners: Tensor
+    figures: dict[str, Tensor]
+
+    def restore(self, found: "Sequence[Detections]") -> "list[Detections]":
+        """Returns detections of the views in pixels of the scenes."""
+        return [
+            replace(one, boxes=one.boxes / scale + one.boxes.new_tensor([*corner, *corner]))
+            for one, scale, corner in zip(found, self.scales.tolist(), self.corners.tolist(), strict=True)
+        ]
+
+
+class Sight(Protocol):
+    """How a detector sees: the size (H, W) at which it is shown images, and what makes views of scenes."""
+
+    @property
+    def size(self) -> tuple[int, int]: ...
+
+    def views(
+        self,
+        scenes: "Scene | Mapping[str, Any] | Sequence[Scene | Mapping[str, Any]]",
+        present: Mapping[str, Tensor] | None = None,
+        *,
+        resize: bool = True,
+    ) -> Views:
+        """Prepares scenes and fits them into the detector's size, or without `resize` into one that holds them all."""
+
+    def check_units(self, views: Views) -> None:
+        """Refuses views of images that can't be in their sensors' units; the host waits for the device they are on."""
+
+
+@dataclass(frozen=True)
 class Sample:
     """One image of every sensor that is there, raw, with its objects.
 
     `images` maps a modality to its pixels (C, H, W) in the sensor's own type (uint8, uint16 or float32); a modality
     that is absent has no entry. `boxes` is (N, 4) xyxy pixels, `labels` (N,). `scale` is input pixels per original
-    pixel: the letterbox keeps the top left corner, so `boxes / scale` are original pixels. `own` holds boxes and labels
-    of modalities whose image shows the objects elsewhere than these.
+    pixel: the letterbox keeps the top left corner, so `boxes / scale` are original pixels; `content` is the height and
+    width of what isn't padding, None for all. `own` holds boxes and labels of modalities whose image shows the objects
+    elsewhere than these.
     """
 
     image_id: int
@@ -41,6 +104,7 @@ class Sample:
     boxes: Tensor
     labels: Tensor
     scale: float = 1.0
+    content: tuple[float, float] | None = None
     own: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
@@ -49,8 +113,8 @@ class Batch:
     """Samples of one size, stacked.
 
     `images` maps every modality of the recipe to (B, C, H, W), raw, zero where absent; `present` to (B,) bool;
-    `scale` is (B,): input pixels per original pixel. `own` has the targets of modalities whose images show the objects
-    elsewhere than `targets`.
+    `scale` is (B,): input pixels per original pixel; `contents` (B, 2) is the height and width of what isn't
+    padding. `own` has the targets of modalities whose images show the objects elsewhere than `targets`.
     """
 
     image_ids: list[int]
@@ -58,6 +122,7 @@ class Batch:
     present: dict[str, Tensor]
     targets: Targets
     scale: Tensor
+    contents: Tensor
     own: dict[str, Targets] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -74,6 +139,7 @@ class Batch:
             self.present,
             self.targets.to(device),
             to_device(self.scale, device),
+            to_device(self.contents, device),
             {m: targets.to(device) for m, targets in self.own.items()},
         )
 

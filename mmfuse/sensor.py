@@ -104,7 +104,8 @@ class Sensor:
     of the image within it. `register` brings the image to
     the frame of the reference camera `onto`: "resize" where both see the same, "homography" by a 3 x 3 matrix from own
     pixels to the reference's, "rig" by `calibration` through depth. `dtype` is the pixel type of the files, `mean` and
-    `std` are those of the encoded channels on the training split; empty until measured.
+    `std` are those of the encoded channels on the training split, `seen` the 0.1 and 99.9 percentiles of raw values
+    there; empty until measured.
     """
 
     channels: int
@@ -124,9 +125,10 @@ class Sensor:
     dtype: Literal["", "uint8", "uint16", "float32"] = ""
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    seen: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("range", "disparity", "gravity", "border", "homography", "mean", "std"):
+        for name in ("range", "disparity", "gravity", "border", "homography", "mean", "std", "seen"):
             value = tuple(tuple(v) if isinstance(v, list) else v for v in getattr(self, name))
             object.__setattr__(self, name, value)  # a list where it was read from JSON
         for name in ("calibration", "onto"):
@@ -164,6 +166,7 @@ class Sensor:
         if self.homography:
             square = len(self.homography) == 3 and all(len(row) == 3 for row in self.homography)
             require(square, "homography", self.homography, "write 3 x 3")
+        require(len(self.seen) in (0, 2), "seen", self.seen, "use [lowest, highest]")
         require(all(s > 0 for s in self.std), "std", self.std, "use positive numbers")
         for name in ("mean", "std"):
             values = getattr(self, name)
@@ -206,16 +209,6 @@ class Sensor:
         """Returns the width and height of a file whose image within the border has `size`."""
         left, top, right, bottom = self.border
         return size[0] + left + right, size[1] + top + bottom
-
-    def check_prepared(self, modality: str, image: Tensor) -> None:
-        """Raises a UserError for an image (B, C, H, W) that is raw where it must be prepared, or of another type."""
-        kind, whole, floating = str(image.dtype)[6:], self.encoding in WHOLE_IMAGE, image.is_floating_point()
-        if whole and image.shape[1:2] == (self.channels,) and (self.is_depth or not floating):
-            raise UserError(f"images: {modality} is raw; call mmfuse.prepare_scene, which {self.encoding} needs, first")
-        if self.dtype and not whole and not floating and kind != self.dtype:
-            raise UserError(
-                f"images: {modality} is {kind}, but this sensor's files hold {self.dtype}; give such values"
-            )
 
     def metres(self, raw: Tensor) -> tuple[Tensor, Tensor]:
         """Returns depth in metres, 0 where it is invalid, and its validity, both float32 of the shape of `raw`."""

@@ -109,6 +109,7 @@ def test_a_fusion_or_a_pyramid(table, name, new, option, tmp_path, monkeypatch):
     assert loaded.spec[option] == name
     assert sum(loaded.fusion_shares()[m][3] for m in "ab") == pytest.approx(1)
     with torch.no_grad():
-        expected, found, folded = (one(images, present) for one in (detector.eval(), loaded, loaded.folded()))
+        saved = detector.to(memory_format=torch.channels_last).eval()
+        expected, found, folded = (one(images, present) for one in (saved, loaded, loaded.folded()))
     assert torch.equal(found.class_logits, expected.class_logits)
     torch.testing.assert_close(folded.class_logits, expected.class_logits, rtol=0, atol=1e-4)

@@ -89,12 +89,13 @@ def test_a_batch_moves_but_for_presence():
         {"rgb": torch.tensor([True, True]), "thermal": torch.tensor([True, False])},
         Targets([torch.zeros(1, 4), torch.zeros(0, 4)], [torch.zeros(1), torch.zeros(0)]),
         torch.ones(2),
+        torch.tensor([[4, 4], [4, 3]]),
     )
     moved = batch.to(torch.device("meta"))
     assert len(moved) == 2
     assert moved.image_ids == [7, 8]
-    tensors = [*moved.images.values(), *moved.targets.boxes, *moved.targets.labels, moved.scale]
-    assert len(tensors) == 7
+    tensors = [*moved.images.values(), *moved.targets.boxes, *moved.targets.labels, moved.scale, moved.contents]
+    assert len(tensors) == 8
     assert all(t.is_meta for t in tensors)
     assert moved.images["thermal"].dtype == torch.uint16
     assert {m: p.tolist() for m, p in moved.present.items()} == {"rgb": [True, True], "thermal": [True, False]}

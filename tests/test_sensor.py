@@ -208,30 +208,6 @@ def test_a_file_is_larger_than_its_image_by_the_border():
     assert Sensor(1, border=(1, 20, 300, 4000)).whole((640, 512)) == (941, 4532)
 
 
-@pytest.mark.parametrize(
-    ("sensor", "channels", "dtype", "problem"),
-    [
-        (Sensor(1, "hha"), 1, torch.uint16, "thermo is raw"),
-        (Sensor(1, "normals"), 1, torch.float32, "thermo is raw"),
-        (Sensor(1, "clahe"), 1, torch.uint16, "thermo is raw"),
-        (Sensor(1, "hha"), 4, torch.uint8, None),
-        (Sensor(1, "clahe"), 1, torch.float32, None),
-        (Sensor(1, dtype="uint16"), 1, torch.uint8, "thermo is uint8, but this sensor's files hold uint16"),
-        (Sensor(1, "hha", dtype="uint16"), 4, torch.uint8, None),
-        (Sensor(1, dtype="uint16"), 1, torch.uint16, None),
-        (Sensor(1, dtype="uint16"), 1, torch.float32, None),
-        (Sensor(1), 1, torch.uint8, None),
-    ],
-)
-def test_images_that_are_raw_or_of_another_type_are_named(sensor, channels, dtype, problem):
-    image = torch.zeros(2, channels, 3, 4, dtype=dtype)
-    if problem is None:
-        sensor.check_prepared("thermo", image)
-        return
-    with pytest.raises(UserError, match=f"images: {problem}"):
-        sensor.check_prepared("thermo", image)
-
-
 def test_depth_is_not_mixed_over_an_edge():
     for encoding in DEPTH_ENCODINGS:
         assert (Sensor(1, encoding).is_depth, Sensor(1, encoding).interpolation) == (True, "nearest")

@@ -12,15 +12,16 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from mmfuse.data.annotations.cards import Card
 from mmfuse.data.annotations.records import Record
 from mmfuse.data.cache import CacheError, ImageCache, is_costly
 from mmfuse.data.samples import Change, Read, load_sample, read_record
-from mmfuse.data.transforms import augment, letterbox
+from mmfuse.data.transforms import augment
 from mmfuse.errors import UserError, unknown_name
+from mmfuse.images.letterbox import letterbox, stacked
 from mmfuse.recipes import DataRecipe
 from mmfuse.sample import Batch, Sample, Targets
 from mmfuse.sensor import Sensor
@@ -188,6 +189,7 @@ class _Packed:
     present: dict[str, np.ndarray]
     targets: _PackedTargets
     scale: np.ndarray
+    contents: np.ndarray
     own: dict[str, _PackedTargets]
     skipped: _Skipped
 
@@ -201,6 +203,7 @@ class _Packed:
             {m: torch.from_numpy(x) for m, x in self.present.items()},
             self.targets.unpack(),
             torch.from_numpy(self.scale),
+            torch.from_numpy(self.contents),
             {m: targets.unpack() for m, targets in self.own.items()},
         )
 
@@ -240,9 +243,10 @@ class _Samples(Dataset[tuple[Sample, _Skipped] | UserError]):
             return sample
         if self.recipe is not None:
             generator = _generator(self.seed, epoch, index + 1)
-            return augment(sample, self.size, self.sensors, self.recipe, generator), skipped
-        images, boxes, scale = letterbox(sample.images, sample.boxes, self.size, self.sensors)
-        return Sample(sample.image_id, images, boxes, sample.labels, scale), skipped
+            whole = {m: self.sensors[m].without_gaps(x) for m, x in sample.images.items()}
+            return augment(replace(sample, images=whole), self.size, self.sensors, self.recipe, generator), skipped
+        images, scale, content = letterbox(sample.images, self.size, self.sensors)
+        return Sample(sample.image_id, images, sample.boxes * scale, sample.labels, scale, content), skipped
 
     def _readable(self, epoch: int, index: int) -> tuple[Sample | UserError, _Skipped]:
         skipping = self.recipe is not None and self.recipe.on_bad_sample == "skip"
@@ -346,23 +350,19 @@ class _Collate:
                 return item
             good.append(item[0])
             skipped |= item[1]
-        images, present = {}, {}
-        for m, sensor in self.sensors.items():
-            there = [m in sample.images for sample in good]
-            kinds = {sample.images[m].dtype for sample in good if m in sample.images} or {torch.uint8}
-            if len(kinds) > 1:
-                names = " and ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
-                ids = [sample.image_id for sample in good]
-                return UserError(f"{m}: images {ids} mix {names}; give all images of a sensor one bit depth")
-            absent = torch.zeros(sensor.prepared_channels, *self.size, dtype=kinds.pop())
-            images[m] = default_collate([sample.images.get(m, absent) for sample in good])
-            present[m] = np.array(there)
+        try:
+            images, present = stacked(
+                [sample.images for sample in good], [sample.image_id for sample in good], self.sensors
+            )
+        except UserError as error:
+            return error
         return _Packed(
             [sample.image_id for sample in good],
             images,
             present,
             _PackedTargets.pack([sample.boxes for sample in good], [sample.labels for sample in good]),
             np.array([sample.scale for sample in good], np.float32),
+            np.array([sample.content or self.size for sample in good], np.float32),
             {
                 m: _PackedTargets.pack(*zip(*(s.own.get(m, (s.boxes, s.labels)) for s in good), strict=True))
                 for m in self.sensors

@@ -19,15 +19,17 @@ _MEASURED_IMAGES = 256
 _SMALLEST_STD = 1e-6
 _RANGE = (0.001, 0.999)
 _VALUES_PER_IMAGE = 4096
+_TYPED_FILES = 32
 _DEFAULT = DataRecipe()
 
 
 def measure(records: Sequence[Record], sensors: Mapping[str, Sensor], data: DataRecipe = _DEFAULT) -> dict[str, Sensor]:
     """Returns the sensors with the mean and standard deviation of their encoded channels over all measured pixels.
 
-    Their `dtype` becomes that of their files, and the `range` of an "intensity" that is deeper than 8 bit and has none
-    the 0.1 and 99.9 percentiles of the images. At most 256 records are read, evenly spaced. A channel that never
-    changes gets a deviation of 1e-6. Of `data` the cache counts, and what is to be done with images that can't be read.
+    Their `dtype` becomes that of their files, `seen` the 0.1 and 99.9 percentiles of the raw values of 32 files (of
+    depth, the valid ones), and the `range` of an "intensity" that is deeper than 8 bit and has none those of all
+    images. At most 256 records are read, evenly spaced. A channel that never changes gets a deviation of 1e-6. Of
+    `data` the cache counts, and what is to be done with images that can't be read.
 
     Raises:
         UserError: an image can't be read, files of a sensor differ in type, or no record has a pixel of a sensor.
@@ -40,7 +42,7 @@ def measure(records: Sequence[Record], sensors: Mapping[str, Sensor], data: Data
         needed = {m: sensor for m, sensor in typed.items() if m in ranged or sensor.is_depth}
         for images in _each(chosen, needed, data, "measuring ranges"):
             for m in ranged & set(images):
-                values[m].add(images[m])
+                values[m].add(images[m].numpy())
         typed |= {m: replace(typed[m], range=values[m].range(m)) for m in ranged}
     sums = {m: torch.zeros(3, sensor.encoded_channels, dtype=torch.float64) for m, sensor in typed.items()}
     for images in _each(chosen, typed, data, "measuring sensors"):
@@ -77,14 +79,20 @@ def _each(
 
 def _typed(modality: str, sensor: Sensor, records: Sequence[Record], data: DataRecipe) -> Sensor:
     there = [record.files[modality] for record in records if modality in record.files]
-    for file in there:
+    kind, values = "", _Values()
+    for file in there[:: max(1, len(there) // _TYPED_FILES)]:
         try:
-            kind = str(read_image(file, sensor).dtype).removeprefix("torch.")
+            image = read_image(file, replace(sensor, dtype=kind) if kind else sensor)  # type: ignore[arg-type]
         except UserError:
             if data.on_bad_sample == "error":
                 raise
             continue
-        return replace(sensor, dtype=kind)  # type: ignore[arg-type]
+        kind = kind or str(image.dtype).removeprefix("torch.")
+        if image.ndim == 3:
+            pixels = image.numpy()
+            values.add(pixels[np.isfinite(pixels) & (pixels != 0)] if sensor.is_depth else pixels)
+    if kind:
+        return replace(sensor, dtype=kind, seen=values.range(modality) if values.any else ())  # type: ignore[arg-type]
     problem = "can be read of this modality" if there else "has this modality"
     raise UserError(f"{modality}: no training image {problem}; leave it out or add its files")
 
@@ -96,13 +104,18 @@ class _Values:
         self.counts = np.zeros(2**16, np.int64)
         self.sample: list[np.ndarray] = []
 
-    def add(self, image: Tensor) -> None:
-        values = image.numpy().ravel()
-        if values.dtype == np.uint16:
+    def add(self, image: np.ndarray) -> None:
+        values = image.ravel()
+        if values.dtype in (np.uint8, np.uint16):
             self.counts += np.bincount(values, minlength=2**16)
         else:
             values = values[:: max(1, len(values) // _VALUES_PER_IMAGE)]
             self.sample.append(values[np.isfinite(values)])
+
+    @property
+    def any(self) -> bool:
+        """Whether there is a value."""
+        return bool(self.counts.any()) or any(len(x) for x in self.sample)
 
     def range(self, modality: str) -> tuple[float, float]:
         values, counts = np.unique(np.concatenate(self.sample or [np.zeros(0, np.float32)]), return_counts=True)

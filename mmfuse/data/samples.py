@@ -9,7 +9,7 @@ from torch import Tensor
 from mmfuse.data.annotations.records import Objects, Record, own_objects
 from mmfuse.errors import UserError
 from mmfuse.images.scenes import read_scene
-from mmfuse.sample import Sample
+from mmfuse.sample import Sample, Scene
 from mmfuse.sensor import Sensor
 
 
@@ -37,8 +37,9 @@ def read_record(record: Record, sensors: Mapping[str, Sensor], change: Change | 
     Raises:
         UserError: a file can't be read, or the sensors can't be registered.
     """
-    size, own = (record.width, record.height), None if change is None else partial(change, record.image_id)
-    return read_scene(record.files, sensors, record.calibration, record.onto, size, own)
+    files = {m: file for m, file in record.files.items() if m in sensors}
+    scene = Scene(files, record.calibration, record.onto, (record.width, record.height))
+    return read_scene(scene, sensors, None if change is None else partial(change, record.image_id))
 
 
 Read = Callable[[Record, Mapping[str, Sensor]], dict[str, Tensor]]
@@ -47,6 +48,8 @@ Read = Callable[[Record, Mapping[str, Sensor]], dict[str, Tensor]]
 
 def load_sample(record: Record, sensors: Mapping[str, Sensor], read: Read = read_record) -> Sample:
     """Reads the images of those `sensors` that the record has, and objects save crowds, at the size of the reference.
+
+    Intensity is NaN where nothing was measured.
 
     Raises:
         UserError: a file can't be read, or the sizes differ.
@@ -58,7 +61,6 @@ def load_sample(record: Record, sensors: Mapping[str, Sensor], read: Read = read
         )
     if problem := size_problem(record, images):
         raise UserError(problem)
-    images = {m: sensors[m].without_gaps(x) for m, x in images.items()}
     own = {m: objects for m in images if (objects := own_objects(record, m, sensors[m])) is not None}
     return Sample(
         record.image_id,

@@ -1,15 +1,13 @@
-"""Letterbox, and augmentation that moves all modalities of a sample alike."""
+"""Augmentation that moves all modalities of a sample alike."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from mmfuse import boxes as box_maths
-from mmfuse.images.resizing import resized
+from mmfuse.images.letterbox import View, pad
 from mmfuse.recipes import DataRecipe
 from mmfuse.sample import Sample
 from mmfuse.sensor import Sensor
@@ -17,23 +15,7 @@ from mmfuse.sensor import Sensor
 STATED_WIDTH = 640
 """Width of the images for which lengths in pixels are stated; they grow with the width."""
 
-_SMALLEST_SIDE = 2.0
-_SMALLEST_SHARE = 0.25
 _GREY = (0.2989, 0.587, 0.114)
-
-
-def letterbox(
-    images: Mapping[str, Tensor], boxes: Tensor, size: tuple[int, int], sensors: Mapping[str, Sensor]
-) -> tuple[dict[str, Tensor], Tensor, float]:
-    """Scales images (C, h, w) of one size, and boxes, to fit into `size` (H, W) at the top left corner.
-
-    What is left at the right and the bottom holds `Sensor.fill`. Returns images (C, H, W) of the same types, boxes in
-    their pixels, and the scale: pixels of the result per pixel of the image.
-    """
-    height, width = next(iter(images.values())).shape[1:]
-    scale = min(size[0] / height, size[1] / width)
-    view = _View(0, 0, height, width, max(1, round(height * scale)), max(1, round(width * scale)))
-    return {m: _pad(view.show(x, sensors[m]), size, sensors[m]) for m, x in images.items()}, boxes * scale, scale
 
 
 def augment(
@@ -61,7 +43,7 @@ def augment(
     low, high = recipe.scale_jitter
     scale = (low + (high - low) * zoom) * min(size[0] / height, size[1] / width)
     h, w = (min(n, max(1, round(room / scale))) for n, room in ((height, size[0]), (width, size[1])))
-    view = _View(
+    view = View(
         top=int(down * (height - h + 1)),
         left=int(across * (width - w + 1)),
         height=h,
@@ -87,7 +69,7 @@ def augment(
             image = moves[m].show(image, sensors[m])
         if recipe.color_jitter and image.dtype == torch.uint8 and image.shape[0] == 3:
             image = _jitter(image, *strengths)
-        images[m] = _pad(image, size, sensors[m])
+        images[m] = pad(image, size, sensors[m])
     labelled = sample.own if recipe.boxes == "own" else {}
     own = {}
     for m in images:
@@ -95,7 +77,8 @@ def augment(
             boxes, labels = labelled.get(m, (sample.boxes, sample.labels))
             boxes = view.move(boxes)
             own[m] = view.cut(moves[m].move(boxes) if m in moves else boxes, labels)
-    return Sample(sample.image_id, images, *view.cut(view.move(sample.boxes), sample.labels), scale, own)
+    content = float(view.out_height), float(view.out_width)
+    return Sample(sample.image_id, images, *view.cut(view.move(sample.boxes), sample.labels), scale, content, own)
 
 
 @dataclass(frozen=True)
@@ -132,42 +115,6 @@ class _Move:
         return torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
 
 
-@dataclass(frozen=True)
-class _View:
-    """A part of an image, in whole pixels, and the size at which it is shown."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-    out_height: int
-    out_width: int
-    flip: bool = False
-
-    def show(self, image: Tensor, sensor: Sensor) -> Tensor:
-        part = image[:, self.top : self.top + self.height, self.left : self.left + self.width]
-        shown = resized(part, (self.out_height, self.out_width), sensor.interpolation).numpy()
-        if self.flip and sensor.encoding == "normals":
-            shown = np.concatenate((-shown[:1], shown[1:]))
-        return torch.from_numpy(np.ascontiguousarray(shown[..., ::-1] if self.flip else shown))
-
-    def move(self, boxes: Tensor) -> Tensor:
-        ratio = boxes.new_tensor([self.out_width / self.width, self.out_height / self.height] * 2)
-        boxes = (boxes - boxes.new_tensor([self.left, self.top] * 2)) * ratio
-        if self.flip:
-            x1, y1, x2, y2 = boxes.unbind(1)
-            boxes = torch.stack((self.out_width - x2, y1, self.out_width - x1, y2), 1)
-        return boxes
-
-    def cut(self, moved: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Clips moved boxes to what is shown, and leaves out those of which too little is left."""
-        boxes = box_maths.clip(moved, self.out_height, self.out_width)
-        sides = boxes[:, 2:] - boxes[:, :2]
-        share = sides.prod(1) / (moved[:, 2:] - moved[:, :2]).prod(1)
-        kept = (sides >= _SMALLEST_SIDE).all(1) & (share >= _SMALLEST_SHARE)
-        return boxes[kept], labels[kept]
-
-
 def _jitter(image: Tensor, brightness: float, contrast: float, saturation: float) -> Tensor:
     values = image.to(torch.float32)
     shift = (values[0] * _GREY[0]).add_(values[1], alpha=_GREY[1]).add_(values[2], alpha=_GREY[2])
@@ -175,16 +122,3 @@ def _jitter(image: Tensor, brightness: float, contrast: float, saturation: float
     shift.mul_(brightness * contrast * (1 - saturation)).add_(brightness * (1 - contrast) * mean + 0.5)
     torch.add(shift, values, alpha=brightness * contrast * saturation, out=values).clamp_(0, 255)
     return values.to(torch.int16).to(torch.uint8)  # several times as fast as straight to 8 bit
-
-
-def _pad(image: Tensor, size: tuple[int, int], sensor: Sensor) -> Tensor:
-    _, height, width = image.shape
-    if (height, width) == size:
-        return image.contiguous()
-    fill = torch.tensor(sensor.fill, dtype=torch.float32)
-    fill = (fill if image.is_floating_point() else fill.round()).to(image.dtype)[:, None, None]
-    padded = torch.empty(len(image), *size, dtype=image.dtype)
-    padded[:, :height, :width] = image
-    padded[:, height:] = fill
-    padded[:, :height, width:] = fill
-    return padded

@@ -78,7 +78,6 @@ class Trial:
     detector: Detector
     records: Sequence[Record]
     scored: Sequence[Record]
-    input_size: tuple[int, int]
     batch_size: int
     clean: Found
     lacking: Mapping[str, Found]
@@ -139,7 +138,9 @@ class Trial:
         return self._found(self.scored, progress, partial(read_record, change=change))
 
     def _found(self, records: Sequence[Record], progress: Callable[[int], object], read: Read | None = None) -> Found:
-        loader = eval_loader(records, self.detector.sensors, self.input_size, self.batch_size, self.workers, read)
+        loader = eval_loader(
+            records, self.detector.sensors, self.detector.input_size, self.batch_size, self.workers, read
+        )
         return collect(self.detector, _told(loader, progress))
 
 

@@ -22,7 +22,7 @@ from mmfuse.files import write_whole
 from mmfuse.model.checkpoint import load
 from mmfuse.model.detector import Detector
 from mmfuse.model.doubt import Doubting
-from mmfuse.run import Run, input_size
+from mmfuse.run import Run
 from mmfuse.sample import Detections
 
 
@@ -63,9 +63,9 @@ def evaluate(
     """
     run = run if isinstance(run, Run) else Run(Path(run))
     recipe = run.recipe
-    card, size = card_of(recipe), input_size(recipe)
+    card = card_of(recipe)
     device = recipe.train.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    detector = load(run.best, device).to(memory_format=torch.channels_last)
+    detector = load(run.best, device)
     for modality in without:
         if modality not in detector.modalities:
             raise UserError(f"without: {unknown_name(modality, detector.modalities, 'modality of this run')}")
@@ -76,7 +76,7 @@ def evaluate(
     records = read_split(card, split)
     digest = split_digest(records)
     records = objects_that_count(recipe, card, records, [m for m in recipe.modalities if m not in without])
-    data, batch = recipe.data, recipe.train.batch_size
+    data, batch, size = recipe.data, recipe.train.batch_size, detector.input_size
     loader = eval_loader(records, detector.sensors, size, batch, data.workers, ImageCache(data.cache).images)
     title = f"evaluating {recipe.name}" + "".join(f" without {m}" for m in without)
     doubt = doubt or recipe.doubt

@@ -1,10 +1,13 @@
-"""Decodes one image file to a tensor, in the sensor's own type."""
+"""Makes a raw image, a tensor in the sensor's own type, of an image file or of what a program holds."""
 
 import io
 import os
 import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,59 +40,122 @@ def read_image(path: str | os.PathLike[str], sensor: Sensor) -> Tensor:
     """
     if Path(path).suffix.lower() in _POINTS:
         return _of_type(_read_points(Path(path), sensor), path, sensor)
-    pixels = _decoded(path, sensor)
-    if pixels.shape[2] != sensor.channels:
-        fix = f"the sensor has {sensor.channels}: mend the card or the file"
-        raise UserError(f"{path}: has {pixels.shape[2]} channels; {fix}")
+    return _of_type(_within_border(_decoded(path, sensor), path, sensor), path, sensor)
+
+
+def raw_image(given: Any, modality: str, sensor: Sensor) -> Tensor:
+    """Returns what `read_image` does of a file, of a PIL image, an array (H, W) or (H, W, C) or a tensor (C, H, W).
+
+    A sensor in a rig may also give points, rows x, y, z. What is given holds what a file of the sensor would, `border`
+    and `counts` included; numbers that are neither uint8 nor uint16 become float32. A tensor stays on its device.
+
+    Raises:
+        UserError: as `read_image` does, or it is something else.
+    """
+    if isinstance(given, str | os.PathLike):
+        return read_image(given, sensor)
+    place = f"images: {modality}"
+    if isinstance(given, Image.Image):
+        with _decoding(place):
+            image = _as_tensor(_careful(given, place, sensor), place)
+    elif isinstance(given, np.ndarray) and given.dtype.kind in "biuf":
+        image = torch.from_numpy(np.ascontiguousarray(given, given.dtype.newbyteorder("=")))
+        if image.ndim == 3 or (image.ndim == 2 and not _may_be_points(image, sensor)):
+            image = (image if image.ndim == 3 else image[:, :, None]).permute(2, 0, 1)
+    elif isinstance(given, Tensor):
+        image = given
+    else:
+        kinds = "a tensor (C, H, W), an array (H, W, C) of numbers, a PIL image or a file"
+        raise UserError(f"{place} is {type(given).__name__}; give {kinds}")
+    if image.ndim == 2 and _may_be_points(image, sensor):
+        return image.to(torch.float32)
+    if image.ndim != 3 or 0 in image.shape:
+        wanted = f"({sensor.channels}, H, W) or an array (H, W, {sensor.channels})"
+        raise UserError(f"{place} has shape {tuple(given.shape)}; give a tensor {wanted}")
+    if image.dtype == torch.bool:
+        image = image.to(torch.uint8)
+    if sensor.dtype and not image.is_floating_point():
+        image = _of_type(image, place, sensor)
+    image = image if image.dtype in (torch.uint8, torch.uint16) else image.to(torch.float32)
+    return _within_border(image, place, sensor)
+
+
+def _may_be_points(image: Tensor, sensor: Sensor) -> bool:
+    return sensor.is_depth and sensor.register == "rig" and image.shape[1] == 3
+
+
+def _within_border(image: Tensor, place: str | os.PathLike[str], sensor: Sensor) -> Tensor:
+    """Returns an image (C, H, W) without the sensor's border, its counts undone, if it has the sensor's channels."""
+    channels, height, width = image.shape
+    if channels != sensor.channels:
+        fix = f"the sensor has {sensor.channels}: mend the card or the image"
+        raise UserError(f"{place}: has {channels} channels; {fix}")
     left, top, right, bottom = sensor.border
-    height, width = pixels.shape[:2]
     if left + right >= width or top + bottom >= height:
-        raise UserError(f"{path}: is {width} x {height}, of which border {list(sensor.border)} leaves nothing; mend it")
-    pixels = pixels[top : height - bottom, left : width - right]
+        raise UserError(
+            f"{place}: is {width} x {height}, of which border {list(sensor.border)} leaves nothing; mend it"
+        )
+    image = image[:, top : height - bottom, left : width - right]
     if sensor.counts != "plain":
-        if pixels.dtype != np.uint16:
-            raise UserError(f"{path}: holds {pixels.dtype}, but {sensor.counts} counts have 16 bits; use counts: plain")
+        if image.dtype != torch.uint16:
+            kind = str(image.dtype).removeprefix("torch.")
+            raise UserError(f"{place}: holds {kind}, but {sensor.counts} counts have 16 bits; use counts: plain")
+        pixels = image.numpy()
         pixels = pixels.byteswap() if sensor.counts == "swapped" else (pixels >> 3) | (pixels << 13)
-    return _of_type(torch.from_numpy(pixels).permute(2, 0, 1), path, sensor)
+        image = torch.from_numpy(pixels)
+    return image
 
 
-def _of_type(raw: Tensor, path: str | os.PathLike[str], sensor: Sensor) -> Tensor:
+def _of_type(raw: Tensor, place: str | os.PathLike[str], sensor: Sensor) -> Tensor:
     kind = str(raw.dtype).removeprefix("torch.")
     if sensor.dtype and kind != sensor.dtype:
         fix = "give all files of a sensor one type, or mend its dtype"
-        raise UserError(f"{path}: holds {kind}, but the sensor's files are {sensor.dtype}; {fix}")
+        raise UserError(f"{place}: holds {kind}, but the sensor's files are {sensor.dtype}; {fix}")
     return raw
 
 
-def _decoded(path: str | os.PathLike[str], sensor: Sensor) -> np.ndarray:
-    """Returns the pixels (H, W, C) of an image file, of type uint8, uint16 or float32."""
+@contextmanager
+def _decoding(place: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns what decoding raises into one line."""
     try:
-        with open_regular(path) as opened:
-            content = np.fromfile(opened, np.uint8)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what PIL only warns of is either harmless or fails when decoding
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content.tobytes())) as file:
-                pixels = _fast(file, content, sensor)
-                pixels = _careful(file, path, sensor) if pixels is None else pixels
+            yield
     except UnidentifiedImageError:
-        raise UserError(f"{path}: is not an image; give a PNG, JPEG, TIFF or WebP file") from None
+        raise UserError(f"{place}: is not an image; give a PNG, JPEG, TIFF or WebP file") from None
     except OSError as error:
-        raise UserError(f"{path}: can't be read: {error.strerror or error}; give a whole image file") from None
+        raise UserError(f"{place}: can't be read: {error.strerror or error}; give a whole image file") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         limit = f"{(Image.MAX_IMAGE_PIXELS or 0) // 10**6} million"
-        raise UserError(f"{path}: has more than {limit} pixels; give a smaller image, or cut it into several") from None
+        raise UserError(
+            f"{place}: has more than {limit} pixels; give a smaller image, or cut it into several"
+        ) from None
     except (SyntaxError, ValueError, EOFError, struct.error, MemoryError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path}: can't be decoded: {error}; give a whole image file") from None
+        raise UserError(f"{place}: can't be decoded: {error}; give a whole image file") from None
+
+
+def _decoded(path: str | os.PathLike[str], sensor: Sensor) -> Tensor:
+    """Returns the pixels (C, H, W) of an image file, of type uint8, uint16 or float32."""
+    with _decoding(path):
+        with open_regular(path) as opened:
+            content = np.fromfile(opened, np.uint8)
+        with Image.open(io.BytesIO(content.tobytes())) as file:
+            pixels = _fast(file, content, sensor)
+            return _as_tensor(_careful(file, path, sensor) if pixels is None else pixels, path)
+
+
+def _as_tensor(pixels: np.ndarray, place: str | os.PathLike[str]) -> Tensor:
+    """Returns pixels (H, W) or (H, W, C) as (C, H, W); numbers that PIL gives 32 bits are uint16."""
     if pixels.dtype.kind in "iu" and pixels.dtype not in (np.uint8, np.uint16):
         if pixels.min() < 0 or pixels.max() > np.iinfo(np.uint16).max:
-            raise UserError(f"{path}: holds values outside 0 to 65535; write 16 bits without sign, or 32-bit float")
+            raise UserError(f"{place}: holds values outside 0 to 65535; write 16 bits without sign, or 32-bit float")
         pixels = pixels.astype(np.uint16)
     if pixels.dtype == bool:
         pixels = pixels.astype(np.uint8)
-    return pixels if pixels.ndim == 3 else pixels[:, :, None]
+    return torch.from_numpy(pixels if pixels.ndim == 3 else pixels[:, :, None]).permute(2, 0, 1)
 
 
 def _fast(file: ImageFile.ImageFile, content: np.ndarray, sensor: Sensor) -> np.ndarray | None:
@@ -107,9 +173,9 @@ def _fast(file: ImageFile.ImageFile, content: np.ndarray, sensor: Sensor) -> np.
     return None
 
 
-def _careful(file: ImageFile.ImageFile, path: str | os.PathLike[str], sensor: Sensor) -> np.ndarray:
+def _careful(file: Image.Image, path: str | os.PathLike[str], sensor: Sensor) -> np.ndarray:
     deep = file.mode in ("I", "F") or file.mode.startswith("I;16")
-    if not deep and ";16" in str(file.tile):
+    if not deep and ";16" in str(getattr(file, "tile", "")):
         raise UserError(f"{path}: holds several 16-bit channels, which can't be read; write PNG, or a file for each")
     if file.format == "TIFF" and (pages := getattr(file, "n_frames", 1)) > 1:
         return _pages(file, pages, path, sensor)
@@ -121,7 +187,7 @@ def _careful(file: ImageFile.ImageFile, path: str | os.PathLike[str], sensor: Se
     return np.array(image)
 
 
-def _pages(file: ImageFile.ImageFile, pages: int, path: str | os.PathLike[str], sensor: Sensor) -> np.ndarray:
+def _pages(file: Image.Image, pages: int, path: str | os.PathLike[str], sensor: Sensor) -> np.ndarray:
     """Returns the pages (H, W, C) of a TIFF that has one for each channel, as writers of many bands make it."""
     bands = []
     for page in range(pages if pages == sensor.channels else 0):

@@ -3,15 +3,15 @@
 Training, evaluation and prediction all read their images here.
 """
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from torch import Tensor
 
-from mmfuse.images.decode import read_image
+from mmfuse.images.decode import raw_image
 from mmfuse.images.encodings import prepare
 from mmfuse.images.registration import register
+from mmfuse.sample import Scene
 from mmfuse.sensor import Calibration, Sensor
 
 
@@ -41,24 +41,25 @@ def prepare_scene(
     }
 
 
-def read_scene(
-    files: Mapping[str, str | os.PathLike[str]],
-    sensors: Mapping[str, Sensor],
-    calibration: Mapping[str, Calibration],
-    onto: Calibration | None = None,
-    size: tuple[int, int] | None = None,
-    change: Callable[[str, Tensor], Tensor] | None = None,
-) -> dict[str, Tensor]:
-    """Reads one scene and prepares it, see `prepare_scene`; of those `sensors` that have a file.
+def mounted(scene: Scene, sensors: Mapping[str, Sensor]) -> dict[str, Sensor]:
+    """Returns those `sensors` that a scene has images of, calibrated as they were then."""
+    return {
+        m: replace(
+            sensors[m],
+            calibration=scene.calibration.get(m, sensors[m].calibration),
+            onto=sensors[m].onto if scene.onto is None else scene.onto,
+        )
+        for m in scene.images
+    }
 
-    `calibration` and `onto`, that of the reference, take the place of the sensors' own where given.
+
+def read_scene(
+    scene: Scene, sensors: Mapping[str, Sensor], change: Callable[[str, Tensor], Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Reads the images of one scene and prepares them, see `prepare_scene`.
 
     Raises:
-        UserError: a file can't be read, or the sensors can't be registered.
+        UserError: an image can't be read, or the sensors can't be registered.
     """
-    mounted = {
-        m: replace(s, calibration=calibration.get(m, s.calibration), onto=s.onto if onto is None else onto)
-        for m, s in sensors.items()
-        if m in files
-    }
-    return prepare_scene({m: read_image(files[m], sensor) for m, sensor in mounted.items()}, mounted, size, change)
+    raw = {m: raw_image(image, m, sensors[m]) for m, image in scene.images.items()}
+    return prepare_scene(raw, mounted(scene, sensors), scene.size, change)

@@ -11,6 +11,7 @@ from torch import nn
 
 from mmfuse.architecture import Architecture, Flavour, Placement
 from mmfuse.errors import UserError, unknown_name
+from mmfuse.images.sight import Sight
 from mmfuse.model import graphs
 from mmfuse.model.alignment import Alignment
 from mmfuse.model.backbones import Backbone, default_name
@@ -44,6 +45,7 @@ def create_detector(
     width: int | None = None,
     pyramid_depth: int | None = None,
     head_depth: int | None = None,
+    input_size: tuple[int, int] | None = None,
     pretrained: bool = False,
     weights: str | Path | None = None,
 ) -> Detector:
@@ -54,6 +56,7 @@ def create_detector(
     - `modalities`: channels that the backbone of each modality reads, such as {"rgb": 3, "thermal": 1}.
     - `num_classes`: how many classes; or give their names as `classes`.
     - `sensors`: how raw pixels become those channels; by default 8-bit intensities.
+    - `input_size`: height and width at which it sees; by default the size's own resolution, square.
     - `pretrained`: start from timm's weights for the backbone.
     - `weights`: a name of `effdet_weights.PUBLISHED` or a file of effdet's weights; what they set goes to the log.
     - `size`, and all from `pyramid` to `head_depth`: see `Architecture`.
@@ -82,13 +85,19 @@ def create_detector(
     if not names or num_classes not in (None, len(names)):
         raise UserError(f"num_classes: {num_classes} with {len(names)} class names; give one of them, at least 1")
     measured = {m: _measured((sensors or {}).get(m) or Sensor(count), count) for m, count in modalities.items()}
-    return _build(architecture.settled(modalities), measured, names, pretrained, weights)
+    settled = architecture.settled(modalities)
+    resolution, stride = settled.scale.resolution, settled.scale.coarsest_stride
+    height, width = input_size or (resolution, resolution)
+    if min(height, width) <= 0 or height % stride or width % stride:
+        raise UserError(f"input_size: [{height}, {width}] doesn't fit; use positive multiples of {stride}")
+    return _build(settled, measured, names, (height, width), pretrained, weights)
 
 
 def _build(
     architecture: Architecture,
     sensors: Mapping[str, Sensor],
     classes: Sequence[str],
+    input_size: tuple[int, int],
     pretrained: bool,
     weights: str | Path | None,
 ) -> Detector:
@@ -96,14 +105,16 @@ def _build(
         "modalities": {m: sensor.encoded_channels for m, sensor in sensors.items()},
         "classes": list(classes),
         "sensors": {m: sensor.to_dict() for m, sensor in sensors.items()},
+        "input_size": list(input_size),
         **dataclasses.asdict(architecture),
     }
+    sight = Sight(sensors, input_size, architecture.scale.coarsest_stride)
     if architecture.placement == "boxes":
         members = {
-            m: _build(architecture.member(m), {m: sensor}, classes, pretrained, weights)
+            m: _build(architecture.member(m), {m: sensor}, classes, input_size, pretrained, weights)
             for m, sensor in sensors.items()
         }
-        return BoxEnsemble(members, spec)
+        return BoxEnsemble(members, sight, spec)
     from mmfuse.model.norms import keep_less
 
     scale, bias = architecture.scale, architecture.flavour == "tf"
@@ -127,6 +138,7 @@ def _build(
         pyramid=neck,
         class_head=Head(*heads, len(classes), prior=CLASS_PRIOR, bias=bias),
         box_head=Head(*heads, 4, prior=0.0, bias=bias),
+        sight=sight,
         spec=spec,
     )
     keep_less(detector)

@@ -16,7 +16,7 @@ from mmfuse.model.build import create_detector
 from mmfuse.model.detector import Detector
 from mmfuse.sensor import Sensor
 
-FORMAT = "mmfuse-2"
+FORMAT = "mmfuse-3"
 
 
 def save(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
@@ -95,7 +95,7 @@ def _begin_doubts(detector: Detector, tensors: Mapping[str, Tensor]) -> None:
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Detector:
-    """Returns the detector of a run folder (its best) or of a checkpoint file, in eval mode.
+    """Returns the detector of a run folder (its best) or of a checkpoint file, in eval mode, its weights channels last.
 
     Raises:
         UserError: the device can't be used, the file is missing or isn't a checkpoint.
@@ -113,4 +113,4 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Detector:
         raise UserError(f"{path}: holds a training state, not a detector; give best.safetensors beside it")
     detector = build(header["spec"])
     fill(detector, tensors, path)
-    return detector.to(device).eval()
+    return detector.to(device).to(memory_format=torch.channels_last).eval()

@@ -15,10 +15,10 @@ from mmfuse.model.doubt import Doubt, Doubting, Judgement, blank, broken_sensors
 from mmfuse.model.heads import Head, Heads, anchors, grids
 from mmfuse.model.layers import Exact, Foldable
 from mmfuse.model.losses import detection_loss
-from mmfuse.model.postprocess import DEFAULT, Selection, decode, decode_padded
+from mmfuse.model.postprocess import DEFAULT, Extent, Selection, decode, decode_padded
 from mmfuse.model.presence import Presence
 from mmfuse.model.pyramid import Pyramid
-from mmfuse.sample import Detections, Targets, to_device
+from mmfuse.sample import Detections, Scene, Sight, Targets, to_device
 from mmfuse.sensor import Sensor
 
 STACKED, SHARED = "stacked", "shared"
@@ -45,7 +45,7 @@ register_dataclass(Outputs)
 
 
 class Detector(Exact, ABC):
-    """What every detector has: its sensors and classes, the checks of what it is given, and `detect`.
+    """What every detector has: its sensors, classes and sight, the checks of what it is given, and `detect`.
 
     Images of modality m are (B, C_m, H, W), of one height and width in all modalities, multiples of
     `stride`. `present` maps a modality to (B,) bool, False where that image has no such sensor; a
@@ -58,6 +58,7 @@ class Detector(Exact, ABC):
         classes: Sequence[str],
         levels: Sequence[int],
         anchor_scale: float,
+        sight: Sight,
         spec: Mapping[str, Any],
     ) -> None:
         super().__init__()
@@ -65,6 +66,7 @@ class Detector(Exact, ABC):
         self.classes = tuple(classes)
         self.levels = tuple(levels)
         self.anchor_scale = anchor_scale
+        self.sight = sight
         self.spec = dict(spec)
         for modality, sensor in self.sensors.items():
             shape = (1, -1, 1, 1)
@@ -77,6 +79,11 @@ class Detector(Exact, ABC):
     def stride(self) -> int:
         """Pixels between two cells of the coarsest level; heights and widths of the input are its multiples."""
         return 2 ** self.levels[-1]
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width at which it sees: `detect` scales images to fit."""
+        return self.sight.size
 
     @property
     def dtype(self) -> torch.dtype:
@@ -141,10 +148,8 @@ class Detector(Exact, ABC):
         """Returns the scalars "class", "box" and "total" for the objects of the batch; see `losses.detection_loss`."""
 
     @abstractmethod
-    def decode(
-        self, outputs: Any, size: tuple[int, int] | None = None, selection: Selection = DEFAULT
-    ) -> list[Detections]:
-        """Turns outputs into detections clipped to `size` (H, W), the whole input if None."""
+    def decode(self, outputs: Any, contents: Tensor | None = None, selection: Selection = DEFAULT) -> list[Detections]:
+        """Turns outputs into detections clipped to `contents` (B, 2), heights and widths, the whole input if None."""
 
     @abstractmethod
     def fusion_shares(self) -> dict[str, dict[int, float]]:
@@ -165,52 +170,66 @@ class Detector(Exact, ABC):
 
     def detect(
         self,
-        images: Mapping[str, Tensor],
+        scenes: Scene | Mapping[str, Any] | Sequence[Scene | Mapping[str, Any]],
         present: Mapping[str, Tensor] | None = None,
         *,
-        score_threshold: float = 0.0,
+        resize: bool = True,
+        threshold: float = 0.0,
         iou_threshold: float = 0.5,
         max_detections: int = 100,
         candidates: int = 5000,
         soft: bool = False,
         doubt: Doubting = "drop",
     ) -> list[Detections]:
-        """Finds objects in images (B, C, H, W) or (C, H, W): uint8, uint16 or float in the sensor's own unit.
+        """Finds objects in images as sensors or files give them; boxes are in pixels of what was given.
 
-        These are raw images, but for sensors that need `mmfuse.prepare_scene` first. The whole image is seen at its own
-        scale: train and detect at like scales (`mmfuse.predict` letterboxes). Sizes that aren't multiples of the
-        coarsest stride are padded at the right and bottom by the sensor's fill. Runs in inference mode. See `Selection`
-        for the other arguments.
+        A scene maps modalities to images, of one size unless its sensors are registered: files, arrays (H, W) or
+        (H, W, C), PIL images or tensors (C, H, W), of 8 or 16 bit or float in the sensor's own unit; or it is a
+        `Scene`, with calibrations. Give one, a list of scenes that may differ in size and sensors, or a mapping of
+        tensors (B, C, H, W). `present` maps a modality to (B,) bool, False where a scene has no such sensor.
 
-        A sensor that isn't believed counts as missing in its image, which the result tells; see `forward` for `doubt`.
-        One whose values aren't finite never is, unless `doubt` is "off".
+        The detector sees them as in training: scaled to fit into `input_size`, padded by the sensor's fill; without
+        `resize` at their own scale. Runs in inference mode. See `Selection` for `threshold` to `soft`.
+
+        A sensor that isn't believed counts as missing in its scene, which the result tells; see `forward` for `doubt`.
+        One whose values aren't finite never is, unless `doubt` is "off"; NaN is a gap unless all of the image is.
 
         Raises:
-            UserError: an unknown modality, a shape or type that doesn't fit, an image without any sensor, or without
-                any whose values are finite.
+            UserError: an unknown modality, an image that its sensor can't have given (channels, type, unit), a scene
+                without any sensor, or without any whose values are finite.
         """
         check_doubting(doubt)
-        selection = Selection(score_threshold, iou_threshold, max_detections, candidates, soft)
-        for m, x in images.items():
-            if not isinstance(x, Tensor):
-                raise UserError(
-                    f"images: {m} is {type(x).__name__}; give a tensor (C, H, W), as torch.from_numpy makes"
-                )
-        images = {m: x[None] if x.ndim == 3 else x for m, x in images.items()}
-        for m in images.keys() & self.sensors.keys():
-            self.sensors[m].check_prepared(m, images[m])
-        _, height, width = self._check(images, {m: s.prepared_channels for m, s in self.sensors.items()})
+        views = self.sight.views(scenes, present, resize=resize)
+        selection = Selection(threshold, iou_threshold, max_detections, candidates, soft)
+        found = self.find(views.images, views.present, views.contents, selection, doubt)
+        self.sight.check_units(views)
+        return views.restore(found)
+
+    def find(
+        self,
+        images: Mapping[str, Tensor],
+        present: Mapping[str, Tensor],
+        contents: Tensor | None = None,
+        selection: Selection = DEFAULT,
+        doubt: Doubting = "drop",
+    ) -> list[Detections]:
+        """Does what `detect` does once images are prepared, fitted and stacked: (B, C, H, W), of any type.
+
+        `present` is as for `forward`; `contents` (B, 2) is the height and width of what isn't padding, to which boxes
+        are clipped, all if None.
+        """
+        check_doubting(doubt)
         training = [module for module in self.modules() if module.training]
         self.eval()
         try:
             with torch.inference_mode():
                 device = next(self.parameters()).device
-                encoded = self.normalise({m: x.to(device) for m, x in images.items()})
-                broken = None if doubt == "off" else broken_sensors(images, encoded, present or {})
+                encoded = self.normalise({m: to_device(x, device) for m, x in images.items()})
+                broken = None if doubt == "off" else broken_sensors(images, encoded, present)
                 if broken is not None and doubt == "drop":
-                    present = {m: ~gone & (present or {}).get(m, ~gone) for m, gone in broken.items()}
-                outputs = self({m: self._pad(m, x) for m, x in encoded.items()}, present, doubt=doubt)
-                found = self.decode(outputs, (height, width), selection)
+                    present = {m: ~gone & present.get(m, ~gone) for m, gone in broken.items()}
+                outputs = self(encoded, present, doubt=doubt)
+                found = self.decode(outputs, contents, selection)
                 judgement = outputs.judgement
                 if broken is not None:
                     judgement = Judgement.with_broken(judgement, broken, self.modalities, doubt)
@@ -256,28 +275,20 @@ class Detector(Exact, ABC):
                 self._anchors[key] = anchors(*size, self.levels, self.anchor_scale, device)
         return self._anchors[key]
 
-    def _pad(self, modality: str, x: Tensor) -> Tensor:
-        stride, (batch, _, height, width) = self.stride, x.shape
-        fill = to_device(torch.tensor(self.sensors[modality].fill, dtype=x.dtype), x.device)[None, :, None, None]
-        padded = self.normalise({modality: fill})[modality].repeat(
-            batch, 1, height + -height % stride, width + -width % stride
-        )
-        padded[..., :height, :width] = x
-        return padded
-
     def checked(self, images: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> tuple[tuple[int, int], Presence]:
         """Returns the size (H, W) of encoded images, and which of them have which sensors; see `forward`.
 
         A modality that `present` doesn't name is in all images if it is in `images`.
         """
-        _, height, width = self._check(images, {m: s.encoded_channels for m, s in self.sensors.items()})
+        _, height, width = self._check(images)
         if height % self.stride or width % self.stride:
             raise UserError(
                 f"images: {height}x{width} is not a multiple of {self.stride} in height and width; pad them"
             )
         return (height, width), Presence.given(self.modalities, images, present)
 
-    def _check(self, images: Mapping[str, Tensor], channels: Mapping[str, int]) -> tuple[int, int, int]:
+    def _check(self, images: Mapping[str, Tensor]) -> tuple[int, int, int]:
+        channels = {m: sensor.encoded_channels for m, sensor in self.sensors.items()}
         if not images:
             raise UserError(f"images: is empty; give at least one of {', '.join(channels)}")
         for modality, x in images.items():
@@ -315,9 +326,10 @@ class FusionDetector(Detector):
         pyramid: Pyramid,
         class_head: Head,
         box_head: Head,
+        sight: Sight,
         spec: Mapping[str, Any],
     ) -> None:
-        super().__init__(sensors, classes, levels, anchor_scale, spec)
+        super().__init__(sensors, classes, levels, anchor_scale, sight, spec)
         self.backbones = nn.ModuleDict(backbones)
         self.judges = nn.ModuleDict()
         self.stacked = STACKED in backbones
@@ -416,21 +428,28 @@ class FusionDetector(Detector):
         return detection_loss(outputs.class_logits, outputs.box_codes, self.anchors(outputs.size), targets, places)
 
     def decode(
-        self, outputs: Outputs, size: tuple[int, int] | None = None, selection: Selection = DEFAULT
+        self, outputs: Outputs, contents: Tensor | None = None, selection: Selection = DEFAULT
     ) -> list[Detections]:
-        """Turns outputs into detections clipped to `size` (H, W), the whole input if None; see `postprocess.decode`."""
+        """Turns outputs into detections clipped to `contents`; see `Detector.decode` and `postprocess.decode`."""
         grid = self.anchors(outputs.size)
-        return decode(outputs.class_logits, outputs.box_codes, grid, size or outputs.size, selection)
+        return decode(outputs.class_logits, outputs.box_codes, grid, self._extent(outputs, contents), selection)
 
     def decode_padded(
-        self, outputs: Outputs, size: tuple[int, int] | None = None, selection: Selection = DEFAULT
+        self, outputs: Outputs, contents: Tensor | None = None, selection: Selection = DEFAULT
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Does what `decode` does in shapes that don't depend on what is found; see `postprocess.decode_padded`.
 
         So `decode_padded(forward(normalise(images)))` compiles to one graph, once the detector has seen the size.
         """
         grid = self.anchors(outputs.size)
-        return decode_padded(outputs.class_logits, outputs.box_codes, grid, size or outputs.size, selection)
+        return decode_padded(outputs.class_logits, outputs.box_codes, grid, self._extent(outputs, contents), selection)
+
+    @staticmethod
+    def _extent(outputs: Outputs, contents: Tensor | None) -> Extent:
+        if contents is None:
+            return outputs.size
+        height, width = to_device(contents, outputs.class_logits.device)[..., None, None].unbind(1)
+        return height, width
 
     def fusion_shares(self) -> dict[str, dict[int, float]]:
         """Returns each modality's share of the fused features; see `Detector.fusion_shares`."""

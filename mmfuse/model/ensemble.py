@@ -16,7 +16,7 @@ from mmfuse.model.detector import CLASS_PRIOR, Detector, Outputs
 from mmfuse.model.doubt import Doubt, Doubting, Judgement
 from mmfuse.model.postprocess import DEFAULT, Selection, suppress
 from mmfuse.model.presence import Presence
-from mmfuse.sample import Detections, Targets
+from mmfuse.sample import Detections, Sight, Targets
 
 CLAMP = 1e-6
 """Scores are held this far from 0 and 1, so that their log-odds are finite."""
@@ -52,10 +52,10 @@ class BoxEnsemble(Detector):
     offsets: Tensor
     prior: Tensor
 
-    def __init__(self, members: Mapping[str, Detector], spec: Mapping[str, Any]) -> None:
+    def __init__(self, members: Mapping[str, Detector], sight: Sight, spec: Mapping[str, Any]) -> None:
         first = next(iter(members.values()))
         sensors = {modality: member.sensors[modality] for modality, member in members.items()}
-        super().__init__(sensors, first.classes, first.levels, first.anchor_scale, spec)
+        super().__init__(sensors, first.classes, first.levels, first.anchor_scale, sight, spec)
         self.members = nn.ModuleDict(members)
         self.register_buffer("slopes", torch.ones(len(members)))
         self.register_buffer("offsets", torch.zeros(len(members)))
@@ -110,7 +110,7 @@ class BoxEnsemble(Detector):
         return {key: torch.stack([loss[key] for loss in losses]).sum() for key in losses[0]}
 
     def decode(
-        self, outputs: EnsembleOutputs, size: tuple[int, int] | None = None, selection: Selection = DEFAULT
+        self, outputs: EnsembleOutputs, contents: Tensor | None = None, selection: Selection = DEFAULT
     ) -> list[Detections]:
         """Finds the boxes of each member, and merges those of one object.
 
@@ -121,11 +121,12 @@ class BoxEnsemble(Detector):
             raise UserError("soft: placement boxes merges overlapping boxes, so Soft-NMS doesn't apply; leave it out")
         nothing = Detections.empty().to(self.prior.device)
         found = {m: [nothing] * outputs.batch for m in self.modalities}
-        every = replace(selection, score_threshold=0.0)
+        every = replace(selection, threshold=0.0)
         for modality, member in outputs.members.items():
-            detections = self.member(modality).decode(member, size or outputs.size, every)
+            rows = outputs.rows[modality]
+            detections = self.member(modality).decode(member, None if contents is None else contents[rows], every)
             column = self.modalities.index(modality)
-            for row, one in zip(outputs.rows[modality].tolist(), detections, strict=True):
+            for row, one in zip(rows.tolist(), detections, strict=True):
                 if outputs.judgement is None or not outputs.judgement.dropped[row, column]:
                     found[modality][row] = one
         return self.merge(found, selection)
@@ -174,7 +175,7 @@ def merge_boxes(
     if count == 0:
         return [image[0] for image in found]
     heads = torch.zeros(batch * count, dtype=torch.bool, device=boxes.device)
-    heads[suppress(boxes, exact, labels, replace(selection, score_threshold=-math.inf, max_detections=count))] = True
+    heads[suppress(boxes, exact, labels, replace(selection, threshold=-math.inf, max_detections=count))] = True
     heads = heads.view(batch, count)
 
     number = torch.arange(count, device=boxes.device)
@@ -199,7 +200,7 @@ def merge_boxes(
 
     fused, order = torch.where(heads, fused.sigmoid(), -1.0).sort(dim=1, descending=True, stable=True)
     fused, order = fused[:, : selection.max_detections], order[:, : selection.max_detections]
-    kept = fused > selection.score_threshold
+    kept = fused > selection.threshold
     boxes = boxes.gather(1, order[..., None].expand(-1, -1, 4))
     columns = (x[kept].split(kept.sum(1).tolist()) for x in (boxes, fused, labels.gather(1, order)))
     return [Detections(*values) for values in zip(*columns, strict=True)]

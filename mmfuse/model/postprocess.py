@@ -12,6 +12,9 @@ from mmfuse.sample import Detections, to_device
 
 SIGMA, SOFT_THRESHOLD = 0.5, 0.001
 
+Extent = tuple[float | Tensor, float | Tensor]
+"""Height and width of all images, or (B, 1, 1) tensors of each."""
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -19,10 +22,10 @@ class Selection:
 
     Then suppression within each class, of what overlaps a better box by more than `iou_threshold`; or, where `soft`,
     Soft-NMS: its score is multiplied by exp(-iou^2 / 0.5) instead (arXiv 1704.04503, gaussian), and what falls to 0.001
-    is dropped. Then the best `max_detections` with a score above `score_threshold`.
+    is dropped. Then the best `max_detections` with a score above `threshold`.
     """
 
-    score_threshold: float = 0.0
+    threshold: float = 0.0
     iou_threshold: float = 0.5
     max_detections: int = 100
     candidates: int = 5000
@@ -33,10 +36,10 @@ DEFAULT = Selection()
 
 
 def decode(
-    class_logits: Tensor, box_codes: Tensor, anchors: Tensor, size: tuple[int, int], selection: Selection
+    class_logits: Tensor, box_codes: Tensor, anchors: Tensor, size: Extent, selection: Selection
 ) -> list[Detections]:
     """Turns `class_logits` (B, A, K) and `box_codes` (B, A, 4) of `anchors` (A, 4) into detections clipped to `size`
-    (H, W) (google/automl, postprocess.py).
+    (google/automl, postprocess.py).
 
     The host waits three times for a CUDA device, and three times more whenever `suppress` takes a longer prefix; with
     Soft-NMS once.
@@ -45,7 +48,7 @@ def decode(
 
 
 def decode_padded(
-    class_logits: Tensor, box_codes: Tensor, anchors: Tensor, size: tuple[int, int], selection: Selection
+    class_logits: Tensor, box_codes: Tensor, anchors: Tensor, size: Extent, selection: Selection
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Does what `decode` does in shapes that don't depend on what is found, for a compiled or captured graph.
 
@@ -56,7 +59,7 @@ def decode_padded(
 
 
 def _candidates(
-    class_logits: Tensor, box_codes: Tensor, anchors: Tensor, size: tuple[int, int], selection: Selection
+    class_logits: Tensor, box_codes: Tensor, anchors: Tensor, size: Extent, selection: Selection
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the clipped boxes (B, N, 4), scores and labels (B, N) of the best pairs of anchor and class."""
     logits, places, labels = best_pairs(class_logits, selection.candidates)
@@ -105,7 +108,7 @@ def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, selection: Selection
     image = torch.arange(batch, device=boxes.device)[:, None].expand(batch, count)
     group = image * (labels.max() + 1 if labels.numel() else 1) + labels
     apart = boxes.double() + (group * (boxes.max().ceil() + 1 if boxes.numel() else 1)).double()[..., None]
-    above = scores > selection.score_threshold
+    above = scores > selection.threshold
     prefix = min(count, 5 * selection.max_detections)
     while True:
         rows = (image * count + torch.arange(count, device=boxes.device))[:, :prefix][above[:, :prefix]]
@@ -121,7 +124,7 @@ def select_padded(boxes: Tensor, scores: Tensor, labels: Tensor, selection: Sele
     It takes `max_detections` rounds, whatever is found.
     """
     places, found = (soft_nms if selection.soft else hard_nms)(boxes, scores, labels, selection)
-    there = found > (max(selection.score_threshold, SOFT_THRESHOLD) if selection.soft else selection.score_threshold)
+    there = found > (max(selection.threshold, SOFT_THRESHOLD) if selection.soft else selection.threshold)
     chosen = torch.where(there[..., None], boxes.gather(1, places[..., None].expand(-1, -1, 4)), 0.0)
     chosen_labels = torch.where(there, labels.gather(1, places), -1)
     lacking = selection.max_detections - places.shape[1]

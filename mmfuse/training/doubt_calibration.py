@@ -23,7 +23,7 @@ from mmfuse.model import checkpoint
 from mmfuse.model.detector import Detector
 from mmfuse.model.doubt import describe
 from mmfuse.recipes import Recipe
-from mmfuse.run import Run, input_size
+from mmfuse.run import Run
 from mmfuse.sample import Detections
 from mmfuse.sensor import Sensor
 from mmfuse.training.faults import Strikes
@@ -67,7 +67,7 @@ def calibrate(run: str | Path | Run, *, most: int = 512, seed: int = 0) -> dict[
     """
     run = run if isinstance(run, Run) else Run(Path(run))
     recipe = run.recipe
-    card, size = card_of(recipe), input_size(recipe)
+    card = card_of(recipe)
     header = checkpoint.read(run.best, with_tensors=False)[1]
     detector = checkpoint.load(run.best, recipe.train.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     names = detector.modalities
@@ -78,7 +78,7 @@ def calibrate(run: str | Path | Run, *, most: int = 512, seed: int = 0) -> dict[
 
     def loaded(records: Sequence[Record], read: Read | None = None) -> EvalLoader:
         batch, workers = recipe.train.batch_size, recipe.data.workers
-        return eval_loader(records, detector.sensors, size, batch, workers, read or cache.images)
+        return eval_loader(records, detector.sensors, detector.input_size, batch, workers, read or cache.images)
 
     usual = [r for r in read_split(card, "train") if all(m in r.files for m in names)]
     if len(usual) < FEWEST:

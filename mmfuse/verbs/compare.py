@@ -179,7 +179,6 @@ def _comparison(
         shown = differences.get(to)
         per_condition = {c: _against(model, rivals, ap) for c, ap in by_condition.items()} if against else {}
         detector = model.evaluations[0].detector
-        size = input_size(model.recipe)
         lacking = _lacking(model, split) if model.fused else {}
         rows.append(
             ModelRow(
@@ -191,8 +190,8 @@ def _comparison(
                 ap50=tuple(e.scores.ap50 for e in model.evaluations),
                 scores=tuple(e.scores for e in model.evaluations),
                 parameters=sum(p.numel() for p in detector.parameters()),
-                gmacs=gmacs(detector, size),
-                latency_ms=latency_ms(detector, size),
+                gmacs=gmacs(detector),
+                latency_ms=latency_ms(detector),
                 difference=DifferenceTo(**dataclasses.asdict(shown), to=to) if shown else None,
                 differences=differences,
                 per_condition=per_condition,
@@ -302,9 +301,9 @@ def _faults(
     trials = []
     for i, evaluation in enumerate(model.evaluations):
         missing = {m: lacking[tuple(n for n in names if n != m)][i].detections for m in names}
-        scored, size, batch = evaluation.records, input_size(recipe), recipe.train.batch_size
+        scored, batch = evaluation.records, recipe.train.batch_size
         found, workers = evaluation.detections, recipe.data.workers
-        trials.append(Trial(evaluation.detector, scored, scored, size, batch, found, missing, workers))
+        trials.append(Trial(evaluation.detector, scored, scored, batch, found, missing, workers))
     suit = suiting(model.evaluations[0].detector.sensors, corruptions)
     chosen = [(corruption, m) for corruption, m in suit if corruption is not MISSING]  # that is told
     total = sum(trial.images_to_run(c, severities) for trial in trials for c, _ in chosen)
@@ -316,24 +315,24 @@ def _faults(
     return tuple(rows)
 
 
-def gmacs(detector: Detector, size: tuple[int, int]) -> float:
-    """Returns the billions of multiply-adds of one forward pass on one image of `size` (H, W), all sensors there.
+def gmacs(detector: Detector) -> float:
+    """Returns the billions of multiply-adds of one forward pass on one image of its input size, all sensors there.
 
     That is what runs: it has the places between packed levels too, 1 or 2 % more than the architecture.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        detector(_blank(detector, size))
+        detector(_blank(detector))
     return counter.get_total_flops() / 2e9
 
 
-def latency_ms(detector: Detector, size: tuple[int, int], rounds: int = 15) -> float:
-    """Returns the median time in ms to find objects in one image of `size` (H, W), on the detector's device."""
+def latency_ms(detector: Detector, rounds: int = 15) -> float:
+    """Returns the median time in ms to find objects in one image of its input size, on the detector's device."""
     device = next(detector.parameters()).device
     times = []
     with torch.inference_mode():
-        images = _blank(detector, size)
+        images = _blank(detector)
         for _ in range(rounds):
             if device.type == "cuda":
                 torch.cuda.synchronize()
@@ -345,9 +344,11 @@ def latency_ms(detector: Detector, size: tuple[int, int], rounds: int = 15) -> f
     return statistics.median(times[3:])
 
 
-def _blank(detector: Detector, size: tuple[int, int]) -> dict[str, torch.Tensor]:
+def _blank(detector: Detector) -> dict[str, torch.Tensor]:
     device = next(detector.parameters()).device
-    return {m: torch.zeros(1, s.encoded_channels, *size, device=device) for m, s in detector.sensors.items()}
+    return {
+        m: torch.zeros(1, s.encoded_channels, *detector.input_size, device=device) for m, s in detector.sensors.items()
+    }
 
 
 def _report(comparison: Comparison, models: Sequence[_Model]) -> str:

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import torch
 
-from mmfuse.data.transforms import letterbox
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.images.scenes import read_scene
 from mmfuse.model.checkpoint import load
 from mmfuse.model.doubt import Doubting
 from mmfuse.report.pictures import overlay
-from mmfuse.run import Run, input_size
-from mmfuse.sample import Detections
+from mmfuse.run import Run
+from mmfuse.sample import Detections, Scene
 
 
 def predict(
@@ -38,21 +37,16 @@ def predict(
     if not 0 <= threshold <= 1:
         raise UserError(f"threshold: {threshold} is not allowed; use a score from 0 to 1")
     run = run if isinstance(run, Run) else Run(Path(run))
-    size = input_size(run.recipe)
     detector = load(run.best)
     for modality in images:
         if modality not in detector.modalities:
             raise UserError(f"{unknown_name(modality, detector.modalities, 'modality of this run')}")
     if not images:
         raise UserError(f"no image given; give at least one of {', '.join(detector.modalities)}")
-    scene = read_scene(images, detector.sensors, {})
-    sizes = {str(images[m]): f"{x.shape[2]}x{x.shape[1]}" for m, x in scene.items()}
-    if len(set(sizes.values())) > 1:
-        raise UserError(f"images differ in size: {sizes}; give images of one size, registered to each other")
-    scene = {m: detector.sensors[m].without_gaps(x) for m, x in scene.items()}
-    boxed, _, scale = letterbox(scene, torch.zeros(0, 4), size, detector.sensors)
-    found = detector.detect(boxed, score_threshold=threshold, doubt=doubt or run.recipe.doubt)[0].rescale(scale)
+    found = detector.detect(images, threshold=threshold, doubt=doubt or run.recipe.doubt)[0]
     if picture is not None:
-        overlay(scene, detector.sensors, found, detector.classes, Path(picture), threshold=threshold)
-    left, top, *_ = next((s.border for s in detector.sensors.values() if s.register == "none"), (0, 0))
-    return replace(found, boxes=found.boxes + torch.tensor([left, top, left, top]))
+        scene = read_scene(Scene(images), detector.sensors)
+        left, top, *_ = next((s.border for s in detector.sensors.values() if s.register == "none"), (0, 0))
+        within = replace(found, boxes=found.boxes - torch.tensor([left, top, left, top]))
+        overlay(scene, detector.sensors, within, detector.classes, Path(picture), threshold=threshold)
+    return found

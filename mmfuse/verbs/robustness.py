@@ -23,7 +23,7 @@ from mmfuse.evaluation.verdicts import fault_verdict
 from mmfuse.files import write_whole
 from mmfuse.report.charts import robustness_curves
 from mmfuse.report.tables import robustness_markdown
-from mmfuse.run import Run, input_size
+from mmfuse.run import Run
 from mmfuse.sample import Detections
 from mmfuse.strict_yaml import build
 
@@ -105,7 +105,7 @@ def robustness(
     todo = [(c, m, [s for s in asked_for if (c.name, m, s) not in points]) for c, m in chosen]
     todo = [(c, m, left) for c, m, left in todo if left]
 
-    size, batch, data = input_size(recipe), recipe.train.batch_size, recipe.data
+    size, batch, data = detector.input_size, recipe.train.batch_size, recipe.data
     several = len(detector.modalities) > 1
     lacking: dict[str, Found] = {}
     for m in dict.fromkeys(m for _, m, _ in todo):
@@ -113,7 +113,7 @@ def robustness(
         title = f"{recipe.name} without {m}"
         nothing = {r.image_id: Detections.empty() for r in scored}
         lacking[m] = collect(detector, loader, without=[m], progress=title) if several else nothing
-    trial = Trial(detector, evaluation.records, scored, size, batch, clean, lacking, data.workers, seed)
+    trial = Trial(detector, evaluation.records, scored, batch, clean, lacking, data.workers, seed)
     trials = Trials([trial], rounds)
     total = sum(trial.images_to_run(c, left) for c, _, left in todo)
     with tqdm(total=total, desc=f"robustness of {recipe.name}", unit="image", leave=False) as bar:

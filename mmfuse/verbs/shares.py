@@ -26,7 +26,7 @@ from mmfuse.model.nodes import outputs_of
 from mmfuse.model.pyramid import Pyramid, propagated
 from mmfuse.report.charts import share_panels
 from mmfuse.report.tables import shares_markdown
-from mmfuse.run import Run, input_size
+from mmfuse.run import Run
 from mmfuse.sample import Batch
 
 FEWEST_PAIRS = 3
@@ -67,7 +67,7 @@ def shares(run: str | Path | Run, *, split: str = "test") -> Shares:
             raise UserError(
                 f"{split}: no image has all of {', '.join(names)}, so there are no shares; use another split"
             )
-        size, batch, data = input_size(recipe), recipe.train.batch_size, recipe.data
+        size, batch, data = detector.input_size, recipe.train.batch_size, recipe.data
         loader = eval_loader(images, detector.sensors, size, batch, data.workers, ImageCache(data.cache).images)
         weights = measured_weights(detector, loader, f"weighing {recipe.name}")
     else:

@@ -126,3 +126,18 @@ def test_bad_images_are_left_out_of_the_statistics_where_they_are_skipped(record
         measure(bad, SENSORS)
     with pytest.raises(UserError, match=r"rgb: no training image can be read of this modality"):
         measure(with_bad(*range(11)), SENSORS, SKIP)
+
+
+def test_the_raw_values_of_training_are_kept(tmp_path):
+    """Of depth the valid ones; not the prepared ones, and not those of a rig's frame."""
+    values = np.random.default_rng(0).integers(800, 5000, (4, 30, 40)).astype(np.uint16)
+    values[:, :10] = 0
+    records = []
+    for i, image in enumerate(values):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+        nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
+        records.append(Record(i, {"x": tmp_path / f"{i}.png"}, 40, 30, *nothing))
+    for encoding in ("metres", "depth_colours"):
+        seen = measure(records, {"x": Sensor(1, encoding)})["x"].seen
+        assert seen == pytest.approx((804, 4996), abs=6)
+    assert measure(records, {"x": Sensor(1, "percentile")})["x"].seen == pytest.approx((0, 4996), abs=6)

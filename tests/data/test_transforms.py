@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms.v2 import functional as V
 
-from mmfuse.data.transforms import augment, letterbox
+from mmfuse.data.transforms import augment
+from mmfuse.images.letterbox import letterbox
 from mmfuse.recipes import DataRecipe
 from mmfuse.sample import Sample
 from mmfuse.sensor import Sensor
@@ -24,43 +25,16 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def test_letterbox_fits_and_fills():
-    images = {
-        "rgb": torch.full((3, 10, 20), 200, dtype=torch.uint8),
-        "thermal": torch.full((1, 10, 20), 40000, dtype=torch.uint16),
-        "depth": torch.full((1, 10, 20), 1234, dtype=torch.uint16),
-    }
-    boxes = torch.tensor([[2.0, 4.0, 20.0, 10.0]])
-    placed, moved, scale = letterbox(images, boxes, (32, 32), SENSORS)
-    assert scale == 1.6
-    torch.testing.assert_close(moved / scale, boxes)
-    for m, value, fill in (("rgb", 200, [10, 20, 30]), ("thermal", 40000, [77]), ("depth", 1234, [0])):
-        image = placed[m].to(torch.int64)
-        assert placed[m].dtype == images[m].dtype
-        assert image.shape == (len(fill), 32, 32)
-        assert (image[:, :16] == value).all()
-        assert (image[:, 16:] == torch.tensor(fill)[:, None, None]).all()
-
-
-@pytest.mark.parametrize("size", [(24, 40), (7, 9), (12, 16)])
-def test_depth_is_never_mixed_and_lies_where_nearest_exact_puts_it(size):
-    depth = torch.from_numpy(np.random.default_rng(0).integers(0, 60000, (1, 12, 16), dtype=np.uint16))
-    placed, _, scale = letterbox({"depth": depth}, torch.zeros(0, 4), size, {"depth": DEPTH})
-    height, width = round(12 * scale), round(16 * scale)
-    expected = F.interpolate(depth.float()[None], (height, width), mode="nearest-exact")[0]
-    assert torch.equal(placed["depth"].float()[:, :height, :width], expected)
-
-
 def test_without_chance_augmenting_is_the_letterbox():
     rng = np.random.default_rng(1)
     images = {"rgb": torch.from_numpy(rng.integers(0, 256, (3, 30, 40), dtype=np.uint8))}
     sample = Sample(1, images, torch.tensor([[4.0, 3.0, 20.0, 28.0]]), torch.tensor([2]))
     for size in ((30, 40), (60, 96), (20, 20)):
         augmented = augment(sample, size, SENSORS, PLAIN, generator())
-        expected, boxes, scale = letterbox(images, sample.boxes, size, SENSORS)
+        expected, scale, content = letterbox(images, size, SENSORS)
         assert torch.equal(augmented.images["rgb"], expected["rgb"])
-        torch.testing.assert_close(augmented.boxes, boxes)
-        assert augmented.scale == scale
+        torch.testing.assert_close(augmented.boxes, sample.boxes * scale)
+        assert (augmented.scale, augmented.content) == (scale, content)
 
 
 def marked_sample():
@@ -261,19 +235,6 @@ def test_chance_comes_from_the_generator_alone():
 def smooth(channels, height, width):
     coarse = torch.from_numpy(np.random.default_rng(3).integers(0, 256, (1, channels, 9, 7), dtype=np.uint8))
     return F.interpolate(coarse, (height, width), mode="bilinear")[0]
-
-
-@pytest.mark.parametrize("size", [(64, 80), (31, 100), (47, 33), (10, 7), (1, 3)])
-def test_grey_is_resized_as_torch_does_whatever_the_sides(size):
-    image = smooth(1, 53, 61)
-    part = {"thermal": image[:, 2:, 1:]}
-    placed, _, _ = letterbox(part, torch.zeros(0, 4), size, {"thermal": GREY})
-    scale = min(size[0] / 51, size[1] / 60)
-    height, width = max(1, round(51 * scale)), max(1, round(60 * scale))
-    expected = F.interpolate(
-        image[None, :, 2:, 1:].contiguous().float(), (height, width), mode="bilinear", antialias=True
-    )
-    assert (placed["thermal"][:, :height, :width].float() - expected[0]).abs().max() <= 1
 
 
 @pytest.mark.parametrize("seed", range(4))

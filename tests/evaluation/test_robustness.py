@@ -39,6 +39,7 @@ class Watching(torch.nn.Module):
     classes = ("thing",)
     sensors = SENSORS
     modalities = tuple(SENSORS)
+    input_size = (32, 64)
 
     def __init__(self, finds="thermal"):
         super().__init__()
@@ -46,7 +47,7 @@ class Watching(torch.nn.Module):
         self.finds = finds
         self.seen = []
 
-    def detect(self, images, present, *, soft, doubt):
+    def find(self, images, present, contents, selection, doubt):
         found = []
         for row in range(len(images["rgb"])):
             there = {m: bool(mask[row]) for m, mask in present.items()}
@@ -61,7 +62,7 @@ class Watching(torch.nn.Module):
 def trial(detector, records, **changes):
     nothing = {r.image_id: Detections.empty() for r in records}
     known = {"clean": nothing, "lacking": dict.fromkeys(SENSORS, nothing), "workers": 0, "seed": 3}
-    return Trial(detector, records, records, (32, 64), 4, **known | changes)
+    return Trial(detector, records, records, 4, **known | changes)
 
 
 def run(trial, name, modality, *severities, told=lambda images: 0):
@@ -181,7 +182,7 @@ def test_a_fault_is_judged_against_the_sensor_missing_with_a_paired_interval(rec
     for finds, left in (("thermal", ids[:0]), ("rgb", ids[:2])):
         lacking = {"thermal": boxes_of(records, left)}
         trials.append(trial(Watching(finds), records, lacking=lacking))
-    trials[1].detector.detect = lambda images, present, *, soft, doubt: (
+    trials[1].detector.find = lambda images, present, contents, selection, doubt: (
         [Detections(torch.tensor([[4.0, 4, 30, 20], [40, 4, 60, 20]]), torch.tensor([0.9, 0.4]), torch.tensor([0, 0]))]
         * len(images["rgb"])
     )

@@ -4,8 +4,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mmfuse.data.transforms import letterbox
 from mmfuse.errors import UserError
+from mmfuse.images.letterbox import letterbox
 from mmfuse.images.registration import register
 from mmfuse.recipes import DataRecipe
 from mmfuse.sensor import Calibration, Sensor
@@ -54,7 +54,7 @@ def test_resized_images_keep_their_type_and_depth_its_values(no_open3d, dtype, s
     assert set(found["b"].to(torch.int64).unique().tolist()) <= set(shown.to(torch.int64).unique().tolist())
     if size == (64, 48):  # of the same shape, so that the letterbox is a plain resize
         for m, whole in (("a", shown), ("b", shown[:1])):
-            boxed, _, _ = letterbox({m: whole}, torch.zeros(0, 4), size[::-1], {m: {"a": sensor, "b": deep}[m]})
+            boxed, _, _ = letterbox({m: whole}, size[::-1], {m: {"a": sensor, "b": deep}[m]})
             assert torch.equal(found[m], boxed[m])
 
 

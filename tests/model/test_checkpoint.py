@@ -80,6 +80,6 @@ def test_a_file_of_another_version_says_so(tmp_path, monkeypatch):
     checkpoint.save(tmp_path / "x.safetensors", {"a": torch.zeros(1)}, {})
     monkeypatch.undo()
     with pytest.raises(
-        UserError, match=r"x\.safetensors: is of the format mmfuse-1, this version reads mmfuse-2; train"
+        UserError, match=r"x\.safetensors: is of the format mmfuse-1, this version reads mmfuse-3; train"
     ):
         checkpoint.read(tmp_path / "x.safetensors")

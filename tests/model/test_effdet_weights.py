@@ -207,8 +207,8 @@ def test_the_largest_size_goes_into_many_sensors() -> None:
     with torch.no_grad():
         class_levels, box_levels = model(images)
         outputs = detector.eval()({"rgb": images})
-    assert (outputs.class_logits - rows(class_levels, 2)).abs().max() < 1e-4
-    assert (outputs.box_codes - rows(box_levels, 4)).abs().max() < 1e-4
+    torch.testing.assert_close(outputs.class_logits, rows(class_levels, 2), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(outputs.box_codes, rows(box_levels, 4), rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("placement", ["first", "every"])

@@ -167,7 +167,7 @@ def test_a_threshold_is_for_the_merged_score():
     threshold = float(every.scores[10])
     (some,) = detector.decode(outputs, None, Selection(threshold))
     assert some.scores.tolist() == every.scores[:10].tolist()
-    small = detector.decode(outputs, (50, 40))[0]
+    small = detector.decode(outputs, torch.tensor([[50, 40]] * 2))[0]
     assert float(small.boxes[:, 2].max()) < 40.001
     assert float(small.boxes[:, 3].max()) < 50.001
 

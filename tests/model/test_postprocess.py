@@ -52,8 +52,8 @@ def slow_decode(detector, out, size, threshold, iou, most, candidates):
 def test_decoding_is_torchvision_s_suppression_image_by_image(batch, threshold, iou, most, candidates):
     detector = make("a")
     out, size = crowd(detector, batch, 3, seed=batch), (100, 120)
-    options = {"score_threshold": threshold, "iou_threshold": iou, "max_detections": most, "candidates": candidates}
-    got = detector.decode(out, size, Selection(**options))
+    options = {"threshold": threshold, "iou_threshold": iou, "max_detections": most, "candidates": candidates}
+    got = detector.decode(out, torch.tensor([size] * len(out.class_logits)), Selection(**options))
     for mine, (boxes, scores, labels) in zip(
         got, slow_decode(detector, out, size, threshold, iou, most, candidates), strict=True
     ):

@@ -203,7 +203,16 @@ def batches(generator=7):
         images = {m: torch.randint(0, 256, (len(rows), 1, 64, 96), generator=draw, dtype=torch.uint8) for m in "abc"}
         present = {m: torch.tensor([bool(seen[row][k]) for row in rows]) for k, m in enumerate("abc")}
         nothing = Targets([torch.zeros(0, 4)] * len(rows), [torch.zeros(0, dtype=torch.int64)] * len(rows))
-        made.append(Batch([10 + row for row in rows], images, present, nothing, torch.tensor([0.5] * len(rows))))
+        made.append(
+            Batch(
+                [10 + row for row in rows],
+                images,
+                present,
+                nothing,
+                torch.tensor([0.5] * len(rows)),
+                torch.tensor([[64, 96]] * len(rows)),
+            )
+        )
     return made
 
 

@@ -1,0 +1,134 @@
+"""How a detector sees: from scenes, as sensors or files give them, to views of the one size that it reads."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmfuse.errors import UserError, unknown_name
+from mmfuse.images.decode import raw_image
+from mmfuse.images.letterbox import letterbox, stacked
+from mmfuse.images.scenes import mounted, prepare_scene
+from mmfuse.images.units import check_units, figures, unknown
+from mmfuse.sample import Scene, Views
+from mmfuse.sensor import WHOLE_IMAGE, Sensor
+
+Scenes = Scene | Mapping[str, Any] | Sequence[Scene | Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Sight:
+    """The size (H, W) at which a detector of `sensors` sees: images are scaled to fit into it, and padded.
+
+    Without scaling they are padded to multiples of `stride`.
+    """
+
+    sensors: Mapping[str, Sensor]
+    size: tuple[int, int]
+    stride: int
+
+    def views(self, scenes: Scenes, present: Mapping[str, Tensor] | None = None, *, resize: bool = True) -> Views:
+        """Prepares scenes, and fits them into the input size, or without `resize` into the least that holds them all.
+
+        Several scenes may be of different sizes and have different sensors. A mapping of tensors (B, C, H, W) is a
+        batch of scenes; `present` maps a modality to (B,) bool, False where a scene has no such sensor. What is on
+        another device and needs no change stays there.
+
+        Raises:
+            UserError: an unknown modality, an image that its sensor can't have given, images of a scene that differ in
+                size, a scene without any image.
+        """
+        listed = [one if isinstance(one, Scene) else Scene(one) for one in self._listed(scenes)]
+        if not listed:
+            raise UserError("images: no scene is given; give at least one")
+        listed = self._there(listed, present or {})
+        raw = [self._raw(scene, resize) for scene in listed]
+        shown = [self._shown(scene, images) for scene, images in zip(listed, raw, strict=True)]
+        size = self.size
+        if not resize:
+            height, width = (max(x.shape[side] for images in shown for x in images.values()) for side in (1, 2))
+            size = (height + -height % self.stride, width + -width % self.stride)
+        fitted = [letterbox(images, size, self.sensors, None if resize else 1.0) for images in shown]
+        own = {m: sensor for m, sensor in self.sensors.items() if any(m in images for images in raw)}
+        images, there = stacked([images for images, _, _ in fitted], range(len(shown)), own)
+        return Views(
+            images,
+            {m: torch.from_numpy(mask) for m, mask in there.items()},
+            torch.tensor([content for _, _, content in fitted]),
+            torch.tensor([scale for _, scale, _ in fitted], dtype=torch.float32),
+            torch.tensor([self._corner] * len(shown), dtype=torch.float32),
+            {m: self._figures(m, [one[m] for one in raw if m in one]) for m, s in own.items() if s.seen},
+        )
+
+    def check_units(self, views: Views) -> None:
+        """Refuses views of images that can't be in their sensors' units; see `units.check_units`."""
+        check_units(views.figures, self.sensors)
+
+    @staticmethod
+    def _listed(scenes: Scenes) -> Sequence[Scene | Mapping[str, Any]]:
+        if isinstance(scenes, Scene):
+            return [scenes]
+        if not isinstance(scenes, Mapping):
+            return scenes
+        batched = {m: x for m, x in scenes.items() if isinstance(x, Tensor) and x.ndim == 4}
+        if not batched:
+            return [scenes]
+        if len(batched) < len(scenes) or len({len(x) for x in batched.values()}) > 1:
+            shapes = {m: tuple(getattr(x, "shape", ())) for m, x in scenes.items()}
+            raise UserError(f"images: {shapes} aren't one batch; give (B, C, H, W) of one B for all, or (C, H, W)")
+        return [{m: x[i] for m, x in batched.items()} for i in range(len(next(iter(batched.values()))))]
+
+    def _there(self, scenes: Sequence[Scene], present: Mapping[str, Tensor]) -> list[Scene]:
+        """Returns the scenes without the images of sensors that aren't there."""
+        for modality in {m: None for scene in scenes for m in scene.images}:
+            if modality not in self.sensors:
+                raise UserError(f"images: {unknown_name(modality, self.sensors, 'modality of this detector')}")
+        count = (len(scenes),)
+        for modality, mask in present.items():
+            if modality not in self.sensors:
+                raise UserError(f"present: {unknown_name(modality, self.sensors, 'modality of this detector')}")
+            if mask.shape != count or mask.dtype != torch.bool:
+                raise UserError(f"present: {modality} is {mask.dtype} {tuple(mask.shape)}; give torch.bool {count}")
+        gone = {m: (~mask).tolist() for m, mask in present.items()}
+        left = []
+        for row, scene in enumerate(scenes):
+            images = {m: x for m, x in scene.images.items() if not (m in gone and gone[m][row])}
+            if not images and scene.images:
+                raise UserError(f"present: image {row} of the batch has no sensor at all; leave it out")
+            if not images:
+                raise UserError(f"images: is empty; give at least one of {', '.join(self.sensors)}")
+            left.append(replace(scene, images=images))
+        return left
+
+    def _raw(self, scene: Scene, resize: bool) -> dict[str, Tensor]:
+        """Returns the raw images of a scene, on the host where they aren't shown just as they are."""
+        raw = {m: raw_image(x, m, self.sensors[m]) for m, x in scene.images.items()}
+        for m, x in raw.items():
+            sensor = self.sensors[m]
+            fits = not resize or min(self.size[0] / x.shape[-2], self.size[1] / x.shape[-1]) == 1
+            if not fits or sensor.encoding in WHOLE_IMAGE or sensor.register != "none":
+                raw[m] = x.cpu()
+        return raw
+
+    def _shown(self, scene: Scene, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns the prepared images of a scene, all of one size."""
+        prepared = prepare_scene(raw, mounted(scene, self.sensors), scene.size)
+        sizes = {m: f"{x.shape[2]}x{x.shape[1]}" for m, x in prepared.items()}
+        if len(set(sizes.values())) > 1:
+            raise UserError(f"images differ in size: {sizes}; give images of one size, registered to each other")
+        return prepared
+
+    def _figures(self, modality: str, images: Sequence[Tensor]) -> Tensor:
+        """Returns what tells the units of the raw images of a sensor, (n, 5); integers of 8 bits can't be wrong."""
+        told = [
+            unknown(x) if x.ndim == 2 or x.dtype == torch.uint8 else figures(x, self.sensors[modality]) for x in images
+        ]
+        return torch.stack(told)
+
+    @property
+    def _corner(self) -> tuple[int, int]:
+        """X and y of what is seen in the whole image of the reference."""
+        reference = next((s for s in self.sensors.values() if s.register == "none"), None)
+        return (0, 0) if reference is None else reference.border[:2]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mmfuse.model.ensemble import BoxEnsemble as BoxEnsemble
     from mmfuse.recipes import Recipe as Recipe
     from mmfuse.recipes import load_recipe as load_recipe
+    from mmfuse.report.outputs import Prediction as Prediction
     from mmfuse.run import Run as Run
     from mmfuse.sample import Batch as Batch
     from mmfuse.sample import Detections as Detections
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from mmfuse.sample import Targets as Targets
     from mmfuse.sensor import Calibration as Calibration
     from mmfuse.sensor import Sensor as Sensor
+    from mmfuse.sources.opening import scenes as scenes
     from mmfuse.training.doubt_calibration import calibrate as calibrate
     from mmfuse.training.loop import train as train
     from mmfuse.verbs.compare import compare as compare
@@ -55,9 +57,11 @@ _MODULES = {
     "model.detector": ("Detector", "FusionDetector", "Outputs"),
     "model.ensemble": ("BoxEnsemble",),
     "recipes": ("Recipe", "load_recipe"),
+    "report.outputs": ("Prediction",),
     "run": ("Run",),
     "sample": ("Batch", "Detections", "Sample", "Scene", "Targets"),
     "sensor": ("Calibration", "Sensor"),
+    "sources.opening": ("scenes",),
     "training.doubt_calibration": ("calibrate",),
     "training.loop": ("train",),
     "verbs.compare": ("compare",),

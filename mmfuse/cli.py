@@ -3,11 +3,11 @@
 import argparse
 import dataclasses
 import json
-import math
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
@@ -106,10 +106,26 @@ def _parser() -> argparse.ArgumentParser:
     severity(add, "5")
     add.add_argument("--out", default="runs/comparison", help="report folder (default: %(default)s)")
 
-    add = verb("predict", _predict, "find objects in one scene: --MODALITY FILE for each sensor", as_json=False)
-    add.add_argument("run", help="run folder")
-    add.add_argument("--out", default="prediction.png", help="picture (default: %(default)s)")
+    add = verb("predict", _predict, "find objects in scenes: SOURCE, or --MODALITY PART for each sensor")
+    add.add_argument("run", metavar="RUN", help="run folder, or checkpoint")
+    text = (
+        "card (.yaml), COCO file (.json), bag, or folder with one for each sensor; default: --MODALITY PART for each, "
+    )
+    add.add_argument(
+        "source", nargs="?", metavar="SOURCE", help=text + "a file, folder, video or camera:0; topics of a bag"
+    )
+    add.add_argument("--split", default="test", help="of a card (default: %(default)s)")
+    text = "pair frames at most so far apart: seconds (default: 0.05), or folders by the numbers that name their files"
+    add.add_argument("--tolerance", type=float, metavar="T", help=text)
+    add.add_argument(
+        "--out", metavar="FILE", help="write JSON lines (.jsonl) or COCO results (.json); goes on if stopped"
+    )
     add.add_argument("--threshold", type=float, default=0.3, help="lowest score (default: %(default)s)")
+    add.add_argument("--max-detections", type=int, default=100, metavar="N", help="in a scene (default: %(default)s)")
+    add.add_argument("--classes", metavar="NAME,NAME", help="tell these alone (default: all)")
+    add.add_argument("--device", help="cpu, cuda or cuda:0 (default: cuda if there is one)")
+    add.add_argument("--batch-size", type=int, default=8, metavar="N", help="scenes at once (default: %(default)s)")
+    add.add_argument("--workers", type=int, metavar="N", help="processes that read files (default: cores to spare)")
     add.add_argument("--doubt", choices=DOUBTING, help=doubting)
 
     add = verb("check", _check, "check a dataset and its card")
@@ -236,23 +252,68 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _predict(options: argparse.Namespace, rest: list[str]) -> int:
-    from mmfuse.run import Run
-    from mmfuse.verbs.predict import predict
+    from mmfuse.sources.opening import scenes as open_scenes
+    from mmfuse.verbs.predict import open_model, predict
 
-    if len(rest) % 2 or any(not word.startswith("--") for word in rest[::2]):
-        options.usage("give each sensor as --MODALITY FILE, such as --rgb a.png --thermal b.png")
-    images = {flag.removeprefix("--"): file for flag, file in zip(rest[::2], rest[1::2], strict=True)}
-    run, out = Run(Path(options.run)), options.out
-    found = predict(run, images, picture=out, threshold=options.threshold, doubt=options.doubt)
-    classes = run.classes
-    objects = [
-        {"box": [round(v, 1) for v in box.tolist()], "score": round(float(score), 4), "class": classes[int(label)]}
-        for box, score, label in found
-    ]
-    doubt = {m: round(value, 2) if math.isfinite(value) else None for m, value in found.doubt.items()}
-    sensors = {"doubt": doubt, "dropped": list(found.dropped)} if doubt else {}
-    print(json.dumps({"objects": objects, **sensors, "picture": str(out)}, indent=2))
+    given = _parts_of(options, rest)
+    detector, doubt = open_model(options.run, options.device)
+    source, topics = (options.source, given) if options.source else (given, None)
+    scenes = open_scenes(detector, source, split=options.split, topics=topics, tolerance=options.tolerance)
+    found = predict(
+        detector,
+        scenes,
+        threshold=options.threshold,
+        max_detections=options.max_detections,
+        classes=options.classes.split(",") if options.classes else (),
+        doubt=options.doubt or doubt,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        out=options.out,
+        progress=options.out is not None,
+    )
+    counts: Counter[str] = Counter()
+    problems: list[str] = []
+    for one in found:
+        counts.update(["scenes"] if one.answered else ["scenes", "scenes without an answer"])
+        counts.update([*(f"{m} is missing" for m in one.lost), *(f"{m} isn't believed" for m in one.found.dropped)])
+        counts["objects"] += len(one.found)
+        problems += one.problems[: 1 - len(problems)]
+        if options.json:
+            print(json.dumps(one.to_dict()), flush=True)
+        elif not options.out and one.answered:
+            print(one.to_text(), flush=True)
+    if problems and counts["scenes"] == counts["scenes without an answer"]:
+        raise UserError(problems[0])
+    if not options.json:
+        _tell_scenes(counts, problems, options.out)
     return 0
+
+
+def _tell_scenes(counts: Mapping[str, int], problems: Sequence[str], out: str | None) -> None:
+    """Prints what became of many scenes, and of one what went wrong."""
+    scenes = counts.get("scenes", 0)
+    rest = [
+        f"{name} in {n}" for name, n in sorted(counts.items()) if name not in ("scenes", "objects") and " is" in name
+    ]
+    if unanswered := counts.get("scenes without an answer", 0):
+        rest.append(f"no answer for {unanswered}")
+    if scenes != 1 or out or rest:
+        text = f"{scenes} scene{'s' * (scenes != 1)}, {counts.get('objects', 0)} objects"
+        print("; ".join([f"{out}: {text}" if out else text, *rest]), file=sys.stdout if out else sys.stderr)
+    if problems:
+        print(f"mmfuse: {problems[0]}", file=sys.stderr)
+
+
+def _parts_of(options: argparse.Namespace, rest: Sequence[str]) -> dict[str, str]:
+    """Returns what is given for each modality as --MODALITY PART."""
+    if len(rest) % 2 or any(not word.startswith("--") for word in rest[::2]):
+        options.usage("give each sensor as --MODALITY PART, such as --rgb a.png --thermal b.png")
+    given: dict[str, str] = {}
+    for flag, part in zip(rest[::2], rest[1::2], strict=True):
+        if (modality := flag.removeprefix("--")) in given:
+            raise UserError(f"{flag}: is given twice, as {given[modality]} and {part}; give each sensor once")
+        given[modality] = part
+    return given
 
 
 def _check(options: argparse.Namespace, rest: list[str]) -> int:

@@ -8,6 +8,8 @@ from importlib.util import find_spec
 
 import torch
 
+from mmfuse.errors import UserError
+
 
 @dataclass(frozen=True)
 class Environment:
@@ -30,6 +32,19 @@ def environment(device: torch.device, processes: int = 1) -> Environment:
         hardware=hardware(device),
         processes=processes,
     )
+
+
+def usable(device: str | torch.device) -> torch.device:
+    """Returns a device that tensors can lie on.
+
+    Raises:
+        UserError: there is none of that name here.
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).split(". ")[0].split(" device type")[0].split(" with arguments")[0]
+        raise UserError(f"device: {str(device)!r} can't be used here ({reason}); use cpu, cuda or cuda:0") from None
 
 
 def hardware(device: torch.device) -> str:

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmfuse.sensor import Calibration
+from mmfuse.errors import UserError
+from mmfuse.sensor import Calibration, Sensor
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,15 @@ class Scene:
     `images` maps a modality to a file, an array (H, W) or (H, W, C), a PIL image or a tensor (C, H, W), as the sensor
     gives it: 8 or 16 bit, or float, in its own unit; a sensor that failed has no entry. `calibration` by modality and
     `onto`, that of the reference camera, take the place of the sensors' own where given; `size` is width and height of
-    the reference's image, for scenes that lack it.
+    the reference's image, for scenes that lack it. `name` and `image_id` are what results are told by.
     """
 
     images: Mapping[str, Any]
     calibration: Mapping[str, Calibration] = field(default_factory=dict)
     onto: Calibration | None = None
     size: tuple[int, int] | None = None
+    name: str = ""
+    image_id: int | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,9 @@ class Sight(Protocol):
     """How a detector sees: the size (H, W) at which it is shown images, and what makes views of scenes."""
 
     @property
+    def sensors(self) -> Mapping[str, Sensor]: ...
+
+    @property
     def size(self) -> tuple[int, int]: ...
 
     def views(
@@ -83,6 +89,12 @@ class Sight(Protocol):
         resize: bool = True,
     ) -> Views:
         """Prepares scenes and fits them into the detector's size, or without `resize` into one that holds them all."""
+
+    def read(self, modality: str, image: Any) -> Tensor:
+        """Returns the raw image of a sensor."""
+
+    def shown(self, scenes: Sequence[Scene], raw: Sequence[Mapping[str, Tensor]], *, resize: bool = True) -> Views:
+        """Does what `views` does once the images of all scenes are read."""
 
     def check_units(self, views: Views) -> None:
         """Refuses views of images that can't be in their sensors' units; the host waits for the device they are on."""
@@ -148,6 +160,7 @@ class Batch:
 class Detections:
     """Objects found in one image: `boxes` (N, 4) xyxy pixels, `scores` (N,) in (0, 1), best first, `labels` (N,).
 
+    All are tensors on the detector's device, float32 but for int64 labels. `classes` are the names of all labels.
     `doubt` says of each sensor that was judged how far its image is from what training saw, 1 where belief ends;
     `dropped` names those that were left out for it.
     """
@@ -157,9 +170,15 @@ class Detections:
     labels: Tensor
     doubt: Mapping[str, float] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    @property
+    def names(self) -> list[str]:
+        """The class of each object; its label in digits where the classes aren't known."""
+        return [self.classes[k] if self.classes else str(k) for k in self.labels.tolist()]
 
     def __getitem__(self, rows: Tensor | np.ndarray | Sequence[int] | slice | SupportsIndex) -> "Detections":
         """Returns those that a mask (N,) bool, indices (n,), a slice or a number names; a number gives one, (1, 4).
@@ -183,16 +202,71 @@ class Detections:
         """Returns the detections in original pixels, for an image that was letterboxed by `scale`."""
         return replace(self, boxes=self.boxes / scale)
 
-    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """Returns them as entries of a COCO results file: `bbox` is x, y, width, height, `category_id` label + 1.
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """Returns an entry for each object, of plain values: `box` xyxy, `score`, `class` and `label`."""
+        columns = (x.tolist() for x in (self.boxes, self.scores, self.labels))
+        return [
+            {"box": [round(v, 2) for v in box], "score": round(score, 4), "class": name, "label": label}
+            for box, score, label, name in zip(*columns, self.names, strict=True)
+        ]
 
-        These are the categories of the COCO files that mmfuse writes.
+    def numpy(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns `boxes` (N, 4) float32, `scores` (N,) float32 and `labels` (N,) int64 as arrays."""
+        boxes, scores, labels = (x.cpu().numpy() for x in (self.boxes, self.scores, self.labels))
+        return boxes, scores, labels
+
+    def to_coco(self, image_id: int, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
+        """Returns them as entries of a COCO results file: `bbox` is x, y, width, height.
+
+        `category_ids` has that of each label; None counts from 1, as the COCO files do that mmfuse writes.
         """
         columns = (x.tolist() for x in (self.boxes, self.scores, self.labels))
         return [
-            {"image_id": image_id, "category_id": label + 1, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": score}
+            {
+                "image_id": image_id,
+                "category_id": label + 1 if category_ids is None else category_ids[label],
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "score": score,
+            }
             for (x1, y1, x2, y2), score, label in zip(*columns, strict=True)
         ]
+
+    def to_supervision(self) -> Any:
+        """Returns them as `supervision.Detections`, class names under "class_name" of its data.
+
+        Raises:
+            UserError: supervision isn't installed.
+        """
+        try:
+            import supervision  # type: ignore[import-not-found]
+        except ImportError:
+            raise UserError("to_supervision: supervision isn't installed; run pip install supervision") from None
+        boxes, scores, labels = self.numpy()
+        names = np.array(self.names, dtype=str)
+        return supervision.Detections(xyxy=boxes, confidence=scores, class_id=labels, data={"class_name": names})
+
+    def draw(
+        self,
+        images: Mapping[str, Any],
+        sensors: Mapping[str, Sensor] | None = None,
+        captions: Sequence[str] | None = None,
+    ) -> Any:
+        """Returns a PIL image: the images of the scene by modality, at their own resolution, side by side, with boxes.
+
+        An image is a tensor (C, H, W), an array (H, W) or (H, W, C) or a PIL image. Boxes have the colour of their
+        class, and captions, by default class and score; a sensor that was left out is told, and so is it where nothing
+        was found. `sensors`, such as `detector.sensors`, say what the images measure; by default, intensities.
+        """
+        from mmfuse.drawing import draw, pixels_of
+
+        shown = {m: pixels_of(x) for m, x in images.items()}
+        known = sensors or {m: Sensor(len(x)) for m, x in shown.items()}
+        if captions is None:
+            captions = [f"{name} {score:.2f}" for name, score in zip(self.names, self.scores.tolist(), strict=True)]
+        notes = {m: f"{m}: not believed" for m in self.dropped if m in shown}
+        if not len(self):
+            notes = {m: f"nothing found; {notes[m]}" if m in notes else "nothing found" for m in shown}
+        return draw(shown, known, self.boxes.tolist(), self.labels.tolist(), captions, notes)
 
     def to(self, device: torch.device | str) -> "Detections":
         """Returns the detections on another device."""

@@ -1,4 +1,6 @@
 import json
+import sys
+import types
 from dataclasses import replace
 
 import numpy as np
@@ -6,6 +8,7 @@ import pytest
 import torch
 from pycocotools.coco import COCO
 
+from mmfuse.errors import UserError
 from mmfuse.sample import Batch, Detections, Targets
 
 
@@ -106,3 +109,48 @@ def test_detections_move():
     assert moved.boxes.is_meta
     assert moved.scores.is_meta
     assert moved.labels.is_meta
+
+
+def named():
+    return replace(three(), classes=("a", "b", "c"))
+
+
+def test_detections_know_the_names_of_their_classes():
+    assert named().names == ["c", "a", "b"]
+    assert three().names == ["2", "0", "1"]
+    for part in (named()[[0, 2]], named().to("cpu")[[0, 2]], named().rescale(2.0)[[0, 2]]):
+        assert part.names == ["c", "b"]
+
+
+def test_detections_as_plain_values():
+    first, *_ = named().to_dicts()
+    assert first == {"box": three().boxes[0].tolist(), "score": 0.9, "class": "c", "label": 2}
+    assert json.loads(json.dumps(named().to_dicts())) == named().to_dicts()
+    assert Detections.empty().to_dicts() == []
+
+
+def test_detections_as_arrays():
+    boxes, scores, labels = named().numpy()
+    assert (boxes.shape, boxes.dtype) == ((3, 4), np.float32)
+    assert (scores.shape, scores.dtype) == ((3,), np.float32)
+    assert (labels.tolist(), labels.dtype) == ([2, 0, 1], np.int64)
+
+
+def test_categories_of_coco_may_be_given():
+    assert [row["category_id"] for row in named().to_coco(5)] == [3, 1, 2]
+    assert [row["category_id"] for row in named().to_coco(5, [1, 18, 90])] == [90, 1, 18]
+
+
+def test_detections_for_supervision(monkeypatch):
+    given = {}
+    stand_in = types.ModuleType("supervision")
+    stand_in.Detections = lambda **values: given.update(values) or "made"
+    monkeypatch.setitem(sys.modules, "supervision", stand_in)
+    assert named().to_supervision() == "made"
+    assert given["xyxy"].shape == (3, 4)
+    assert given["class_id"].tolist() == [2, 0, 1]
+    assert given["data"]["class_name"].tolist() == ["c", "a", "b"]
+    np.testing.assert_allclose(given["confidence"], [0.9, 0.5, 0.1])
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(UserError, match="supervision isn't installed; run pip install supervision"):
+        named().to_supervision()

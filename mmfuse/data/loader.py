@@ -115,7 +115,7 @@ def train_loader(
     sensors = {m: card.modalities[m] for m in modalities}
     order = _Order(len(usable), batch_size, seed, rank, world_size)
     dataset = _Samples(usable, sensors, input_size, ImageCache(data.cache).images, data, seed, strike)
-    loader = _data_loader(dataset, order, _workers(data.workers, world_size))
+    loader = _data_loader(dataset, order, spare_cores(data.workers, world_size))
     return TrainLoader(loader, order, len(records) - len(usable))
 
 
@@ -135,7 +135,7 @@ def eval_loader(
     items = [(0, i) for i in range(len(records))]
     batches = [items[i : i + batch_size] for i in range(0, len(items), batch_size)]
     dataset = _Samples(list(records), dict(sensors), input_size, read or ImageCache().images)
-    return EvalLoader(_data_loader(dataset, batches, min(_workers(workers), len(batches))))
+    return EvalLoader(_data_loader(dataset, batches, min(spare_cores(workers), len(batches))))
 
 
 def fill_cache(records: Sequence[Record], sensors: Mapping[str, Sensor], data: DataRecipe) -> None:
@@ -153,7 +153,7 @@ def fill_cache(records: Sequence[Record], sensors: Mapping[str, Sensor], data: D
     loader = DataLoader(
         _Filling(there, dict(sensors), tuple(costly), ImageCache(data.cache)),
         batch_size=None,
-        num_workers=_workers(data.workers),
+        num_workers=spare_cores(data.workers),
         worker_init_fn=_one_thread,
     )
     for error in tqdm(loader, desc=f"caching {', '.join(costly)}", unit="image"):
@@ -322,7 +322,8 @@ def _generator(seed: int, *numbers: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0]))
 
 
-def _workers(asked: int | None, processes: int = 1) -> int:
+def spare_cores(asked: int | None, processes: int = 1) -> int:
+    """Returns how many worker processes to start: what was asked for, or as many as there are cores to spare."""
     if asked is not None:
         if asked < 0:
             raise UserError(f"data.workers: {asked} is not allowed; use 0 or more, or null for the cores to spare")

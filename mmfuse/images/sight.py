@@ -44,8 +44,17 @@ class Sight:
         if not listed:
             raise UserError("images: no scene is given; give at least one")
         listed = self._there(listed, present or {})
-        raw = [self._raw(scene, resize) for scene in listed]
-        shown = [self._shown(scene, images) for scene, images in zip(listed, raw, strict=True)]
+        raw = [{m: self.read(m, image) for m, image in scene.images.items()} for scene in listed]
+        return self.shown(listed, raw, resize=resize)
+
+    def read(self, modality: str, image: Any) -> Tensor:
+        """Returns the raw image of a sensor; see `decode.raw_image`."""
+        return raw_image(image, modality, self.sensors[modality])
+
+    def shown(self, scenes: Sequence[Scene], raw: Sequence[Mapping[str, Tensor]], *, resize: bool = True) -> Views:
+        """Does what `views` does once the images of all scenes are read, at least one of each."""
+        raw = [{m: self._at_hand(m, x, resize) for m, x in images.items()} for images in raw]
+        shown = [self._prepared(scene, images) for scene, images in zip(scenes, raw, strict=True)]
         size = self.size
         if not resize:
             height, width = (max(x.shape[side] for images in shown for x in images.values()) for side in (1, 2))
@@ -102,17 +111,13 @@ class Sight:
             left.append(replace(scene, images=images))
         return left
 
-    def _raw(self, scene: Scene, resize: bool) -> dict[str, Tensor]:
-        """Returns the raw images of a scene, on the host where they aren't shown just as they are."""
-        raw = {m: raw_image(x, m, self.sensors[m]) for m, x in scene.images.items()}
-        for m, x in raw.items():
-            sensor = self.sensors[m]
-            fits = not resize or min(self.size[0] / x.shape[-2], self.size[1] / x.shape[-1]) == 1
-            if not fits or sensor.encoding in WHOLE_IMAGE or sensor.register != "none":
-                raw[m] = x.cpu()
-        return raw
+    def _at_hand(self, modality: str, raw: Tensor, resize: bool) -> Tensor:
+        """Returns a raw image, on the host if it isn't shown just as it is."""
+        sensor = self.sensors[modality]
+        fits = not resize or min(self.size[0] / raw.shape[-2], self.size[1] / raw.shape[-1]) == 1
+        return raw if fits and sensor.encoding not in WHOLE_IMAGE and sensor.register == "none" else raw.cpu()
 
-    def _shown(self, scene: Scene, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _prepared(self, scene: Scene, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns the prepared images of a scene, all of one size."""
         prepared = prepare_scene(raw, mounted(scene, self.sensors), scene.size)
         sizes = {m: f"{x.shape[2]}x{x.shape[1]}" for m, x in prepared.items()}

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from mmfuse.environment import usable
 from mmfuse.errors import UserError
 from mmfuse.files import open_regular, write_whole
 from mmfuse.model.build import create_detector
@@ -100,11 +101,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Detector:
     Raises:
         UserError: the device can't be used, the file is missing or isn't a checkpoint.
     """
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).split(". ")[0].split(" device type")[0].split(" with arguments")[0]
-        raise UserError(f"device: {str(device)!r} can't be used here ({reason}); use cpu, cuda or cuda:0") from None
+    device = usable(device)
     path = Path(path)
     if path.is_dir():
         path = path / "best.safetensors"

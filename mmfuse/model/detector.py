@@ -229,7 +229,7 @@ class Detector(Exact, ABC):
                 if broken is not None and doubt == "drop":
                     present = {m: ~gone & present.get(m, ~gone) for m, gone in broken.items()}
                 outputs = self(encoded, present, doubt=doubt)
-                found = self.decode(outputs, contents, selection)
+                found = [replace(one, classes=self.classes) for one in self.decode(outputs, contents, selection)]
                 judgement = outputs.judgement
                 if broken is not None:
                     judgement = Judgement.with_broken(judgement, broken, self.modalities, doubt)

@@ -10,6 +10,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mmfuse.environment import usable
+
 
 @dataclass
 class World:
@@ -21,12 +23,16 @@ class World:
 
     @staticmethod
     def from_environment(device: str | None) -> "World":
-        """Reads what torchrun sets; `device` None takes CUDA where there is one."""
+        """Reads what torchrun sets; `device` None takes CUDA where there is one.
+
+        Raises:
+            UserError: the device can't be used here.
+        """
         rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
         if kind == "cuda":
             kind = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-        return World(rank, size, torch.device(kind))
+        return World(rank, size, usable(kind))
 
     @property
     def is_first(self) -> bool:

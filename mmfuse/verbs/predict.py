@@ -1,52 +1,211 @@
-"""Finds objects in the image files of one scene, and shows them."""
+"""Finds objects in scenes of any source, and writes what was found."""
 
-from collections.abc import Mapping
-from dataclasses import replace
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, overload
 
 import torch
+from tqdm import tqdm
 
+from mmfuse.data.loader import spare_cores
 from mmfuse.errors import UserError, unknown_name
-from mmfuse.images.scenes import read_scene
 from mmfuse.model.checkpoint import load
+from mmfuse.model.detector import Detector
 from mmfuse.model.doubt import Doubting
-from mmfuse.report.pictures import overlay
+from mmfuse.model.postprocess import Selection
+from mmfuse.report.outputs import Output, Prediction
 from mmfuse.run import Run
 from mmfuse.sample import Detections, Scene
+from mmfuse.sources.loading import Loaded, groups, load_each
+from mmfuse.sources.opening import scenes as open_scenes
+from mmfuse.training.distributed import World
+
+PART = 64
+"""Scenes in a part of the output: what is lost at most when a run is stopped."""
+
+Model = str | Path | Run | Detector
 
 
-def predict(
-    run: str | Path | Run,
-    images: Mapping[str, str | Path],
+@overload
+def predict(model: Model, source: Scene | Mapping[str, Any], **options: Any) -> Detections: ...
+@overload
+def predict(model: Model, source: str | Path | Iterable[Scene], **options: Any) -> Iterator[Prediction]: ...
+def predict(  # type: ignore[misc]
+    model: Model,
+    source: Scene | Mapping[str, Any] | str | Path | Iterable[Scene],
     *,
-    picture: str | Path | None = None,
     threshold: float = 0.3,
+    max_detections: int = 100,
+    classes: Sequence[str] = (),
     doubt: Doubting | None = None,
-) -> Detections:
-    """Returns the objects of one scene, best first, down to a score of `threshold`.
+    device: str | None = None,
+    batch_size: int = 8,
+    workers: int | None = None,
+    out: str | Path | None = None,
+    progress: bool = False,
+) -> Detections | Iterator[Prediction]:
+    """Finds objects in one scene, whose detections it returns, or in many, whose predictions it yields one by one.
 
-    `images` maps modalities of the run to files, of one size unless the card says how to register them; one that is
-    left out is treated as a broken sensor. Boxes are in pixels of the reference's file.
-    `picture` is where to write the sensors side by side with the boxes drawn in. `doubt` is as for `Detector.detect`,
-    the recipe's if None.
+    - `model`: a run, its folder, a checkpoint or a detector, which can be kept for many calls.
+    - `source`: one scene, a `Scene` or a mapping of modalities to images as for `Detector.detect`; or many: scenes,
+      such as `mmfuse.scenes` opens, or a source that it can open by name.
+    - `threshold`, `max_detections`, `classes`: what to tell; all classes where none is named.
+    - `doubt`: as for `Detector.detect`; None takes the recipe's of a run, else "drop".
+    - `device`: where to run a model that isn't loaded yet; None takes CUDA where there is one.
+    - `batch_size` scenes run at once, a camera's one by one; `workers` read files, None for as many as there are cores
+      to spare.
+    - `out`: where to write what is found: JSON lines (.jsonl), COCO results (.json), a picture of one scene (.png), a
+      folder of pictures, or a video (.mp4). It is there once all is; until then its parts lie beside it, and the same
+      call goes on after them. Under torchrun each process takes its share of the parts, and the file is the same as
+      one process writes.
+
+    A scene that lacks a sensor, or an image that can't be read, is gone on with and told; see `Prediction`.
 
     Raises:
-        UserError: the run or a file can't be read, a modality isn't the run's, sizes differ, or the
-            threshold is no score.
+        UserError: the model or source can't be opened, an option isn't allowed, the only scene can't be read, images
+            are in another unit than in training, or `out` can't be written.
     """
     if not 0 <= threshold <= 1:
         raise UserError(f"threshold: {threshold} is not allowed; use a score from 0 to 1")
-    run = run if isinstance(run, Run) else Run(Path(run))
-    detector = load(run.best)
-    for modality in images:
-        if modality not in detector.modalities:
-            raise UserError(f"{unknown_name(modality, detector.modalities, 'modality of this run')}")
-    if not images:
-        raise UserError(f"no image given; give at least one of {', '.join(detector.modalities)}")
-    found = detector.detect(images, threshold=threshold, doubt=doubt or run.recipe.doubt)[0]
-    if picture is not None:
-        scene = read_scene(Scene(images), detector.sensors)
-        left, top, *_ = next((s.border for s in detector.sensors.values() if s.register == "none"), (0, 0))
-        within = replace(found, boxes=found.boxes - torch.tensor([left, top, left, top]))
-        overlay(scene, detector.sensors, within, detector.classes, Path(picture), threshold=threshold)
+    for name, value in (("max_detections", max_detections), ("batch_size", batch_size)):
+        if value < 1:
+            raise UserError(f"{name}: {value} is not allowed; use 1 or more")
+    world = World.from_environment(device)
+    detector, doubting = open_model(model, device)
+    for name in classes:
+        if name not in detector.classes:
+            raise UserError(f"classes: {unknown_name(name, detector.classes, 'class of this detector')}")
+    wanted = tuple(detector.classes.index(name) for name in classes)
+    selection = Selection(threshold, max_detections=max_detections)
+    finder = _Finder(detector, selection, wanted, doubt or doubting)
+    one = isinstance(source, Scene | Mapping)
+    scenes: Iterable[Scene]
+    if isinstance(source, Scene | Mapping):
+        scenes = [source if isinstance(source, Scene) else Scene(source)]
+    else:
+        scenes = open_scenes(detector, source) if isinstance(source, str | Path) else source
+    output = None
+    if out is not None:
+        names = [scene.name for scene in scenes] if isinstance(scenes, Sequence) else [str(source)]
+        options = (threshold, max_detections, wanted, finder.doubt)
+        key = {"detector": _digest(detector), "scenes": names, "options": options}
+        several = not isinstance(scenes, Sequence) or len(scenes) != 1
+        output = Output(Path(out), key, detector.sensors, getattr(scenes, "fps", 10.0), several=several)
+    elif world.size > 1:
+        raise UserError("out: several processes need a file to share their work in; give one, such as found.jsonl")
+    if not one:
+        return _each(finder, scenes, output, world, batch_size, spare_cores(workers, world.size), progress)
+    (scene,) = scenes
+    found = finder.one(scene)
+    if output:
+        output.write(0, [Prediction(scene, found.to("cpu"))])
+        output.finish(1)
     return found
+
+
+class _Finder:
+    """A detector with what it is asked for."""
+
+    def __init__(self, detector: Detector, selection: Selection, wanted: tuple[int, ...], doubt: Doubting) -> None:
+        self.detector = detector
+        self.selection = selection
+        self.wanted = wanted
+        self.doubt = doubt
+
+    def one(self, scene: Scene) -> Detections:
+        s = self.selection
+        (found,) = self.detector.detect(scene, threshold=s.threshold, max_detections=s.max_detections, doubt=self.doubt)
+        return self._chosen(found)
+
+    def each(self, loaded: Loaded) -> list[Prediction]:
+        found: dict[int, Detections] = {}
+        if loaded.views is not None:
+            views = loaded.views
+            rows = self.detector.find(views.images, views.present, views.contents, self.selection, self.doubt)
+            self.detector.sight.check_units(views)
+            found = dict(zip(loaded.rows, views.restore(rows), strict=True))
+        return [
+            Prediction(
+                scene,
+                self._chosen(found[row]).to("cpu") if row in found else Detections.empty(),
+                tuple(m for m in self.detector.modalities if not self._there(loaded, row, m)),
+                problems,
+                row in found,
+            )
+            for row, (scene, problems) in enumerate(zip(loaded.scenes, loaded.problems, strict=True))
+        ]
+
+    @staticmethod
+    def _there(loaded: Loaded, row: int, modality: str) -> bool:
+        if loaded.views is None or row not in loaded.rows or modality not in loaded.views.present:
+            return False
+        return bool(loaded.views.present[modality][loaded.rows.index(row)])
+
+    def _chosen(self, found: Detections) -> Detections:
+        if not self.wanted:
+            return found
+        return found[torch.isin(found.labels, torch.tensor(self.wanted, device=found.labels.device))]
+
+
+def _each(
+    finder: _Finder,
+    scenes: Iterable[Scene],
+    output: Output | None,
+    world: World,
+    batch_size: int,
+    workers: int,
+    progress: bool,
+) -> Iterator[Prediction]:
+    """Yields the predictions of this process's share of the parts that aren't written yet, and writes them."""
+    size = 1 if getattr(scenes, "live", False) else batch_size
+    total = len(scenes) if isinstance(scenes, Sequence) else getattr(scenes, "length", None)
+    parts = 0
+
+    def share() -> Iterator[tuple[int, list[Scene]]]:
+        nonlocal parts
+        for part, group in enumerate(groups(scenes, PART)):
+            parts = part + 1
+            if part % world.size == world.rank and not (output and output.has(part)):
+                yield from ((part, batch) for batch in groups(group, size))
+
+    work = list(share()) if isinstance(scenes, Sequence) else share()
+    with world, tqdm(total=total, unit="scene", disable=not progress or not world.is_first) as bar:
+        current: list[Prediction] = []
+        last: int | None = None
+        for part, loaded in load_each(work, finder.detector.sight, workers):
+            if output and last is not None and part != last:
+                output.write(last, current)
+                current = []
+            last = part
+            for prediction in finder.each(loaded):
+                if output:
+                    current.append(prediction)
+                yield prediction
+            bar.update(len(loaded.scenes))
+        if output:
+            if last is not None:
+                output.write(last, current)
+            world.wait()
+            if world.is_first:
+                output.finish(parts)
+            world.wait()
+
+
+def open_model(model: Model, device: str | None = None) -> tuple[Detector, Doubting]:
+    """Returns a detector and what comes of doubt: as its recipe has it, where it is of a run; see `predict`."""
+    if isinstance(model, Detector):
+        return model, "drop"
+    place = World.from_environment(device).device
+    run = model if isinstance(model, Run) else Run(Path(model))
+    if (run.folder / "config.yaml").exists():
+        return load(run.best, place), run.recipe.doubt
+    return load(run.folder, place), "drop"
+
+
+def _digest(detector: Detector) -> str:
+    """Returns what tells a detector from any other: a hash of all that it is made of."""
+    digest = hashlib.sha256(repr(detector.spec).encode())
+    for name, value in detector.state_dict().items():
+        digest.update(name.encode() + value.float().cpu().numpy().tobytes())
+    return digest.hexdigest()

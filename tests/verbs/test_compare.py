@@ -406,14 +406,14 @@ def test_files_are_predicted_and_drawn(report, folder, paired_set, tmp_path):
     run = folder / "runs" / "rgb_thermal-seed0"
     rgb = next((paired_set.parent / "rgb").rglob("*.jpg"))
     thermal = next((paired_set.parent / "thermal").rglob(f"{rgb.stem}.png"))
-    found = predict(run, {"rgb": rgb, "thermal": thermal}, picture=tmp_path / "p.png", threshold=0.0)
+    found = predict(run, {"rgb": rgb, "thermal": thermal}, out=tmp_path / "p.png", threshold=0.0)
     assert len(found)
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
     assert len(predict(run, {"thermal": thermal}, threshold=0.0))
     (tmp_path / "text.png").write_text("no image")
     for images, message in (
         ({"depth": rgb}, "'depth' is not a known modality"),
-        ({}, "no image given"),
+        ({}, "images: is empty; give at least one of rgb, thermal"),
         ({"rgb": tmp_path / "none.png"}, "none.png"),
         ({"rgb": tmp_path / "text.png"}, "is not an image"),
         ({"rgb": rgb, "thermal": tmp_path / "small.png"}, "differ in size"),

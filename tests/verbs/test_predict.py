@@ -1,18 +1,28 @@
-"""Prediction from files of sensors that are cut, registered or encoded as a whole."""
+"""Prediction: one scene or many, from any source, written in parts that add up to one file."""
+
+import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from mmfuse.cli import main
 from mmfuse.errors import UserError
 from mmfuse.model.build import create_detector
 from mmfuse.model.checkpoint import load, save_detector
 from mmfuse.recipes import DataRecipe, ModelRecipe, Recipe
 from mmfuse.run import Run
+from mmfuse.sample import Scene
 from mmfuse.sensor import Sensor
+from mmfuse.sources.opening import scenes
 from mmfuse.strict_yaml import save_yaml
+from mmfuse.verbs import predict as module
 from mmfuse.verbs.predict import predict
+
+SENSORS = {"rgb": Sensor(3), "thermal": Sensor(1)}
 
 
 @pytest.fixture
@@ -22,7 +32,8 @@ def trained(tmp_path):
     def make(**sensors):
         torch.manual_seed(0)
         channels = {m: s.encoded_channels for m, s in sensors.items()}
-        detector = create_detector("d-4", channels, classes=["thing"], sensors=sensors, input_size=(128, 128)).eval()
+        names = ["thing", "other"]
+        detector = create_detector("d-4", channels, classes=names, sensors=sensors, input_size=(128, 128)).eval()
         recipe = Recipe("x", "card.yaml", tuple(sensors), ModelRecipe("d-4"), DataRecipe(input_size=(128, 128)))
         run = Run(tmp_path / "run")
         save_yaml(run.folder / "config.yaml", recipe.to_dict())
@@ -32,20 +43,59 @@ def trained(tmp_path):
     return make
 
 
-def write(path, size=(128, 96), dtype=np.uint8, channels=0):
+def write(path, size=(128, 96), dtype=np.uint8, channels=0, seed=0):
     shape = (size[1], size[0], channels) if channels else (size[1], size[0])
-    Image.fromarray(np.random.default_rng(0).integers(500, 3000, shape).astype(dtype)).save(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(500, 3000, shape).astype(dtype)).save(path)
     return path
+
+
+def opened(path):
+    with Image.open(path) as image:
+        image.load()
+        return image
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Two folders of nine images each, of different sizes, one of which lacks its partner and one is broken."""
+    for i in range(9):
+        size = (64 + 8 * i, 96)
+        write(tmp_path / "set" / "rgb" / f"{i}.png", size, channels=3, seed=i)
+        if i != 4:
+            write(tmp_path / "set" / "thermal" / f"{i}.png", size, seed=i)
+    broken = tmp_path / "set" / "rgb" / "7.png"
+    broken.write_bytes(broken.read_bytes()[:500])
+    return tmp_path / "set"
+
+
+# ---- one scene
+
+
+def test_one_scene_gives_its_detections(trained, tmp_path):
+    run = trained(rgb=Sensor(3))
+    path = write(tmp_path / "x.png", channels=3)
+    found = predict(run, {"rgb": path}, threshold=0.0)
+    detector = load(run.best)
+    for other in (
+        detector.detect({"rgb": path})[0],
+        predict(detector, {"rgb": np.array(opened(path))}, threshold=0.0),
+        predict(str(run.folder), Scene({"rgb": str(path)}), threshold=0.0),
+        predict(run.best, {"rgb": opened(path)}, threshold=0.0),
+        next(predict(detector, [Scene({"rgb": path})], threshold=0.0)).found,
+    ):
+        assert torch.equal(found.boxes, other.boxes)
+        assert torch.equal(found.scores, other.scores)
 
 
 def test_boxes_are_in_pixels_of_the_file_border_and_all(trained, tmp_path):
     plain, cut = tmp_path / "plain.png", tmp_path / "cut.png"
     write(plain, channels=3)
-    pixels = np.array(Image.open(plain))
+    pixels = np.array(opened(plain))
     Image.fromarray(np.pad(pixels, ((7, 5), (10, 3), (0, 0)))).save(cut)
     expected = predict(trained(rgb=Sensor(3)), {"rgb": plain}, threshold=0.0)
     run = trained(rgb=Sensor(3, border=(10, 7, 3, 5)))
-    found = predict(run, {"rgb": cut}, picture=tmp_path / "p.png", threshold=0.0)
+    found = predict(run, {"rgb": cut}, threshold=0.0)
     torch.testing.assert_close(found.boxes, expected.boxes + torch.tensor([10.0, 7, 10, 7]))
     torch.testing.assert_close(found.scores, expected.scores)
 
@@ -58,7 +108,264 @@ def test_another_pixel_type_than_in_training_is_refused(trained, tmp_path):
         load(run.best).detect({"x": torch.zeros(1, 128, 128, dtype=torch.uint8)})
 
 
-@pytest.mark.parametrize("threshold", [-0.1, 1.5, float("nan")])
-def test_a_threshold_that_is_no_score_is_refused(trained, tmp_path, threshold):
-    with pytest.raises(UserError, match=r"threshold: .* is not allowed; use a score from 0 to 1"):
-        predict(trained(x=Sensor(1)), {"x": write(tmp_path / "x.png")}, threshold=threshold)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threshold": -0.1}, r"threshold: -0.1 is not allowed; use a score from 0 to 1"),
+        ({"threshold": 1.5}, r"threshold: 1.5 is not allowed"),
+        ({"threshold": float("nan")}, r"threshold: nan is not allowed"),
+        ({"max_detections": 0}, r"max_detections: 0 is not allowed; use 1 or more"),
+        ({"batch_size": 0}, r"batch_size: 0 is not allowed; use 1 or more"),
+        ({"classes": ["thin"]}, r"classes: 'thin' is not a known class of this detector; .*'thing'"),
+        ({"device": "foo"}, r"device: 'foo' can't be used here"),
+    ],
+)
+def test_options_that_are_not_allowed_are_one_line(trained, tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
+        predict(trained(x=Sensor(1)), {"x": write(tmp_path / "x.png")}, **options)
+
+
+def test_classes_and_the_number_of_detections_are_chosen(trained, tmp_path):
+    run, image = trained(x=Sensor(1)), {"x": write(tmp_path / "x.png")}
+    every = predict(run, image, threshold=0.0)
+    assert set(every.labels.tolist()) == {0, 1}
+    assert set(predict(run, image, threshold=0.0, classes=["other"]).labels.tolist()) == {1}
+    assert len(predict(run, image, threshold=0.0, max_detections=3)) == 3
+
+
+# ---- many
+
+
+def test_many_scenes_come_one_by_one_and_what_is_missing_is_told(trained, folders):
+    detector = load(trained(**SENSORS).best)
+    found = list(predict(detector, folders, threshold=0.0, batch_size=4, workers=2))
+    assert [one.scene.name for one in found] == [str(i) for i in range(9)]
+    assert [one.lost for one in found] == [(), (), (), (), ("thermal",), (), (), ("rgb",), ()]
+    assert [len(one.problems) for one in found] == [0] * 7 + [1, 0]
+    assert all(one.answered for one in found)
+    for one in found[:4]:
+        (alone,) = detector.detect(one.scene)
+        torch.testing.assert_close(one.found.scores, alone.scores, rtol=1e-3, atol=1e-5)
+
+
+def test_a_scene_without_any_image_is_gone_past(trained, folders):
+    detector = load(trained(rgb=Sensor(3)).best)
+    found = list(predict(detector, scenes(detector, folders / "rgb"), batch_size=2))
+    assert [one.answered for one in found] == [True] * 7 + [False, True]
+    assert len(found[7].found) == 0
+    assert "7.png" in found[7].problems[0]
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_file_is_the_same_whether_a_run_was_stopped_or_not(trained, folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PART", 2)
+    detector = load(trained(**SENSORS).best)
+    options = {"threshold": 0.0, "max_detections": 4, "batch_size": 2}
+    whole, stopped = tmp_path / "whole.jsonl", tmp_path / "stopped.jsonl"
+    told = [one.to_dict() for one in predict(detector, folders, out=whole, **options)]
+    assert lines(whole) == told
+    assert [line["name"] for line in told] == [str(i) for i in range(9)]
+    for _ in range(2):
+        work = predict(detector, folders, out=stopped, **options)
+        for _ in range(5):
+            next(work)
+        work.close()
+        assert not stopped.exists()
+    rest = [one.scene.name for one in predict(detector, folders, out=stopped, **options)]
+    assert rest == ["8"]  # two parts of two were done in each of two tries
+    assert stopped.read_bytes() == whole.read_bytes()
+    assert sorted(p.name for p in tmp_path.glob("*.parts")) == []
+
+
+def test_parts_of_something_else_are_not_gone_on_with(trained, folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PART", 2)
+    detector = load(trained(**SENSORS).best)
+    work = predict(detector, folders, out=tmp_path / "x.jsonl", batch_size=2)
+    [next(work) for _ in range(3)]
+    work.close()
+    with pytest.raises(UserError, match=r"x.jsonl.parts: holds parts of another prediction"):
+        list(predict(detector, folders, out=tmp_path / "x.jsonl", threshold=0.7))
+    (folders / "rgb" / "0.png").unlink()
+    (folders / "thermal" / "0.png").unlink()
+    with pytest.raises(UserError, match=r"x.jsonl.parts: holds parts of another prediction"):
+        list(predict(detector, folders, out=tmp_path / "x.jsonl"))
+
+
+def test_coco_results_have_the_ids_of_the_images(trained, paired_set, folders, tmp_path):
+    from pycocotools.coco import COCO
+
+    detector = load(trained(**SENSORS).best)
+    found = list(predict(detector, scenes(detector, paired_set, split="test"), threshold=0.0, out=tmp_path / "x.json"))
+    rows = json.loads((tmp_path / "x.json").read_text())
+    assert len(rows) == sum(len(one.found) for one in found) > 0
+    assert {row["image_id"] for row in rows} == {one.scene.image_id for one in found}
+    truth = COCO()
+    truth.dataset = {"images": [{"id": one.scene.image_id} for one in found], "annotations": [], "categories": []}
+    truth.createIndex()
+    assert len(truth.loadRes(str(tmp_path / "x.json")).anns) == len(rows)
+    with pytest.raises(UserError, match=r"y.json: COCO results need the id of each image, which '0' lacks; use .jsonl"):
+        list(predict(detector, folders, threshold=0.0, out=tmp_path / "y.json"))
+
+
+def test_an_output_that_cannot_be_written_is_one_line(trained, folders, tmp_path):
+    detector = load(trained(**SENSORS).best)
+    with pytest.raises(
+        UserError, match=r"x.csv: can't be written: its suffix is unknown; use one of .jsonl, .json, .png"
+    ):
+        next(predict(detector, folders, out=tmp_path / "x.csv"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file/x.jsonl.parts/key: can't be written"):
+        next(predict(detector, folders, out=tmp_path / "file" / "x.jsonl"))
+
+
+PROGRAM = """
+import sys
+from mmfuse.verbs import predict as module
+module.PART = 2
+found = list(module.predict(sys.argv[1], sys.argv[2], threshold=0.0, batch_size=1, workers=0, out=sys.argv[3]))
+print(len(found))
+"""
+
+
+def test_processes_share_the_scenes_and_write_the_same_file(trained, folders, tmp_path):
+    run, program = trained(**SENSORS), tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    alone, shared = tmp_path / "alone.jsonl", tmp_path / "shared.jsonl"
+    subprocess.run([sys.executable, program, run.folder, folders, alone], check=True, capture_output=True)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    subprocess.run([*torchrun, program, run.folder, folders, shared], check=True, capture_output=True)
+    assert shared.read_bytes() == alone.read_bytes()
+    assert len(lines(shared)) == 9
+
+
+# ---- the command line
+
+
+def test_a_line_for_each_object(trained, folders, capsys):
+    run = trained(**SENSORS)
+    given = ["--rgb", str(folders / "rgb" / "0.png"), "--thermal", str(folders / "thermal" / "0.png")]
+    assert main(["predict", str(run.folder), *given, "--threshold", "0", "--max-detections", "3"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert len(out) == 3
+    assert all(line.startswith(("0: thing 0.", "0: other 0.")) and " at " in line for line in out)
+    assert main(["predict", str(run.folder), *given, "--threshold", "1"]) == 0
+    assert capsys.readouterr().out == "0: nothing found\n"
+    assert main(["predict", str(run.folder), *given, "--threshold", "0", "--json"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert set(json.loads(line)) == {"name", "objects"}
+    assert set(json.loads(line)["objects"][0]) == {"box", "score", "class", "label"}
+
+
+def test_what_became_of_many_scenes_is_told(trained, folders, tmp_path, capsys):
+    run, out = trained(**SENSORS), tmp_path / "x.jsonl"
+    assert main(["predict", str(run.folder), str(folders), "--threshold", "0", "--out", str(out)]) == 0
+    told = capsys.readouterr()
+    assert told.out.startswith(f"{out}: 9 scenes, ")
+    assert told.out.rstrip().endswith("rgb is missing in 1; thermal is missing in 1")
+    assert "7.png: can't be" in told.err.splitlines()[-1]
+    assert len(lines(out)) == 9
+
+
+def test_mistakes_are_one_line(trained, folders, tmp_path, capsys):
+    run = str(trained(**SENSORS).folder)
+    a = str(folders / "rgb" / "0.png")
+    broken = str(folders / "rgb" / "7.png")
+    for words, message in (
+        ([run], "no image given; give at least one of rgb, thermal"),
+        ([run, "--rgb", a, "--rgb", a], f"--rgb: is given twice, as {a} and {a}; give each sensor once"),
+        ([run, "--radar", a], "'radar' is not a known modality of this detector"),
+        ([run, str(folders), "--rgb", a], "set: is no bag, so rgb can't be given beside it"),
+        ([run, "--rgb", broken], "7.png: can't be"),
+        ([run, "--rgb", a, "--out", str(tmp_path / "x.gif")], "its suffix is unknown"),
+        ([str(tmp_path / "absent"), "--rgb", a], "absent: does not exist"),
+    ):
+        assert main(["predict", *words]) == 2
+        told = capsys.readouterr().err.strip().splitlines()
+        assert len(told) == 1
+        assert message in told[0]
+
+
+# ---- pictures and videos
+
+
+def size(path):
+    with Image.open(path) as image:
+        return image.size
+
+
+def test_a_folder_of_pictures_has_one_of_each_scene_and_their_lines(trained, folders, tmp_path):
+    detector = load(trained(**SENSORS).best)
+    list(predict(detector, folders, threshold=0.0, max_detections=2, out=tmp_path / "found"))
+    assert sorted(p.name for p in (tmp_path / "found").iterdir()) == [
+        *(f"{i}.png" for i in range(9)),
+        "detections.jsonl",
+    ]
+    assert len(lines(tmp_path / "found" / "detections.jsonl")) == 9
+    sizes = [size(tmp_path / "found" / f"{i}.png") for i in range(9)]
+    assert sizes[1] == (2 * 72 + 2, 96)
+    assert sizes[4] == (96, 96)  # of the one sensor that is there
+    assert not (tmp_path / "found.parts").exists()
+
+
+def test_names_of_scenes_cannot_lead_out_of_the_folder(trained, tmp_path):
+    detector = load(trained(rgb=Sensor(3)).best)
+    image = np.zeros((64, 64, 3), np.uint8)
+    names = ["../../a", "/etc/b", "sub/c.JPG", "10.50", "..", 'd"<x>', ""]
+    list(predict(detector, [Scene({"rgb": image}, name=name) for name in names], out=tmp_path / "in" / "found"))
+    written = sorted(p.relative_to(tmp_path / "in").as_posix() for p in tmp_path.rglob("*.png"))
+    assert written == [
+        f"found/{name}.png" for name in sorted(["a", "etc/b", "sub/c", "10.50", "0000000-004", "d_x_", "0000000-006"])
+    ]  # fmt: skip
+
+
+def test_one_picture_is_of_one_scene(trained, folders, tmp_path):
+    detector = load(trained(**SENSORS).best)
+    image = {"rgb": folders / "rgb" / "0.png", "thermal": folders / "thermal" / "0.png"}
+    found = predict(detector, image, out=tmp_path / "a.png", threshold=0.0)
+    assert len(found)
+    assert size(tmp_path / "a.png") == (2 * 64 + 2, 96)
+    assert [p.name for p in tmp_path.glob("a.png*")] == ["a.png"]
+    with pytest.raises(UserError, match=r"b.png: is one picture, but there are several scenes; give a folder"):
+        next(predict(detector, folders, out=tmp_path / "b.png"))
+
+
+def test_boxes_are_drawn_within_the_border(trained, tmp_path):
+    run = trained(rgb=Sensor(3, border=(10, 7, 3, 5)))
+    predict(run, {"rgb": write(tmp_path / "x.png", (128, 96), channels=3)}, out=tmp_path / "p.png", threshold=0.0)
+    assert size(tmp_path / "p.png") == (128 - 13, 96 - 12)
+
+
+def test_a_video_of_a_video(trained, tmp_path):
+    av = pytest.importorskip("av")
+    detector = load(trained(rgb=Sensor(3)).best)
+    with av.open(str(tmp_path / "in.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "bgr0"
+        for n in range(7):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 30 * n, np.uint8), "rgb24")
+            container.mux(stream.encode(frame.reformat(format="bgr0")))
+        container.mux(stream.encode())
+    found = list(predict(detector, tmp_path / "in.mkv", out=tmp_path / "out.mp4", threshold=1.0))
+    assert len(found) == 7
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        stream = container.streams.video[0]
+        assert (stream.width, stream.height, float(stream.average_rate)) == (64, 48, 5)
+        grey = [float(frame.to_ndarray(format="gray")[:20].mean()) for frame in container.decode(stream)]
+    assert np.allclose(grey, [30 * n for n in range(7)], atol=6)
+
+
+def test_a_full_disk_names_the_file_and_leaves_nothing_half_written(trained, folders, tmp_path, monkeypatch):
+    detector = load(trained(**SENSORS).best)
+    out = tmp_path / "x.jsonl"
+    out.write_text("good")
+    work = predict(detector, folders, out=out)
+    monkeypatch.setattr(
+        "pathlib.Path.open", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
+    with pytest.raises(UserError, match=r"x.jsonl.parts/0000000: can't be written: No space left on device"):
+        list(work)
+    monkeypatch.undo()
+    assert out.read_text() == "good"

@@ -108,6 +108,22 @@ def read_coco(card: Card, split: str) -> Reading:
     return reading
 
 
+def read_images(path: Path) -> dict[int, dict[str, Any]]:
+    """Returns the images of a COCO file by their ids, as they are in it.
+
+    Raises:
+        UserError: it can't be read, or an image has no id of its own.
+    """
+    table = _json(path)[0].get("images")
+    if not _is_table(table) or not table:
+        raise UserError(f"{path}: 'images' is not a list of mappings; write COCO JSON")
+    wrong: list[str] = []
+    images = _images(table, wrong.append)
+    if wrong:
+        raise UserError(f"{path}: {wrong[0]}")
+    return images
+
+
 def _category_names(categories: list[dict[str, Any]], wrong: Callable[[str], None]) -> dict[int, str]:
     names: dict[int, str] = {}
     for category in categories:
@@ -242,6 +258,15 @@ def _named_files(card: Card, image: dict[str, Any], where: str, reading: Reading
 
 
 def _read_json(path: Path) -> tuple[dict[str, list[dict[str, Any]]], bool]:
+    values, has_constants = _json(path)
+    for key in ("images", "annotations", "categories"):
+        if not _is_table(values.get(key)):
+            raise UserError(f"{path}: {key!r} is not a list of mappings; write COCO JSON")
+    return values, has_constants
+
+
+def _json(path: Path) -> tuple[dict[str, Any], bool]:
+    """Returns the mapping that a JSON file holds, and whether it has NaN or Infinity, which aren't JSON."""
     constants: list[str] = []
 
     def keep_constant(text: str) -> float:
@@ -254,11 +279,7 @@ def _read_json(path: Path) -> tuple[dict[str, list[dict[str, Any]]], bool]:
         raise UserError(f"{path}: {error.strerror}; check the path in the card") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not JSON: {error}; write it anew") from None
-    for key in ("images", "annotations", "categories"):
-        table = values.get(key) if isinstance(values, dict) else None
-        if not _is_table(table):
-            raise UserError(f"{path}: {key!r} is not a list of mappings; write COCO JSON")
-    return values, bool(constants)
+    return values if isinstance(values, dict) else {}, bool(constants)
 
 
 def _is_table(value: Any) -> TypeGuard[list[dict[str, Any]]]:

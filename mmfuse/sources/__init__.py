@@ -1,0 +1,1 @@
+"""Where scenes come from: files, folders, splits of a card, COCO JSON, videos, cameras and recordings."""

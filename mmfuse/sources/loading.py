@@ -1,0 +1,98 @@
+"""Makes views of many scenes, in worker processes where these are a list, and goes on past what can't be read."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from mmfuse.errors import UserError
+from mmfuse.sample import Scene, Sight, Views
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Some scenes, the `views` of those that can be shown, which are `rows` of them, and the `problems` of each."""
+
+    scenes: Sequence[Scene]
+    views: Views | None
+    rows: Sequence[int]
+    problems: Sequence[tuple[str, ...]]
+
+
+def groups(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Yields the items in lists of `size`, the last one shorter."""
+    rest = iter(items)
+    while group := list(islice(rest, size)):
+        yield group
+
+
+def load(scenes: Sequence[Scene], sight: Sight) -> Loaded:
+    """Reads scenes and makes views of them.
+
+    An image that can't be read leaves its scene without that sensor. Sensors that the sight doesn't know are left out.
+    """
+    scenes = [replace(s, images={m: x for m, x in s.images.items() if m in sight.sensors}) for s in scenes]
+    raw, problems = [], []
+    for scene in scenes:
+        images, wrong = {}, []
+        for m, image in scene.images.items():
+            try:
+                images[m] = sight.read(m, image)
+            except UserError as error:
+                wrong.append(str(error))
+        if not scene.images:
+            wrong.append(f"{scene.name}: has no image of {', '.join(sight.sensors)}")
+        raw.append(images)
+        problems.append(wrong)
+    rows = [row for row, images in enumerate(raw) if images]
+    views = None
+    try:
+        views = sight.shown([scenes[r] for r in rows], [raw[r] for r in rows]) if rows else None
+    except UserError:
+        good = []
+        for row in rows:
+            try:
+                sight.shown([scenes[row]], [raw[row]])
+                good.append(row)
+            except UserError as error:
+                problems[row].append(str(error))
+        rows = good
+        views = sight.shown([scenes[r] for r in rows], [raw[r] for r in rows]) if rows else None
+    return Loaded(scenes, views, rows, [tuple(wrong) for wrong in problems])
+
+
+class _Batches(Dataset[tuple[int, Loaded]]):
+    def __init__(self, batches: Sequence[tuple[int, Sequence[Scene]]], sight: Sight) -> None:
+        self.batches = batches
+        self.sight = sight
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> tuple[int, Loaded]:
+        number, scenes = self.batches[index]
+        return number, load(scenes, self.sight)
+
+
+def load_each(
+    batches: Iterable[tuple[int, Sequence[Scene]]], sight: Sight, workers: int
+) -> Iterator[tuple[int, Loaded]]:
+    """Yields what `load` makes of each batch, in order, with the number that came with it.
+
+    A list of batches is shared by `workers` processes.
+    """
+    if not isinstance(batches, Sequence):
+        yield from ((number, load(scenes, sight)) for number, scenes in batches)
+        return
+    yield from DataLoader(
+        _Batches(batches, sight), batch_size=None, num_workers=min(workers, len(batches)), worker_init_fn=_one_thread
+    )
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,54 @@
+import numpy as np
+import torch
+
+from mmfuse.sample import Scene
+from mmfuse.sources.loading import groups, load, load_each
+
+
+def rgb(value=0, size=(64, 96)):
+    return np.full((*size, 3), value, np.uint8)
+
+
+def test_items_come_in_groups():
+    assert list(groups(iter(range(5)), 2)) == [[0, 1], [2, 3], [4]]
+    assert list(groups([], 2)) == []
+
+
+def test_what_cannot_be_read_leaves_its_scene_without_that_sensor(detector, tmp_path, write):
+    write(tmp_path / "a.png")
+    (tmp_path / "broken.png").write_bytes((tmp_path / "a.png").read_bytes()[:200])
+    scenes = [
+        Scene({"rgb": tmp_path / "a.png", "thermal": tmp_path / "broken.png"}, name="one"),
+        Scene({"rgb": tmp_path / "broken.png"}, name="two"),
+        Scene({"rgb": rgb(), "thermal": rgb()[..., 0], "lidar": "never looked at"}, name="three"),
+        Scene({"lidar": "x"}, name="four"),
+        Scene({"rgb": rgb(), "thermal": rgb(size=(10, 10))[..., 0]}, name="five"),
+    ]
+    loaded = load(scenes, detector.sight)
+    assert loaded.rows == [0, 2]
+    assert {m: mask.tolist() for m, mask in loaded.views.present.items()} == {
+        "rgb": [True, True], "thermal": [False, True]
+    }  # fmt: skip
+    assert ["broken.png: can't be" in " ".join(p) for p in loaded.problems] == [True, True, False, False, False]
+    assert loaded.problems[2] == ()
+    assert loaded.problems[3] == ("four: has no image of rgb, thermal",)
+    assert "differ in size" in loaded.problems[4][0]
+    (alone,) = detector.sight.views({"rgb": rgb()}).images["rgb"]
+    assert torch.equal(loaded.views.images["rgb"][1], alone)
+
+
+def test_nothing_that_can_be_shown_is_no_views(detector, tmp_path):
+    loaded = load([Scene({"rgb": tmp_path / "absent.png"})], detector.sight)
+    assert (loaded.views, loaded.rows) == (None, [])
+
+
+def test_processes_give_what_one_gives_in_order(detector, tmp_path, write):
+    for i in range(7):
+        write(tmp_path / f"{i}.png", seed=i)
+    batches = [(i // 2, [Scene({"rgb": tmp_path / f"{i}.png"}, name=str(i))]) for i in range(7)]
+    alone = list(load_each(iter(batches), detector.sight, 0))
+    shared = list(load_each(batches, detector.sight, 2))
+    for (number, one), (other_number, other) in zip(alone, shared, strict=True):
+        assert number == other_number
+        assert [s.name for s in one.scenes] == [s.name for s in other.scenes]
+        assert torch.equal(one.views.images["rgb"], other.views.images["rgb"])

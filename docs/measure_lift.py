@@ -9,7 +9,7 @@ from mmfuse import lift
 
 SEEDS = range(1000, 1060)
 BINS = ((0, 5), (5, 10), (10, 15), (15, 20), (0, 20))
-STREET = runpy.run_path(str(Path(__file__).parents[1] / "tests/verbs/test_lift.py"))["street"]
+STREET = runpy.run_path(str(Path(__file__).parents[1] / "tests/images/test_lift.py"))["street"]
 
 
 def main() -> None:

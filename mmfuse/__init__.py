@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from mmfuse.data.checks.check import check as check
     from mmfuse.errors import UserError as UserError
     from mmfuse.evaluation.score import evaluate as evaluate
+    from mmfuse.images.lift import OrientedBox as OrientedBox
+    from mmfuse.images.lift import Position as Position
+    from mmfuse.images.lift import lift as lift
     from mmfuse.model.build import create_detector as create_detector
     from mmfuse.model.checkpoint import load as load
     from mmfuse.model.detector import Detector as Detector
@@ -35,9 +38,6 @@ if TYPE_CHECKING:
     from mmfuse.training.doubt_calibration import calibrate as calibrate
     from mmfuse.training.loop import train as train
     from mmfuse.verbs.compare import compare as compare
-    from mmfuse.verbs.lift import OrientedBox as OrientedBox
-    from mmfuse.verbs.lift import Position as Position
-    from mmfuse.verbs.lift import lift as lift
     from mmfuse.verbs.predict import predict as predict
     from mmfuse.verbs.robustness import robustness as robustness
     from mmfuse.verbs.shares import shares as shares
@@ -65,7 +65,7 @@ _MODULES = {
     "training.doubt_calibration": ("calibrate",),
     "training.loop": ("train",),
     "verbs.compare": ("compare",),
-    "verbs.lift": ("OrientedBox", "Position", "lift"),
+    "images.lift": ("OrientedBox", "Position", "lift"),
     "verbs.predict": ("predict",),
     "verbs.robustness": ("robustness",),
     "verbs.shares": ("shares",),

@@ -120,6 +120,8 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument(
         "--out", metavar="FILE", help="write JSON lines (.jsonl) or COCO results (.json); goes on if stopped"
     )
+    text = "say where objects are, by the depth sensor and its calibration"
+    add.add_argument("--3d", action="store_true", dest="positions", help=text)
     add.add_argument("--threshold", type=float, default=0.3, help="lowest score (default: %(default)s)")
     add.add_argument("--max-detections", type=int, default=100, metavar="N", help="in a scene (default: %(default)s)")
     add.add_argument("--classes", metavar="NAME,NAME", help="tell these alone (default: all)")
@@ -268,6 +270,7 @@ def _predict(options: argparse.Namespace, rest: list[str]) -> int:
         doubt=options.doubt or doubt,
         batch_size=options.batch_size,
         workers=options.workers,
+        positions=options.positions,
         out=options.out,
         progress=options.out is not None,
     )

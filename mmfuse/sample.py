@@ -81,6 +81,9 @@ class Sight(Protocol):
     @property
     def size(self) -> tuple[int, int]: ...
 
+    @property
+    def corner(self) -> tuple[int, int]: ...
+
     def views(
         self,
         scenes: "Scene | Mapping[str, Any] | Sequence[Scene | Mapping[str, Any]]",

@@ -67,7 +67,7 @@ class Sight:
             {m: torch.from_numpy(mask) for m, mask in there.items()},
             torch.tensor([content for _, _, content in fitted]),
             torch.tensor([scale for _, scale, _ in fitted], dtype=torch.float32),
-            torch.tensor([self._corner] * len(shown), dtype=torch.float32),
+            torch.tensor([self.corner] * len(shown), dtype=torch.float32),
             {m: self._figures(m, [one[m] for one in raw if m in one]) for m, s in own.items() if s.seen},
         )
 
@@ -133,7 +133,7 @@ class Sight:
         return torch.stack(told)
 
     @property
-    def _corner(self) -> tuple[int, int]:
+    def corner(self) -> tuple[int, int]:
         """X and y of what is seen in the whole image of the reference."""
         reference = next((s for s in self.sensors.values() if s.register == "none"), None)
         return (0, 0) if reference is None else reference.border[:2]

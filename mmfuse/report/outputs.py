@@ -22,6 +22,7 @@ import torch
 
 from mmfuse.errors import UserError
 from mmfuse.files import read_regular, write_whole
+from mmfuse.images.lift import Position
 from mmfuse.images.scenes import read_scene
 from mmfuse.sample import Detections, Scene
 from mmfuse.sensor import Sensor
@@ -35,7 +36,8 @@ PICTURE, VIDEOS = ".png", (".mp4", ".mkv", ".avi")
 class Prediction:
     """What was found in a scene; `lost` names sensors that it lacks or whose image can't be read, `problems` says why.
 
-    Where no sensor is left, or the images don't fit together, it isn't `answered`.
+    Where no sensor is left, or the images don't fit together, it isn't `answered`. `positions` has that of each object,
+    if they were asked for.
     """
 
     scene: Scene
@@ -43,13 +45,23 @@ class Prediction:
     lost: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     answered: bool = True
+    positions: tuple[Position, ...] | None = None
+
+    @property
+    def objects(self) -> list[dict[str, Any]]:
+        """Plain values of each object, with its position if that was asked for."""
+        told = self.found.to_dicts()
+        if self.positions is None:
+            return told
+        return [one | position.to_dict() for one, position in zip(told, self.positions, strict=True)]
 
     def to_text(self) -> str:
         """Returns a line for each object: the scene, the class, the score and the box."""
         lines = []
-        for one in self.found.to_dicts():
+        for number, one in enumerate(self.found.to_dicts()):
             place = ", ".join(f"{v:.1f}" for v in one["box"])
-            lines.append(f"{self.scene.name}: {one['class']} {one['score']:.2f} at {place}")
+            far = "" if self.positions is None else f", {self.positions[number]}"
+            lines.append(f"{self.scene.name}: {one['class']} {one['score']:.2f} at {place}{far}")
         return "\n".join(lines or [f"{self.scene.name}: nothing found"])
 
     def to_dict(self) -> dict[str, Any]:
@@ -59,7 +71,7 @@ class Prediction:
         told = {"doubt": doubt} | {key: list(values) for key, values in lists.items()}
         head = {"name": self.scene.name, "image_id": self.scene.image_id}
         return {key: value for key, value in head.items() if value not in ("", None)} | {
-            "objects": self.found.to_dicts(),
+            "objects": self.objects,
             **{key: value for key, value in told.items() if value},
         }
 
@@ -154,7 +166,13 @@ def drawn(one: Prediction, sensors: Mapping[str, Sensor]) -> bytes | None:
     left, top = next((s.border[:2] for s in sensors.values() if s.register == "none"), (0, 0))
     within = replace(one.found, boxes=one.found.boxes - torch.tensor([left, top, left, top]))
     buffer = io.BytesIO()
-    within.draw(prepared, sensors).save(buffer, "PNG", compress_level=1)
+    captions = None
+    if one.positions is not None:
+        captions = [
+            f"{name} {score:.2f}, {position}"
+            for name, score, position in zip(within.names, within.scores.tolist(), one.positions, strict=True)
+        ]
+    within.draw(prepared, sensors, captions).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -10,6 +11,7 @@ from tqdm import tqdm
 
 from mmfuse.data.loader import spare_cores
 from mmfuse.errors import UserError, unknown_name
+from mmfuse.images.lift import UNKNOWN, depth_of, lift
 from mmfuse.model.checkpoint import load
 from mmfuse.model.detector import Detector
 from mmfuse.model.doubt import Doubting
@@ -42,6 +44,7 @@ def predict(  # type: ignore[misc]
     device: str | None = None,
     batch_size: int = 8,
     workers: int | None = None,
+    positions: bool = False,
     out: str | Path | None = None,
     progress: bool = False,
 ) -> Detections | Iterator[Prediction]:
@@ -55,6 +58,7 @@ def predict(  # type: ignore[misc]
     - `device`: where to run a model that isn't loaded yet; None takes CUDA where there is one.
     - `batch_size` scenes run at once, a camera's one by one; `workers` read files, None for as many as there are cores
       to spare.
+    - `positions`: say where objects are, by the depth sensor and its calibration; see `mmfuse.lift`.
     - `out`: where to write what is found: JSON lines (.jsonl), COCO results (.json), a picture of one scene (.png), a
       folder of pictures, or a video (.mp4). It is there once all is; until then its parts lie beside it, and the same
       call goes on after them. Under torchrun each process takes its share of the parts, and the file is the same as
@@ -78,7 +82,11 @@ def predict(  # type: ignore[misc]
             raise UserError(f"classes: {unknown_name(name, detector.classes, 'class of this detector')}")
     wanted = tuple(detector.classes.index(name) for name in classes)
     selection = Selection(threshold, max_detections=max_detections)
-    finder = _Finder(detector, selection, wanted, doubt or doubting)
+    if positions and not any(sensor.is_depth for sensor in detector.sensors.values()):
+        raise UserError(
+            f"positions: need depth, which none of {', '.join(detector.modalities)} measures; leave them out"
+        )
+    finder = _Finder(detector, selection, wanted, doubt or doubting, positions)
     one = isinstance(source, Scene | Mapping)
     scenes: Iterable[Scene]
     if isinstance(source, Scene | Mapping):
@@ -99,7 +107,7 @@ def predict(  # type: ignore[misc]
     (scene,) = scenes
     found = finder.one(scene)
     if output:
-        output.write(0, [Prediction(scene, found.to("cpu"))])
+        output.write(0, [finder.told(scene, found)])
         output.finish(1)
     return found
 
@@ -107,11 +115,14 @@ def predict(  # type: ignore[misc]
 class _Finder:
     """A detector with what it is asked for."""
 
-    def __init__(self, detector: Detector, selection: Selection, wanted: tuple[int, ...], doubt: Doubting) -> None:
+    def __init__(
+        self, detector: Detector, selection: Selection, wanted: tuple[int, ...], doubt: Doubting, positions: bool
+    ) -> None:
         self.detector = detector
         self.selection = selection
         self.wanted = wanted
         self.doubt = doubt
+        self.positions = positions
 
     def one(self, scene: Scene) -> Detections:
         s = self.selection
@@ -125,16 +136,29 @@ class _Finder:
             rows = self.detector.find(views.images, views.present, views.contents, self.selection, self.doubt)
             self.detector.sight.check_units(views)
             found = dict(zip(loaded.rows, views.restore(rows), strict=True))
-        return [
-            Prediction(
-                scene,
-                self._chosen(found[row]).to("cpu") if row in found else Detections.empty(),
-                tuple(m for m in self.detector.modalities if not self._there(loaded, row, m)),
-                problems,
-                row in found,
-            )
-            for row, (scene, problems) in enumerate(zip(loaded.scenes, loaded.problems, strict=True))
-        ]
+        told = []
+        for row, (scene, problems) in enumerate(zip(loaded.scenes, loaded.problems, strict=True)):
+            lost = tuple(m for m in self.detector.modalities if not self._there(loaded, row, m))
+            if row in found:
+                told.append(self.told(scene, self._chosen(found[row]), lost, problems))
+            else:
+                told.append(Prediction(scene, Detections.empty(), lost, problems, answered=False))
+        return told
+
+    def told(
+        self, scene: Scene, found: Detections, lost: tuple[str, ...] = (), problems: tuple[str, ...] = ()
+    ) -> Prediction:
+        """Returns a scene's prediction, with positions where they are asked for and depth is there."""
+        found = found.to("cpu")
+        if not self.positions:
+            return Prediction(scene, found, lost, problems)
+        there = replace(scene, images={m: x for m, x in scene.images.items() if m not in (*lost, *found.dropped)})
+        places = [UNKNOWN] * len(found)
+        if measured := depth_of(there, self.detector.sensors):
+            left, top = self.detector.sight.corner
+            within = replace(found, boxes=found.boxes - torch.tensor([left, top, left, top]))
+            places = lift(within, *measured)
+        return Prediction(scene, found, lost, problems, positions=tuple(places))
 
     @staticmethod
     def _there(loaded: Loaded, row: int, modality: str) -> bool:

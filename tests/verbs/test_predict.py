@@ -1,5 +1,6 @@
 """Prediction: one scene or many, from any source, written in parts that add up to one file."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -15,8 +16,8 @@ from mmfuse.model.build import create_detector
 from mmfuse.model.checkpoint import load, save_detector
 from mmfuse.recipes import DataRecipe, ModelRecipe, Recipe
 from mmfuse.run import Run
-from mmfuse.sample import Scene
-from mmfuse.sensor import Sensor
+from mmfuse.sample import Detections, Scene
+from mmfuse.sensor import Calibration, Sensor
 from mmfuse.sources.opening import scenes
 from mmfuse.strict_yaml import save_yaml
 from mmfuse.verbs import predict as module
@@ -369,3 +370,64 @@ def test_a_full_disk_names_the_file_and_leaves_nothing_half_written(trained, fol
         list(work)
     monkeypatch.undo()
     assert out.read_text() == "good"
+
+
+# ---- positions
+
+
+CAMERA = Calibration((128, 96), (100.0, 100.0, 63.5, 47.5))
+
+
+def plates(path):
+    """Depth in millimetres: a plate 2 m away before a wall at 6 m, and a hole without a measurement."""
+    depth = np.full((96, 128), 6000, np.uint16)
+    depth[30:60, 40:80] = 2000
+    depth[:20, 100:] = 0
+    Image.fromarray(depth).save(path)
+    return path
+
+
+def test_positions_are_told_where_depth_knows_them(trained, tmp_path, monkeypatch, capsys):
+    depth = Sensor(1, "inverse_depth", calibration=CAMERA)
+    run = trained(rgb=Sensor(3), depth=depth)
+    image = {"rgb": write(tmp_path / "rgb.png", channels=3), "depth": plates(tmp_path / "depth.png")}
+    boxes = torch.tensor([[38.0, 28, 82, 62], [104, 2, 124, 16]])
+    found = Detections(boxes, torch.tensor([0.9, 0.8]), torch.tensor([0, 1]), classes=("thing", "other"))
+    monkeypatch.setattr("mmfuse.model.detector.Detector.find", lambda *a: [found])
+    for encoding in ("inverse_depth", "depth_colours", "normals"):
+        run = trained(rgb=Sensor(3), depth=dataclasses.replace(depth, encoding=encoding))
+        views = load(run.best).sight.views(image)
+        restored = views.restore([found])[0]
+        scale = views.scales.item()
+        monkeypatch.setattr(
+            "mmfuse.model.detector.Detector.find", lambda *a, s=scale: [dataclasses.replace(found, boxes=boxes * s)]
+        )
+        (one,) = predict(load(run.best), [Scene(image)], positions=True)
+        assert len(restored) == 2
+        near, unknown = one.objects
+        assert near["distance"] == pytest.approx(2.0, rel=0.02)
+        assert near["centre"][2] == pytest.approx(2.0, abs=0.01)
+        assert max(near["extent"]) == pytest.approx(0.8, rel=0.1)
+        assert near["depth_pixels"] > 1000
+        assert unknown == one.found.to_dicts()[1] | {"distance": None, "depth_pixels": 0}
+    words = ["predict", str(run.folder), "--rgb", str(image["rgb"]), "--depth", str(image["depth"]), "--3d"]
+    assert main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("rgb: thing 0.90 at 38.0, 28.0, 82.0, 62.0, 2.0 m")
+    assert lines[1].endswith(", distance unknown")
+    assert main([*words, "--out", str(tmp_path / "p.png")]) == 0
+    assert main(["predict", str(run.folder), "--rgb", str(image["rgb"]), "--3d"]) == 0
+    assert all(line.endswith(", distance unknown") for line in capsys.readouterr().out.splitlines()[-2:])
+
+
+def test_positions_need_depth_and_its_camera(trained, tmp_path):
+    image = {"rgb": write(tmp_path / "rgb.png", channels=3), "depth": plates(tmp_path / "depth.png")}
+    with pytest.raises(UserError, match=r"positions: need depth, which none of rgb measures; leave them out"):
+        predict(trained(rgb=Sensor(3)), [Scene({"rgb": image["rgb"]})], positions=True)
+    run = trained(rgb=Sensor(3), depth=Sensor(1, "inverse_depth"))
+    with pytest.raises(
+        UserError, match=r"depth: its camera isn't known, so depth gives no positions; give calibration"
+    ):
+        next(predict(run, [Scene(image)], positions=True, threshold=0.0))
+    (one,) = predict(run, [Scene(image, {"depth": CAMERA})], positions=True, threshold=0.0)
+    assert any(position.known for position in one.positions)

@@ -1,7 +1,9 @@
 """Where detected objects are: distance, centre and extent of each, from depth in its box."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,8 +12,9 @@ from torch import Tensor
 
 from mmfuse.errors import UserError, require
 from mmfuse.images.geometry import load_open3d, points_of
-from mmfuse.sample import Detections
-from mmfuse.sensor import Calibration
+from mmfuse.images.scenes import mounted, read_scene
+from mmfuse.sample import Detections, Scene
+from mmfuse.sensor import Calibration, Sensor
 
 _BIN = 0.02  # width of the histogram's bins in log depth: 2 % of the distance
 _GAP = 1  # one thing's bins differ by this at most
@@ -53,11 +56,19 @@ class Position:
         """Whether depth tells where the object is."""
         return self.pixels > 0
 
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values for JSON: None for what isn't known, and how many depth pixels tell."""
+        if not self.known:
+            return {"distance": None, "depth_pixels": 0}
+        told = {"distance": round(self.distance, 3), "centre": [round(v, 3) for v in self.centre]}
+        extent = {} if self.box is None else {"extent": [round(float(v), 3) for v in self.box.size]}
+        return told | extent | {"depth_pixels": self.pixels}
+
     def __str__(self) -> str:
         return f"{self.distance:.1f} m" if self.known else "distance unknown"
 
 
-_UNKNOWN = Position(math.nan, (math.nan,) * 3, None, 0)
+UNKNOWN = Position(math.nan, (math.nan,) * 3, None, 0)
 
 
 def lift(found: Detections, depth: Tensor | NDArray[np.floating], calibration: Calibration) -> list[Position]:
@@ -95,6 +106,24 @@ def lift(found: Detections, depth: Tensor | NDArray[np.floating], calibration: C
     return [_position(box, points) for box in boxes]
 
 
+def depth_of(scene: Scene, sensors: Mapping[str, Sensor]) -> tuple[Tensor, Calibration] | None:
+    """Returns depth (H, W) in metres in the frame of a scene's reference, and its camera; None if no sensor gives it.
+
+    Raises:
+        UserError: an image can't be read, the sensors can't be registered, or the camera isn't known.
+    """
+    m = next((m for m in scene.images if sensors[m].is_depth), None)
+    if m is None:
+        return None
+    plain = {name: replace(s, encoding="metres", mean=(), std=()) if name == m else s for name, s in sensors.items()}
+    mount = mounted(scene, plain)[m]
+    camera = mount.calibration if mount.register == "none" else mount.onto
+    if camera is None or camera.intrinsics is None:
+        raise UserError(f"{m}: its camera isn't known, so depth gives no positions; give calibration.intrinsics")
+    raw = read_scene(scene, plain)[m]
+    return plain[m].metres(raw)[0][0], camera
+
+
 def _position(box: Tensor, points: Tensor) -> Position:
     # Pixel i covers [i, i + 1] in a box's coordinates.
     left, top = (box[:2] - 0.5).ceil().clamp(min=0).long().tolist()
@@ -102,7 +131,7 @@ def _position(box: Tensor, points: Tensor) -> Position:
     inside = points[top:bottom, left:right]
     there = inside.isfinite().all(-1)
     if there.sum() < _FEWEST:
-        return _UNKNOWN
+        return UNKNOWN
     middle, size = (box[:2] + box[2:]) / 2, (box[2:] - box[:2])
     rows, columns = there.nonzero().unbind(1)
     places = torch.stack((columns + left + 0.5, rows + top + 0.5), 1)
@@ -114,7 +143,7 @@ def _position(box: Tensor, points: Tensor) -> Position:
         seen, weights = seen[nearer], weights[nearer]
     seen = seen[_object(seen[:, 2], weights)].to(torch.float64)
     if len(seen) < _FEWEST:
-        return _UNKNOWN
+        return UNKNOWN
     x, y, z = seen.quantile(0.5, 0).tolist()
     return Position(float(seen.norm(dim=1).quantile(0.5)), (x, y, z), _oriented_box(seen), len(seen))
 

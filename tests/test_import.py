@@ -6,7 +6,11 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
+from PIL import Image
+
 import mmfuse
+from mmfuse.model.checkpoint import save_detector
 
 HEAVY = ("torchvision", "timm", "torch._dynamo", "sympy", "matplotlib", "pycocotools", "open3d", "effdet")
 
@@ -28,6 +32,25 @@ def test_import_is_light():
 def test_the_command_line_is_there_before_torch():
     parsed = "import mmfuse.cli; mmfuse.cli._parser().format_help()"
     assert imported(parsed, ("torch", "numpy", *HEAVY)) == []
+
+
+def test_a_prediction_imports_no_more_than_its_network_needs(tmp_path):
+    """Nothing that draws charts, scores or computes geometry, and none of the readers of videos and bags."""
+    torch.manual_seed(0)
+    detector = mmfuse.create_detector("d-4", {"x": 1}, 1, input_size=(64, 64))
+    save_detector(tmp_path / "x.safetensors", detector, {})
+    Image.new("L", (64, 64)).save(tmp_path / "x.png")
+    words = [
+        "predict",
+        str(tmp_path / "x.safetensors"),
+        "--x",
+        str(tmp_path / "x.png"),
+        "--out",
+        str(tmp_path / "o.png"),
+    ]
+    unwanted = ("matplotlib", "pycocotools", "open3d", "effdet", "scipy", "pandas", "av", "rosbags", "torch.onnx")
+    assert imported(f"from mmfuse.cli import main; main({words})", unwanted) == []
+    assert (tmp_path / "o.png").exists()
 
 
 def test_public_names_come_when_asked_for():

@@ -84,13 +84,16 @@ def load_each(
 ) -> Iterator[tuple[int, Loaded]]:
     """Yields what `load` makes of each batch, in order, with the number that came with it.
 
-    A list of batches is shared by `workers` processes.
+    A list of batches is shared by up to `workers` processes.
     """
     if not isinstance(batches, Sequence):
         yield from ((number, load(scenes, sight)) for number, scenes in batches)
         return
     yield from DataLoader(
-        _Batches(batches, sight), batch_size=None, num_workers=min(workers, len(batches)), worker_init_fn=_one_thread
+        _Batches(batches, sight),
+        batch_size=None,
+        num_workers=max(0, min(workers, len(batches) - 1)),
+        worker_init_fn=_one_thread,
     )
 
 

@@ -23,6 +23,7 @@ def scenes(
     source: str | Path | Mapping[str, str | Path],
     *,
     split: str = "test",
+    root: str | None = None,
     topics: Mapping[str, str] | None = None,
     tolerance: float | None = None,
 ) -> Iterable[Scene]:
@@ -30,7 +31,7 @@ def scenes(
 
     - a mapping of modalities to files; to folders, whose files are paired by name, or by time with a `tolerance`; or to
       videos or cameras ("camera:0"), paired by time;
-    - a card (.yaml), of which the `split` is read, or a COCO file (.json), whose images lie beside it;
+    - a card (.yaml), of which the `split` is read, of a dataset at `root` if given, or a COCO file (.json), whose images lie beside it;
     - a folder with one for each modality in it; for a detector of one sensor, its folder, file, video or camera;
     - a bag of ROS 1 or 2, with `topics` by modality.
 
@@ -51,7 +52,7 @@ def scenes(
     if topics and not is_bag:
         raise UserError(f"{source}: is no bag, so {', '.join(topics)} can't be given beside it; leave out one of both")
     if suffix in (".yaml", ".yml"):
-        return scenes_of_split(load_card(path), split)
+        return scenes_of_split(load_card(path, root), split)
     if suffix == ".json":
         return scenes_of_coco(path, names)
     if is_bag:

@@ -31,6 +31,9 @@ def test_files_folders_and_a_folder_of_folders(detector, tmp_path, write):
 
 def test_cards_and_coco_files(detector, paired_set, tmp_path):
     assert len(scenes(detector, paired_set, split="val")) == 4
+    (tmp_path / "moved.yaml").write_text(paired_set.read_text())
+    moved = scenes(detector, tmp_path / "moved.yaml", root=str(paired_set.parent))
+    assert moved[0].images["rgb"].exists()
     path = tmp_path / "x.json"
     path.write_text(json.dumps({"images": [{"id": 1, "modalities": {"rgb": "a.png"}}]}))
     assert names(scenes(detector, path)) == [("a.png", ["rgb"])]

@@ -31,7 +31,8 @@ def scenes(
 
     - a mapping of modalities to files; to folders, whose files are paired by name, or by time with a `tolerance`; or to
       videos or cameras ("camera:0"), paired by time;
-    - a card (.yaml), of which the `split` is read, of a dataset at `root` if given, or a COCO file (.json), whose images lie beside it;
+    - a card (.yaml), of which the `split` is read, of a dataset at `root` if given;
+    - a COCO file (.json), whose images lie beside it;
     - a folder with one for each modality in it; for a detector of one sensor, its folder, file, video or camera;
     - a bag of ROS 1 or 2, with `topics` by modality.
 

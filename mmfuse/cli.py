@@ -306,6 +306,8 @@ def _predict(options: argparse.Namespace, rest: list[str]) -> int:
             print(json.dumps(one.to_dict()), flush=True)
         elif not options.out and one.answered:
             print(one.to_text(), flush=True)
+    if int(os.environ.get("RANK", 0)):
+        return 0
     if problems and counts["scenes"] == counts["scenes without an answer"]:
         raise UserError(problems[0])
     if not options.json:
@@ -322,7 +324,8 @@ def _tell_scenes(counts: Mapping[str, int], problems: Sequence[str], out: str | 
     if unanswered := counts.get("scenes without an answer", 0):
         rest.append(f"no answer for {unanswered}")
     if scenes != 1 or out or rest:
-        text = f"{scenes} scene{'s' * (scenes != 1)}, {counts.get('objects', 0)} objects"
+        share = " in this process" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
+        text = f"{scenes} scene{'s' * (scenes != 1)}{share}, {counts.get('objects', 0)} objects"
         print("; ".join([f"{out}: {text}" if out else text, *rest]), file=sys.stdout if out else sys.stderr)
     if problems:
         print(f"mmfuse: {problems[0]}", file=sys.stderr)

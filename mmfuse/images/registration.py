@@ -106,7 +106,7 @@ def _through_depth(image: Tensor, sensor: Sensor, size: Size, depth: Tensor | No
 
 def _cameras(sensor: Sensor, size: Size) -> tuple[Calibration, Calibration]:
     if sensor.calibration is None:
-        raise UserError("register: rig needs this sensor's calibration; give it in the card")
+        raise UserError("register: rig needs this sensor's calibration; give it in the card or with the scene")
     if sensor.onto is None:
-        raise UserError("register: rig needs the calibration of the reference camera; give it in the card")
+        raise UserError("register: rig needs the reference camera's calibration; give it in the card or with the scene")
     return sensor.calibration, sensor.onto.scaled(size)

@@ -105,3 +105,21 @@ def test_what_is_no_bag_or_topic_is_one_line(tmp_path):
     for wrong in ("x.bag", "absent.bag", "absent"):
         with pytest.raises(UserError, match=rf"{wrong}: can't be opened as a bag \(.*\); check the path"):
             BagScenes(tmp_path / wrong, {"rgb": RGB}, 0.05)
+
+
+def test_bags_of_ros_1_are_read_too(tmp_path):
+    from rosbags.rosbag1 import Writer as OldWriter
+
+    store = get_typestore(Stores.ROS1_NOETIC)
+    types = store.types
+    with OldWriter(tmp_path / "x.bag") as writer:
+        connection = writer.add_connection(RGB, "sensor_msgs/msg/Image", typestore=store)
+        for n in range(3):
+            stamp = types["builtin_interfaces/msg/Time"](sec=5 + n, nanosec=0)
+            message = types["sensor_msgs/msg/Image"](
+                header=types["std_msgs/msg/Header"](seq=n, stamp=stamp, frame_id="x"), height=4, width=6,
+                encoding="mono8", is_bigendian=0, step=6, data=grey(n).reshape(-1),
+            )  # fmt: skip
+            writer.write(connection, n, store.serialize_ros1(message, "sensor_msgs/msg/Image"))
+    scenes = BagScenes(tmp_path / "x.bag", {"rgb": RGB}, 0.05)
+    assert [(s.name, int(s.images["rgb"][0, 0])) for s in scenes] == [(f"{5 + n}.000000", n) for n in range(3)]

@@ -322,6 +322,19 @@ def test_names_of_scenes_cannot_lead_out_of_the_folder(trained, tmp_path):
     ]  # fmt: skip
 
 
+def test_a_picture_that_cannot_be_written_is_one_line(trained, tmp_path):
+    detector = load(trained(rgb=Sensor(3)).best)
+    (tmp_path / "found").mkdir()
+    (tmp_path / "found" / "sub").write_text("in the way")
+    scene = Scene({"rgb": np.zeros((64, 64, 3), np.uint8)}, name="sub/x")
+    with pytest.raises(UserError, match=r"found/sub: lies in the way of .*found/sub/x.png"):
+        list(predict(detector, [scene], out=tmp_path / "found"))
+    with pytest.raises(UserError, match=r"found/sub/y.png"):
+        predict(detector, scene, out=tmp_path / "found" / "sub" / "y.png")
+    with pytest.raises(UserError, match=r"sub: is a file; give a folder for pictures"):
+        list(predict(detector, [scene], out=tmp_path / "found" / "sub"))
+
+
 def test_one_picture_is_of_one_scene(trained, folders, tmp_path):
     detector = load(trained(**SENSORS).best)
     image = {"rgb": folders / "rgb" / "0.png", "thermal": folders / "thermal" / "0.png"}

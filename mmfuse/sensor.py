@@ -105,7 +105,7 @@ class Sensor:
     the frame of the reference camera `onto`: "resize" where both see the same, "homography" by a 3 x 3 matrix from own
     pixels to the reference's, "rig" by `calibration` through depth. `dtype` is the pixel type of the files, `mean` and
     `std` are those of the encoded channels on the training split, `seen` the 0.1 and 99.9 percentiles of raw values
-    there; empty until measured.
+    there; empty until measured. `gaps` tells whether files hold NaN there, where nothing was measured.
     """
 
     channels: int
@@ -126,6 +126,7 @@ class Sensor:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     seen: tuple[float, ...] = ()
+    gaps: bool = False
 
     def __post_init__(self) -> None:
         for name in ("range", "disparity", "gravity", "border", "homography", "mean", "std", "seen"):

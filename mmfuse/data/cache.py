@@ -21,7 +21,7 @@ from mmfuse.sensor import Sensor
 
 _IMAGE, _SUM = "image", "sum"
 _KINDS = {"U8": np.uint8, "U16": np.uint16, "F32": np.float32}
-_NOT_PREPARED_WITH = ("mean", "std", "range", "dtype", "seen")
+_NOT_PREPARED_WITH = ("mean", "std", "range", "dtype", "seen", "gaps")
 _PREPARING = (
     "images/decode.py",
     "images/scenes.py",

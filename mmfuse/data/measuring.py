@@ -27,9 +27,9 @@ def measure(records: Sequence[Record], sensors: Mapping[str, Sensor], data: Data
     """Returns the sensors with the mean and standard deviation of their encoded channels over all measured pixels.
 
     Their `dtype` becomes that of their files, `seen` the 0.1 and 99.9 percentiles of the raw values of 32 files (of
-    depth, the valid ones), and the `range` of an "intensity" that is deeper than 8 bit and has none those of all
-    images. At most 256 records are read, evenly spaced. A channel that never changes gets a deviation of 1e-6. Of
-    `data` the cache counts, and what is to be done with images that can't be read.
+    depth, the valid ones), `gaps` whether these hold NaN, and the `range` of an "intensity" that is deeper than 8 bit
+    and has none those of all images. At most 256 records are read, evenly spaced. A channel that never changes gets a
+    deviation of 1e-6. Of `data` the cache counts, and what is to be done with images that can't be read.
 
     Raises:
         UserError: an image can't be read, files of a sensor differ in type, or no record has a pixel of a sensor.
@@ -79,7 +79,7 @@ def _each(
 
 def _typed(modality: str, sensor: Sensor, records: Sequence[Record], data: DataRecipe) -> Sensor:
     there = [record.files[modality] for record in records if modality in record.files]
-    kind, values = "", _Values()
+    kind, values, gaps = "", _Values(), False
     for file in there[:: max(1, len(there) // _TYPED_FILES)]:
         try:
             image = read_image(file, replace(sensor, dtype=kind) if kind else sensor)  # type: ignore[arg-type]
@@ -91,8 +91,10 @@ def _typed(modality: str, sensor: Sensor, records: Sequence[Record], data: DataR
         if image.ndim == 3:
             pixels = image.numpy()
             values.add(pixels[np.isfinite(pixels) & (pixels != 0)] if sensor.is_depth else pixels)
+            gaps |= bool(np.isnan(pixels).any())
     if kind:
-        return replace(sensor, dtype=kind, seen=values.range(modality) if values.any else ())  # type: ignore[arg-type]
+        seen = values.range(modality) if values.any else ()
+        return replace(sensor, dtype=kind, seen=seen, gaps=gaps)  # type: ignore[arg-type]
     problem = "can be read of this modality" if there else "has this modality"
     raise UserError(f"{modality}: no training image {problem}; leave it out or add its files")
 

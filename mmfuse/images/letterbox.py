@@ -23,18 +23,26 @@ def letterbox(
 ) -> tuple[dict[str, Tensor], float, tuple[float, float]]:
     """Scales images (C, h, w) of one size to fit into `size` (H, W) at the top left corner, or by `scale` if given.
 
-    What is left at the right and the bottom holds `Sensor.fill`, and so do gaps, NaN; an image without a measured pixel
-    stays as it is, so that it can be told from one of the mean. Returns images (C, H, W) of the same types, the scale,
-    pixels of the result per pixel of the image, and the height and width of what isn't padding, not rounded, so that
-    boxes that are clipped to it lie in the image.
+    What is left at the right and the bottom holds `Sensor.fill`, and so do gaps, NaN. But an image without a measured
+    pixel, and one with gaps that its sensor hadn't in training, stays as it is, so that it isn't believed. Returns
+    images (C, H, W) of the same types, the scale, pixels of the result per pixel of the image, and the height and width
+    of what isn't padding, not rounded, so that boxes that are clipped to it lie in the image.
     """
-    whole = {m: sensors[m].without_gaps(x) for m, x in images.items()}
-    images = {m: x if whole[m] is x else torch.where(x.isnan().all(), x, whole[m]) for m, x in images.items()}
+    images = {m: _without_gaps(x, sensors[m]) for m, x in images.items()}
     height, width = next(iter(images.values())).shape[1:]
     scale = scale or min(size[0] / height, size[1] / width)
     view = View(0, 0, height, width, max(1, round(height * scale)), max(1, round(width * scale)))
     shown = {m: pad(view.show(x, sensors[m]), size, sensors[m]) for m, x in images.items()}
     return shown, scale, (height * scale, width * scale)
+
+
+def _without_gaps(image: Tensor, sensor: Sensor) -> Tensor:
+    filled = sensor.without_gaps(image)
+    if filled is image:
+        return image
+    has_none = sensor.register in ("none", "resize") and not sensor.gaps
+    gaps = image.isnan()
+    return torch.where(gaps.any() if has_none else gaps.all(), image, filled)
 
 
 @dataclass(frozen=True)

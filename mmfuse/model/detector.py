@@ -192,7 +192,8 @@ class Detector(Exact, ABC):
         `resize` at their own scale. Runs in inference mode. See `Selection` for `threshold` to `soft`.
 
         A sensor that isn't believed counts as missing in its scene, which the result tells; see `forward` for `doubt`.
-        One whose values aren't finite never is, unless `doubt` is "off"; NaN is a gap unless all of the image is.
+        One whose values aren't finite never is, unless `doubt` is "off"; NaN is a gap only where a sensor had
+        gaps in training, or is registered.
 
         Raises:
             UserError: an unknown modality, an image that its sensor can't have given (channels, type, unit), a scene

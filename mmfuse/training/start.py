@@ -33,7 +33,7 @@ class Start:
                 if here != there:
                     where = f"init: {m}: {self.paths[m]}"
                     raise UserError(f"{where} has the sensor's {key} {there!r}, the card {here!r}; make them equal")
-            measured = {key: getattr(own, key) or getattr(theirs, key) for key in ("range", "dtype", "seen")}
+            measured = {key: getattr(own, key) or getattr(theirs, key) for key in ("range", "dtype", "seen", "gaps")}
             found[m] = replace(own, **measured, mean=theirs.mean, std=theirs.std)
         return found
 

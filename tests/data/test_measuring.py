@@ -141,3 +141,16 @@ def test_the_raw_values_of_training_are_kept(tmp_path):
         seen = measure(records, {"x": Sensor(1, encoding)})["x"].seen
         assert seen == pytest.approx((804, 4996), abs=6)
     assert measure(records, {"x": Sensor(1, "percentile")})["x"].seen == pytest.approx((0, 4996), abs=6)
+
+
+def test_gaps_in_training_s_files_are_known(tmp_path):
+    records = []
+    for i in range(2):
+        image = np.random.default_rng(i).uniform(10, 30, (30, 40)).astype(np.float32)
+        Image.fromarray(image).save(tmp_path / f"{i}.tif")
+        nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
+        records.append(Record(i, {"x": tmp_path / f"{i}.tif"}, 40, 30, *nothing))
+    assert measure(records, {"x": Sensor(1)})["x"].gaps is False
+    image[3, 4] = np.nan
+    Image.fromarray(image).save(tmp_path / "1.tif")
+    assert measure(records, {"x": Sensor(1)})["x"].gaps is True

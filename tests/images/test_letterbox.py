@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from mmfuse.sensor import Sensor
 RGB = Sensor(3, mean=(10.4, 19.6, 30.0), std=(1.0, 1.0, 1.0))
 GREY = Sensor(1, mean=(77.0,), std=(1.0,))
 DEPTH = Sensor(1, "inverse_depth")
+IDENTITY = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
 SENSORS = {"rgb": RGB, "thermal": GREY, "depth": DEPTH}
 
 
@@ -46,13 +49,17 @@ def test_a_given_scale_is_taken_and_the_rest_is_filled():
     assert (placed["thermal"][:, 10:] == 77).all()
 
 
-def test_gaps_are_filled_but_an_image_without_a_measurement_stays_without():
+def test_gaps_are_filled_where_training_had_some_and_something_is_measured():
     image = torch.full((1, 4, 4), 5.0)
     image[0, 1, 2] = torch.nan
+    for had_gaps in ({"gaps": True}, {"register": "rig"}, {"register": "homography", "homography": IDENTITY}):
+        sensors = {"thermal": dataclasses.replace(GREY, **had_gaps)}
+        placed, _, _ = letterbox({"thermal": image}, (4, 4), sensors)
+        assert placed["thermal"][0, 1, 2] == 77
+        placed, _, _ = letterbox({"thermal": torch.full((1, 4, 4), torch.nan)}, (4, 4), sensors)
+        assert placed["thermal"].isnan().all()
     placed, _, _ = letterbox({"thermal": image}, (4, 4), SENSORS)
-    assert placed["thermal"][0, 1, 2] == 77
-    placed, _, _ = letterbox({"thermal": torch.full((1, 4, 4), torch.nan)}, (4, 4), SENSORS)
-    assert placed["thermal"].isnan().all()
+    assert placed["thermal"][0, 1, 2].isnan()
 
 
 def test_scenes_are_stacked_with_nothing_where_a_sensor_is_absent():

@@ -16,12 +16,17 @@ from mmfuse.strict_yaml import build, override, plain, read_yaml
 class ModelRecipe(Architecture):
     """The detector: what it is made of, and what it starts from.
 
-    `pretrained` takes timm's weights for the backbone. `weights` is the name of a published checkpoint or, with a
-    suffix, a file.
+    `pretrained` takes ImageNet's weights for the backbones: timm's by download or package, or those of a file.
+    `weights` is the name of a published checkpoint or, with a suffix, a file.
     """
 
-    pretrained: bool = False
+    pretrained: bool | str = False
     weights: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known = isinstance(self.pretrained, bool) or bool(Path(self.pretrained).suffix)
+        require(known, "pretrained", self.pretrained, "write true, false or a file")
 
 
 @dataclass(frozen=True)
@@ -175,8 +180,10 @@ def _looked_up(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     card, model, init = values.get("card"), values.get("model"), values.get("init")
     if isinstance(card, str):
         values = {**values, "card": str((folder / card).resolve())}
-    if isinstance(model, dict) and isinstance(weights := model.get("weights"), str) and Path(weights).suffix:
-        values = {**values, "model": {**model, "weights": str((folder / weights).resolve())}}
+    if isinstance(model, dict):
+        files = {k: v for k in ("weights", "pretrained") if isinstance(v := model.get(k), str) and Path(v).suffix}
+        found = {key: str((folder / file).resolve()) for key, file in files.items()}
+        values = {**values, "model": {**model, **found}}
     if isinstance(init, dict):
         runs = {m: str((folder / run).resolve()) if isinstance(run, str) else run for m, run in init.items()}
         values = {**values, "init": runs}

@@ -5,7 +5,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -128,15 +128,20 @@ def _convert(hint: Any, value: Any, where: str, place: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in args:
             return None
-        rest = [a for a in args if a is not type(None)]
-        return _convert(rest[0], value, where, place)
+        errors = []
+        for kind in (a for a in args if a is not type(None)):
+            try:
+                return _convert(kind, value, where, place)
+            except UserError as error:
+                errors.append(error)
+        raise errors[-1 if isinstance(value, dict) else 0]
     if dataclasses.is_dataclass(hint):
         return build(typing.cast(type[Any], hint), value, where, place)
     if origin is Literal:
         if value in args:
             return value
         raise UserError(f"{where}: {place}: {unknown_name(value, args, 'value')}")
-    if origin is dict and isinstance(value, dict):
+    if origin in (dict, Mapping) and isinstance(value, dict):
         return {str(k): _convert(args[1], v, where, f"{place}.{k}") for k, v in value.items()}
     if origin is tuple and isinstance(value, list | tuple):
         kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)

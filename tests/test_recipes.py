@@ -52,7 +52,7 @@ def test_the_loss_of_each_sensor_alone_is_the_default_where_sensors_meet():
         ({"train": {"lr": True}}, ["lr: True is not a number"]),
         ({"train": {"lr": 10**400}}, ["lr: 1000", "is not a finite number"]),
         ({"name": 5}, ["name: 5 is not text", "put it in quotes"]),
-        ({"model": {"pretrained": "yes"}}, ["pretrained: 'yes'", "write true or false"]),
+        ({"model": {"pretrained": "yes"}}, ["pretrained: yes", "write true, false or a file"]),
         ({"model": {"pretrained": 1}}, ["pretrained: 1", "write true or false"]),
         ({"modalities": "rgb"}, ["modalities: 'rgb' is not a list", "write one"]),
         ({"modalities": [1]}, ["modalities: 1 is not text"]),
@@ -306,3 +306,17 @@ def test_a_start_is_looked_up_like_the_card(tmp_path, monkeypatch):
     fails(lambda: load_recipe(path, ["init.a=5"]), "init.a: 5 is not text")
     fails(lambda: load_recipe(path, ["init=runs"]), "init: 'runs' is not a mapping")
     fails(lambda: load_recipe(path, ["model.weights=tf_efficientdet_d0"]), "model.weights: ", "leave it or init out")
+
+
+def test_a_value_may_be_of_either_kind(tmp_path):
+    def read(text):
+        (tmp_path / "x.yaml").write_text(f"card: c.yaml\nmodalities: [a, b]\nmodel: {text}\n")
+        return load_recipe(tmp_path / "x.yaml").model
+
+    assert read("{backbone: resnet18}").backbone == "resnet18"
+    assert read("{backbone: {a: resnet18, b: lcnet_050}}").backbone == {"a": "resnet18", "b": "lcnet_050"}
+    assert read("{pretrained: true}").pretrained is True
+    with pytest.raises(UserError, match=r"model.pretrained: 3 is not a switch; write true or false"):
+        read("{pretrained: 3}")
+    with pytest.raises(UserError, match=r"model.backbone.a: 3 is not text"):
+        read("{backbone: {a: 3}}")

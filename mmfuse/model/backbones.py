@@ -1,13 +1,17 @@
 """Backbones: timm models that give features at strides 8, 16 and 32."""
 
 import difflib
+import logging
 from collections import Counter
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, fx, nn
 
 from mmfuse.errors import UserError
 from mmfuse.model.layers import Foldable, folded
+from mmfuse.model.pretrained import downloading, weights_of
 from mmfuse.scaling import Size
 
 STRIDES = [8, 16, 32]
@@ -21,9 +25,15 @@ PRETRAINED_TAGS = {
 
 
 class Backbone(Foldable):
-    """A timm `features_only` model; `channels` are those of its maps at strides 8, 16 and 32."""
+    """A timm `features_only` model; `channels` are those of its maps at strides 8, 16 and 32.
 
-    def __init__(self, name: str, in_channels: int, *, pretrained: bool = False, drop_path: float = 0.0) -> None:
+    `pretrained` is a file of timm's weights, or True for those that `pretrained.weights_of` knows. They are for three
+    channels: the first filters of one are the sum of theirs, those of more repeat them, scaled to that sum (timm).
+    """
+
+    def __init__(
+        self, name: str, in_channels: int, *, pretrained: bool | str | Path = False, drop_path: float = 0.0
+    ) -> None:
         import timm
         from timm.models import FeatureInfo
 
@@ -35,15 +45,20 @@ class Backbone(Foldable):
         if pretrained and plain == name and name in PRETRAINED_TAGS:
             name = f"{name}.{PRETRAINED_TAGS[name]}"
         options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
+        weights = weights_of(name, pretrained) if pretrained else None
+        if weights is not None:
+            options["pretrained_cfg_overlay"] = {"state_dict": weights}
+            logging.getLogger("timm.models._builder").setLevel(logging.ERROR)  # that it leaves the classifier out
         try:
-            self.net = timm.create_model(
-                name, pretrained, features_only=True, out_indices=(-3, -2, -1), in_chans=in_channels, **options
-            )
-        except OSError as error:
-            raise UserError(
-                f"backbone: the weights of {name!r} can't be downloaded ({type(error).__name__}); connect, or use "
-                "pretrained: false"
-            ) from None
+            with downloading(name) if pretrained and weights is None else nullcontext():
+                self.net = timm.create_model(
+                    name,
+                    bool(pretrained),
+                    features_only=True,
+                    out_indices=(-3, -2, -1),
+                    in_chans=in_channels,
+                    **options,
+                )
         except RuntimeError as error:
             raise UserError(
                 f"backbone: {name!r} can't give feature maps ({' '.join(str(error).split())[:120]}); use another"

@@ -46,7 +46,7 @@ def create_detector(
     pyramid_depth: int | None = None,
     head_depth: int | None = None,
     input_size: tuple[int, int] | None = None,
-    pretrained: bool = False,
+    pretrained: bool | str | Path = False,
     weights: str | Path | None = None,
 ) -> Detector:
     """Builds a detector, with fresh weights unless `weights` or `pretrained` says otherwise.
@@ -57,8 +57,9 @@ def create_detector(
     - `num_classes`: how many classes; or give their names as `classes`.
     - `sensors`: how raw pixels become those channels; by default 8-bit intensities.
     - `input_size`: height and width at which it sees; by default the size's own resolution, square.
-    - `pretrained`: start from timm's weights for the backbone.
-    - `weights`: a name of `effdet_weights.PUBLISHED` or a file of effdet's weights; what they set goes to the log.
+    - `pretrained`: start from ImageNet's weights for the backbones: True, or a file of timm's; see `pretrained`.
+    - `weights`: a name of `effdet_weights.PUBLISHED`, a file of effdet's weights, or a run or checkpoint of ours; what
+      they set, adapt and leave goes to the log.
     - `size`, and all from `pyramid` to `head_depth`: see `Architecture`.
 
     Raises:
@@ -98,7 +99,7 @@ def _build(
     sensors: Mapping[str, Sensor],
     classes: Sequence[str],
     input_size: tuple[int, int],
-    pretrained: bool,
+    pretrained: bool | str | Path,
     weights: str | Path | None,
 ) -> Detector:
     spec: dict[str, Any] = {
@@ -147,7 +148,9 @@ def _build(
     return detector
 
 
-def _backbones(architecture: Architecture, sensors: Mapping[str, Sensor], pretrained: bool) -> dict[str, Backbone]:
+def _backbones(
+    architecture: Architecture, sensors: Mapping[str, Sensor], pretrained: bool | str | Path
+) -> dict[str, Backbone]:
     """Returns the backbone of each modality, or the one that reads all."""
     scale = architecture.scale
     inputs = {m: (sensor.encoded_channels, architecture.backbone_of(m)) for m, sensor in sensors.items()}

@@ -68,7 +68,7 @@ def save_detector(path: Path, detector: Detector, notes: dict[str, Any]) -> None
 def build(spec: dict[str, Any]) -> Detector:
     """Builds the detector that a header's "spec" describes, with fresh weights."""
     sensors = {m: Sensor(**values) for m, values in spec["sensors"].items()}
-    return create_detector(**{**spec, "sensors": sensors})
+    return create_detector(**{**spec, "sensors": sensors, "pretrained": False, "weights": None})
 
 
 def fill(detector: Detector, tensors: dict[str, Tensor], path: Path) -> None:

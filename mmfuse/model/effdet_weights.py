@@ -1,7 +1,6 @@
 """Weights of effdet, the reference implementation in PyTorch, in and out."""
 
 import re
-from argparse import Namespace
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +8,10 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mmfuse.architecture import Architecture
 from mmfuse.errors import UserError, unknown_name
-from mmfuse.files import open_regular
 from mmfuse.model import graphs
 from mmfuse.model.backbones import STRIDES
 from mmfuse.model.detector import CLASS_PRIOR, SHARED, STACKED, Detector, FusionDetector
@@ -22,6 +19,7 @@ from mmfuse.model.fusion import FUSIONS, Merge, Sum
 from mmfuse.model.layers import initialise
 from mmfuse.model.nodes import Feature, Graph
 from mmfuse.model.pyramid import PyramidNode
+from mmfuse.model.tensor_files import one_line, read_tensors, unwrapped
 
 RELEASE = "https://github.com/rwightman/efficientdet-pytorch/releases/download/v0.1/"
 _FILES = """
@@ -91,36 +89,20 @@ def read_checkpoint(source: str | Path) -> dict[str, Tensor]:
             raise UserError(f"weights: {source} does not exist; check the path")
         raise UserError(f"weights: {unknown_name(str(source), PUBLISHED, 'checkpoint')}")
     try:
-        if file:
-            loaded = torch.hub.load_state_dict_from_url(where, map_location="cpu", check_hash=True, weights_only=True)
-        elif Path(source).suffix == ".safetensors":
-            open_regular(source).close()
-            loaded = load_file(source)
+        if not file:
+            loaded: object = read_tensors(source)
         else:
-            with open_regular(source) as content, torch.serialization.safe_globals([Namespace]):
-                loaded = torch.load(content, map_location="cpu", weights_only=True)
+            loaded = torch.hub.load_state_dict_from_url(where, map_location="cpu", check_hash=True, weights_only=True)
+    except UserError as error:
+        raise UserError(f"weights: {error}") from None
     except OSError as error:
-        raise UserError(f"weights: {where} can't be read ({_line(error)}); connect, or give a file") from None
+        raise UserError(f"weights: {where} can't be read ({one_line(error)}); connect, or give a file") from None
     except Exception as error:  # a broken pickle can raise anything
-        fix = f"delete {torch.hub.get_dir()}/checkpoints/{file}" if file else "get it again, or save its tensors alone"
-        raise UserError(f"weights: {where} is damaged or holds more than tensors ({_line(error)}); {fix}") from None
-    return _unwrap(loaded, where)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__
-
-
-def _unwrap(loaded: object, where: str) -> dict[str, Tensor]:
-    for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-            break
-    if not isinstance(loaded, dict) or not loaded or not all(isinstance(x, Tensor) for x in loaded.values()):
-        raise UserError(f"weights: {where} holds no state dict (tensors by name); give a checkpoint of effdet's")
-    if any("backbones." in str(name) for name in loaded):
+        fix = f"delete {torch.hub.get_dir()}/checkpoints/{file}"
+        raise UserError(f"weights: {where} is damaged or holds more than tensors ({one_line(error)}); {fix}") from None
+    state = {name.removeprefix("model."): x for name, x in unwrapped(loaded, f"weights: {where}").items()}
+    if any("backbones." in name for name in state):
         raise UserError(f"weights: {where} is a checkpoint of mmfuse's, not of effdet's; read it with mmfuse.load")
-    state = {str(name).removeprefix("module.").removeprefix("model."): x for name, x in loaded.items()}
     return {name: x for name, x in state.items() if not name.endswith("anchors.boxes")}
 
 

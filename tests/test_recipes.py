@@ -52,7 +52,7 @@ def test_the_loss_of_each_sensor_alone_is_the_default_where_sensors_meet():
         ({"train": {"lr": True}}, ["lr: True is not a number"]),
         ({"train": {"lr": 10**400}}, ["lr: 1000", "is not a finite number"]),
         ({"name": 5}, ["name: 5 is not text", "put it in quotes"]),
-        ({"model": {"pretrained": "yes"}}, ["pretrained: yes", "write true, false or a file"]),
+        ({"model": {"pretrained": "yes"}}, ["pretrained: 'yes'", "write true, false or a file"]),
         ({"model": {"pretrained": 1}}, ["pretrained: 1", "write true or false"]),
         ({"modalities": "rgb"}, ["modalities: 'rgb' is not a list", "write one"]),
         ({"modalities": [1]}, ["modalities: 1 is not text"]),

@@ -27,8 +27,8 @@ class Scores:
     """COCO's twelve figures in [0, 1] and what they were counted on; None where there is no object to find.
 
     `ap` is the mean over IoU 0.50 to 0.95 in steps of 0.05 and over the classes that have objects; sizes are those of
-    COCO (small below 32² pixels, large from 96²). `per_condition` maps a tag to the `ap`, `ap50`, `images` and `boxes`
-    of its images alone. `boxes` leaves out those to ignore.
+    COCO (small below 32² pixels, large from 96²), of an object by its `Record.area`. `per_condition` maps a tag to the
+    `ap`, `ap50`, `images` and `boxes` of its images alone. `boxes` leaves out those to ignore.
     """
 
     ap: float

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import logging
 import sys
@@ -58,6 +59,17 @@ def test_size_without_objects_is_none():
     scores = coco_scores([record(1, [[0, 0, 10, 10]], [0])], {1: found([[0, 0, 10, 10]], [0.5], [0])}, CLASSES)
     assert scores.ap_small == pytest.approx(1)
     assert (scores.ap_medium, scores.ap_large) == (None, None)
+
+
+def test_the_areas_of_the_data_tell_small_from_large():
+    """The box of 40 x 40 pixels is medium, what it covers of them small; of the second it is the other way round."""
+    objects = record(1, [[0, 0, 40, 40], [100, 100, 120, 120], [200, 200, 240, 240]], [0, 0, 0])
+    objects = dataclasses.replace(objects, area=np.array([900.0, 1100.0, 1600.0]))
+    detections = {1: found([[100, 100, 120, 120]], [0.9], [0])}
+    scores = coco_scores([objects], detections, CLASSES)
+    assert (scores.ap_small, scores.ap_large) == (0, None)
+    assert scores.ap_medium == pytest.approx(51 / 101)
+    assert coco_scores([objects], perfect([objects]), CLASSES).ap_small == pytest.approx(1)
 
 
 @pytest.mark.parametrize("detections", [{}, {3: Detections.empty(), 7: Detections.empty(), 9: Detections.empty()}])

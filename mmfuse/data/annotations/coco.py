@@ -39,7 +39,7 @@ def read_coco(card: Card, split: str) -> Reading:
     Without a layout, an image's `modalities` map each to its file below the root, and it may have a `condition`, a
     `sequence`, `calibration` (of modalities) and `onto` (of the reference) as in `Record`, and `objects_of`: for other
     modalities, their own annotations; `struck` lists modalities as in `Record`. With one, `file_name` is the entry. An
-    annotation may have an `occlusion`. The areas in the file aren't used: an object's area is that of its box.
+    annotation may have an `occlusion`, and an `area`, by which COCO tells small from large; its box's holds otherwise.
     """
     useless = {
         "labels.one_based": card.labels.one_based,
@@ -149,13 +149,13 @@ def _images(table: list[dict[str, Any]], wrong: Callable[[str], None]) -> dict[i
 def _annotation(
     raw: dict[str, Any], names: dict[int, str], card: Card, where: str, errors: list[str]
 ) -> Annotation | None:
-    category_id, bbox, occlusion = (raw.get(key) for key in ("category_id", "bbox", "occlusion"))
+    category_id, bbox, occlusion, area = (raw.get(key) for key in ("category_id", "bbox", "occlusion", "area"))
     name = names.get(category_id, str(category_id)) if _is_int(category_id) else ""
     if not _is_int(category_id) or (category_id not in names and card.labels_of(name) is None):
         errors.append(f"{where}: there is no category {category_id!r}; add it to the categories")
         return None
     box = (_NAN, _NAN, _NAN, _NAN)
-    if isinstance(bbox, list) and len(bbox) == 4 and all(isinstance(v, int | float) and abs(v) < 1e9 for v in bbox):
+    if isinstance(bbox, list) and len(bbox) == 4 and all(_is_number(v) and abs(v) < 1e9 for v in bbox):
         x, y, w, h = bbox
         box = (x, y, x + w, y + h)
     crowd = raw.get("iscrowd", 0)
@@ -163,7 +163,10 @@ def _annotation(
         errors.append(f"{where}: iscrowd: {crowd!r} is not 0 or 1; mend it, since a crowd is neither learnt nor scored")
         return None
     degree = occlusion if _is_int(occlusion) and abs(occlusion) < 100 else None
-    return Annotation(name, box, repr(bbox), where, bool(crowd), degree)
+    if box[0] == box[0] and not (area is None or (_is_number(area) and 0 <= area < 1e18)):
+        errors.append(f"{where}: area: {area!r} is not a count of pixels; mend it, or remove it for that of the box")
+        return None
+    return Annotation(name, box, repr(bbox), where, bool(crowd), degree, None if area is None else float(area))
 
 
 def _size(image: dict[str, Any], card: Card, where: str, reading: Reading) -> tuple[int, int] | None:
@@ -286,6 +289,10 @@ def _is_table(value: Any) -> TypeGuard[list[dict[str, Any]]]:
     return isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
 
 
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _is_int(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -295,7 +302,7 @@ def coco_ground_truth(records: Sequence[Record], classes: Sequence[str]) -> dict
     annotations: list[dict[str, Any]] = []
     for record in records:
         size = (record.width, record.height)
-        objects = Objects(record.boxes, record.labels, record.ignore, size, record.occlusion)
+        objects = Objects(record.boxes, record.labels, record.ignore, size, record.occlusion, record.area)
         for annotation in annotations_of(objects):
             annotations.append({"id": len(annotations) + 1, "image_id": record.image_id, **annotation})
     return {

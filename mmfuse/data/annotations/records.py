@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ _TOO_LARGE = 1e9
 
 @dataclass(frozen=True, eq=False)
 class Objects:
-    """Objects of one image: `boxes` (N, 4), `labels` (N,), `ignore` (N,) and `occlusion` (N,) as in `Record`.
+    """Objects of one image: `boxes` (N, 4), `labels`, `ignore`, `occlusion` and `area` (N,) as in `Record`.
 
     `size` is the width and height of the image in whose pixels the boxes are.
     """
@@ -30,6 +30,7 @@ class Objects:
     ignore: np.ndarray
     size: tuple[int, int]
     occlusion: np.ndarray | None = None
+    area: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +40,9 @@ class Record:
     `files` maps a modality to its file. `boxes` (N, 4) are xyxy pixels, float32, inside the image of `width` x `height`
     pixels; `labels` (N,) int64 count the card's classes from 0; `ignore` (N,) bool marks crowds and ignore regions,
     which are neither learnt nor scored. `condition` is a tag such as night; images of one `sequence` show the same
-    scene. `occlusion` (N,) int64 is the dataset's own degree, -1 where not given, None if no object has one. All this
-    is of the card's reference image; `objects_of` holds what was labelled on the images of other modalities as well.
+    scene. `occlusion` (N,) int64 is the dataset's own degree, -1 where not given, None if no object has one. `area`
+    (N,) float64 are the pixels that each object covers as the dataset says, None if these are the areas of the boxes.
+    All this is of the card's reference image; `objects_of` holds what was labelled on the images of other modalities.
     `calibration` has that of modalities whose sensor moved or changed from image to image, `onto` that of the reference
     if it did; the card's holds otherwise. `struck` names the modalities whose image a fault spoilt already, as far as
     the data says so.
@@ -60,6 +62,7 @@ class Record:
     calibration: dict[str, Calibration] = field(default_factory=dict)
     onto: Calibration | None = None
     struck: tuple[str, ...] = ()
+    area: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Annotation:
     """One object as an annotation file has it.
 
     `box` is xyxy pixels, NaN where the file has no number; `shown` is the box in the file's own words and `where` its
-    place, both for messages.
+    place, both for messages. `area` is in pixels, None where the file has none.
     """
 
     label: str
@@ -76,6 +79,7 @@ class Annotation:
     where: str
     ignore: bool = False
     occlusion: int | None = None
+    area: float | None = None
 
 
 @dataclass
@@ -119,6 +123,7 @@ def make_record(
         objects_of,
         calibration or {},
         onto,
+        area=objects.area,
     )
 
 
@@ -132,7 +137,8 @@ def own_objects(record: Record, modality: str, sensor: Sensor) -> Objects | None
         return None
     size = (record.width, record.height)
     scale = np.tile(np.divide(size, objects.size), 2).astype(np.float32)
-    return replace(objects, boxes=objects.boxes * scale, size=size)
+    area = None if objects.area is None else objects.area * np.prod(np.divide(size, objects.size))
+    return replace(objects, boxes=objects.boxes * scale, size=size, area=area)
 
 
 def seen_alone(records: Iterable[Record], modality: str, sensor: Sensor) -> list[Record]:
@@ -141,7 +147,8 @@ def seen_alone(records: Iterable[Record], modality: str, sensor: Sensor) -> list
     for record in records:
         own = own_objects(record, modality, sensor)
         if own is not None:
-            record = replace(record, boxes=own.boxes, labels=own.labels, ignore=own.ignore, occlusion=own.occlusion)
+            values = {f.name: getattr(own, f.name) for f in fields(Objects) if f.name != "size"}
+            record = replace(record, **values)
         found.append(record)
     return found
 
@@ -172,7 +179,7 @@ def objects_from(
     They are in pixels of the file of that modality, whose border is cut off. A region that is ignored for several
     classes stands once for each. Faults go to `reading`, an unknown name once.
     """
-    rows: list[tuple[np.ndarray, int, bool, int | None]] = []
+    rows: list[tuple[np.ndarray, int, bool, int | None, float]] = []
     for annotation in annotations:
         found = card.labels_of(annotation.label)
         if found is None and annotation.label not in reading.unknown:
@@ -184,15 +191,25 @@ def objects_from(
         box = _box(annotation, card.modalities[modality].border[:2], size, card, reading)
         if box is not None:
             labels, ignore = found
-            rows += [(box, label, ignore or annotation.ignore, annotation.occlusion) for label in labels]
+            area = float(areas_of(box)) if annotation.area is None else annotation.area
+            rows += [(box, label, ignore or annotation.ignore, annotation.occlusion, area) for label in labels]
     occlusion = [-1 if row[3] is None else row[3] for row in rows]
+    boxes = np.array([row[0] for row in rows], np.float32).reshape(-1, 4)
+    area_of = np.array([row[4] for row in rows], np.float64)
     return Objects(
-        np.array([row[0] for row in rows], np.float32).reshape(-1, 4),
+        boxes,
         np.array([row[1] for row in rows], np.int64),
         np.array([row[2] for row in rows], bool),
         size,
         np.array(occlusion, np.int64) if any(row[3] is not None for row in rows) else None,
+        None if np.array_equal(area_of, areas_of(boxes)) else area_of,
     )
+
+
+def areas_of(boxes: np.ndarray) -> np.ndarray:
+    """Returns the areas (...,) float64 of xyxy boxes (..., 4)."""
+    sides: np.ndarray = boxes[..., 2:].astype(np.float64) - boxes[..., :2]
+    return sides.prod(-1)
 
 
 def _box(
@@ -234,6 +251,8 @@ def split_digest(records: Sequence[Record]) -> str:
         digest.update(json.dumps([record.labels.tolist(), record.ignore.tolist()]).encode())
         if record.occlusion is not None:
             digest.update(json.dumps({"occlusion": record.occlusion.tolist()}).encode())
+        if record.area is not None:
+            digest.update(json.dumps({"area": record.area.tolist()}).encode())
         if record.calibration or record.onto:
             digest.update(json.dumps(calibrations_of(record)).encode())
         if record.objects_of:
@@ -252,15 +271,16 @@ def calibrations_of(record: Record) -> dict[str, Any]:
 
 
 def annotations_of(objects: Objects) -> list[dict[str, Any]]:
-    columns = (objects.boxes.tolist(), objects.labels.tolist(), objects.ignore.tolist())
+    areas = areas_of(objects.boxes) if objects.area is None else objects.area
+    columns = (objects.boxes.tolist(), objects.labels.tolist(), objects.ignore.tolist(), areas.tolist())
     annotations = [
         {
             "category_id": label + 1,
             "bbox": [x1, y1, x2 - x1, y2 - y1],
-            "area": (x2 - x1) * (y2 - y1),
+            "area": area,
             "iscrowd": int(ignore),
         }
-        for (x1, y1, x2, y2), label, ignore in zip(*columns, strict=True)
+        for (x1, y1, x2, y2), label, ignore, area in zip(*columns, strict=True)
     ]
     if objects.occlusion is not None:
         for annotation, degree in zip(annotations, objects.occlusion.tolist(), strict=True):

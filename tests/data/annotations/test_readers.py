@@ -94,7 +94,9 @@ def test_boxes_are_clipped_and_those_far_out_are_counted(tmp_path):
         ({}, {"iscrowd": 2}, "annotation 3: iscrowd: 2 is not 0 or 1"),
         ({}, {"category_id": 9}, "annotation 3: there is no category 9"),
         ({}, {"image_id": 2}, "annotation 3: there is no image 2"),
-        ({}, {"area": float("nan")}, "holds NaN or Infinity"),
+        ({}, {"area": float("nan")}, "annotation 3: area: nan is not a count of pixels"),
+        ({}, {"area": "50"}, "annotation 3: area: '50' is not a count of pixels"),
+        ({}, {"area": -1}, "annotation 3: area: -1 is not a count of pixels"),
         ({"id": "1"}, {}, "image '1': its id is not a whole number"),
         ({"width": 0}, {}, "image 1: width 0 and height 30 are not both pixels"),
         ({"width": None}, {}, "image 1: width None"),
@@ -122,7 +124,7 @@ def test_what_other_tools_write_is_read(tmp_path):
         [
             make_annotation(1, iscrowd=True),
             make_annotation(2, bbox=[]),
-            make_annotation(3, bbox=[1, 2, float("nan"), 5]),
+            make_annotation(3, bbox=[1, 2, float("nan"), 5], area=float("nan")),
         ],
     )
     path = tmp_path / "train.json"
@@ -132,6 +134,29 @@ def test_what_other_tools_write_is_read(tmp_path):
     (record,) = reading.records
     assert (record.width, record.height, record.ignore.tolist()) == (40, 30, [True])
     assert len(scan_split(card, "train").errors) == 2
+
+
+def test_areas_are_the_files_and_go_to_coco_and_back_and_into_the_digest(tmp_path):
+    boxes = [make_annotation(1, area=20.5), make_annotation(2, area=None), make_annotation(3)]
+    clipped = make_annotation(4, bbox=[-20, 2, 40, 5], area=200)
+    card = write_split(tmp_path, [make_image(1)], [*boxes, clipped])
+    (record,) = read_split(card, "train")
+    assert record.area.tolist() == [20.5, 50, 50, 200]
+    (tmp_path / "train.json").write_text(json.dumps(coco_split(card, [record])))
+    (again,) = read_split(card, "train")
+    assert again.area.tolist() == record.area.tolist()
+    assert split_digest([again]) == split_digest([record])
+    assert split_digest([dataclasses.replace(record, area=None)]) != split_digest([record])
+
+
+@pytest.mark.parametrize("given", [{"area": 50}, {"area": None}, {"bbox": [0.1, 0.2, 3.3, 7.7], "area": None}])
+def test_areas_of_the_boxes_are_none_of_their_own(tmp_path, given):
+    card = write_split(tmp_path, [make_image(1)], [make_annotation(1, **given)])
+    (record,) = read_split(card, "train")
+    assert record.area is None
+    (tmp_path / "train.json").write_text(json.dumps(coco_split(card, [record])))
+    (again,) = read_split(card, "train")
+    assert again.area is None
 
 
 def test_ids_may_not_stand_twice(tmp_path):

@@ -9,7 +9,8 @@ from mmfuse.sensor import Sensor
 
 
 def objects(boxes, size):
-    return Objects(np.array(boxes, np.float32), np.array([1, 0]), np.array([False, True]), size, np.array([2, -1]))
+    columns = np.array(boxes, np.float32), np.array([1, 0]), np.array([False, True])
+    return Objects(*columns, size, np.array([2, -1]), np.array([12.0, 3000.0]))
 
 
 RECORD = Record(
@@ -31,6 +32,7 @@ def test_own_objects_are_scaled_to_the_frame_of_the_reference():
     np.testing.assert_allclose(found.boxes, [[1, 4 / 3, 3, 8 / 3], [0, 0, 40, 20]])
     assert found.boxes.dtype == np.float32
     assert found.size == (40, 20)
+    np.testing.assert_allclose(found.area, [2, 500])
 
 
 @pytest.mark.parametrize(
@@ -48,6 +50,7 @@ def test_seen_alone_the_own_objects_count_and_others_keep_the_references():
     assert seen.labels.tolist() == [1, 0]
     assert seen.ignore.tolist() == [False, True]
     np.testing.assert_array_equal(seen.occlusion, [2, -1])
+    np.testing.assert_allclose(seen.area, [2, 500])
     assert seen.boxes[1].tolist() == [0, 0, 40, 20]
     assert (seen.image_id, seen.condition, seen.width) == (7, "night", 40)
     assert kept is plain

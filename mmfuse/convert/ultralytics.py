@@ -7,6 +7,7 @@ from typing import Any
 
 from mmfuse.data.annotations.cards import inside
 from mmfuse.data.annotations.formats import decode
+from mmfuse.data.annotations.layout import slashed
 from mmfuse.errors import UserError
 from mmfuse.files import read_regular
 from mmfuse.strict_yaml import read_yaml
@@ -79,7 +80,9 @@ class _Source:
 def _names(given: object, path: Path) -> dict[str, str]:
     """Returns the name of each class by its number in the label files."""
     names = given if isinstance(given, dict) else dict(enumerate(given)) if isinstance(given, list) else {}
-    texts = {str(number): str(name).strip() for number, name in names.items()}
+    if not all(str(number).isdecimal() for number in names):
+        raise UserError(f"{path}: names: {given!r} is not allowed; map the number of each class to its name")
+    texts = {str(int(number)): str(names[number]).strip() for number in sorted(names, key=int)}
     if not texts or not all(texts.values()) or len(set(texts.values())) < len(texts):
         raise UserError(f"{path}: names: {given!r} is not allowed; give each class a name of its own")
     for number, name in texts.items():
@@ -100,7 +103,7 @@ def _source(root: Path, given: object, where: str) -> _Source:
     if place.suffix != ".txt" or not place.is_file():
         raise UserError(f"{where}: {place} is neither a folder nor a .txt list; check the path")
     try:
-        lines = [line.strip() for line in decode(read_regular(place)).splitlines() if line.strip()]
+        lines = [slashed(line.strip()) for line in decode(read_regular(place)).splitlines() if line.strip()]
     except UserError as error:
         raise UserError(f"{place}: {error}") from None
     parents = sorted({line.rpartition("/")[0] for line in lines})

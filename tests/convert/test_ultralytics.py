@@ -61,13 +61,40 @@ def test_roboflow_puts_the_split_first_and_its_paths_one_folder_too_high(tmp_pat
     assert read_split(card, "val")[0].labels.tolist() == [1]
 
 
-@pytest.mark.parametrize("lead", ["./", "", "ROOT/"])
+def test_classes_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    write_image(tmp_path / "images/train/a.jpg", "2 0.5 0.5 0.25 0.5\n0 0.5 0.5 0.25 0.5\n")
+    card = convert(write_data(tmp_path, val=None, names={2: "bus", 0: "person", 10: "bike", 1: "car"}))
+    assert card.classes == ("person", "car", "bus", "bike")
+    assert read_split(card, "train")[0].labels.tolist() == [2, 0]
+
+
+def test_numbers_count_the_classes_of_a_card_in_their_order(tmp_path: Path) -> None:
+    write_image(tmp_path / "images/train/a.jpg", "1 0.5 0.5 0.25 0.5\n0 0.5 0.5 0.25 0.5\n")
+    values = card_values(write_data(tmp_path, val=None))
+    save_yaml(tmp_path / "card.yaml", values | {"labels": {"unlabelled": "background"}})
+    assert read_split(load_card(tmp_path / "card.yaml"), "train")[0].labels.tolist() == [1, 0]
+    save_yaml(tmp_path / "card.yaml", values | {"labels": {"aliases": {1: "person"}}})
+    with pytest.raises(UserError, match="'0' is not a known class"):
+        read_split(load_card(tmp_path / "card.yaml"), "train")
+    write_image(tmp_path / "images/train/a.jpg", "2 0.5 0.5 0.25 0.5\n")
+    save_yaml(tmp_path / "card.yaml", values | {"labels": {}})
+    with pytest.raises(UserError, match="'2' is not a known class"):
+        read_split(load_card(tmp_path / "card.yaml"), "train")
+
+
+@pytest.mark.parametrize("lead", ["./", "", "ROOT/", ".\\"])
 def test_lists_of_images(tmp_path: Path, lead: str) -> None:
     lead = lead.replace("ROOT", str(tmp_path))
+
+    def line(name: str) -> str:
+        return f"{lead}{name}\n" if lead != ".\\" else f"{lead}{name}\r\n".replace("/", "\\")
+
     for split, ids in (("train2017", "ab"), ("val2017", "c")):
         for name in ids:
             write_image(tmp_path / "images" / split / f"{name}.jpg")
-        (tmp_path / f"{split}.txt").write_text("".join(f"{lead}images/{split}/{name}.jpg\n" for name in ids[::-1]))
+        (tmp_path / f"{split}.txt").write_text(
+            "\ufeff" + "".join(line(f"images/{split}/{name}.jpg") for name in ids[::-1])
+        )
     card = convert(write_data(tmp_path, train="train2017.txt", val="val2017.txt", test="images/val2017"))
     assert names(card, "train") == ["images/train2017/b.jpg", "images/train2017/a.jpg"]
     assert names(card, "val") == names(card, "test") == ["images/val2017/c.jpg"]
@@ -102,6 +129,7 @@ def test_channels_are_those_of_the_one_modality(tmp_path: Path) -> None:
         ({"channels": True}, "channels: True is not allowed"),
         ({"names": None}, "names: None is not allowed; give each class a name of its own"),
         ({"names": ["car", "car"]}, "names: .* is not allowed; give each class a name of its own"),
+        ({"names": {"person": 0, "car": 1}}, "names: .* map the number of each class to its name"),
         ({"names": ["1", "0"]}, "names: '1' names the class 0 and numbers another; rename it"),
         ({"train": None, "val": None}, "names neither train, val nor test"),
         ({"train": ["images/train", "images/val"]}, "train: .* is not a path; give one folder, or a .txt list"),
@@ -158,7 +186,7 @@ def test_neither_the_file_itself_nor_another_kind_is_written(tmp_path: Path) -> 
         (lambda r: (r / "images/train/a.jpg").write_text("x"), ["images/train/a.jpg: is not an image"]),
         (lambda r: (r / "labels/train/a.txt").write_text("7 0.5 0.5 0.1 0.1"), ["labels/train/a.txt: line 1: '7'"]),
         (lambda r: (r / "labels/train/a.txt").write_text("1 1.5 0.5 0.1 0.1"), ["a.txt: line 1: box", "lies outside"]),
-        (lambda r: (r / "labels/train/a.txt").write_text("1 0.1 0.1 0.2 0.1 0.3 0.3"), ["line 1", "four finite"]),
+        (lambda r: (r / "labels/train/a.txt").write_text("1 0.1 0.1 0.2 0.1 0.3"), ["line 1", "four finite"]),
         (lambda r: (r / "images/train/b.heic").touch(), ["images/train/b.heic: is not an image"]),
     ],
 )

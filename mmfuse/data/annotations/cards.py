@@ -248,11 +248,16 @@ class Card:
     def labels_of(self, name: str) -> tuple[tuple[int, ...], bool] | None:
         """Returns the labels that an object of this name in the files gets, and whether it is an ignore region.
 
-        None if the card doesn't know the name.
+        None if the card doesn't know the name. The numbers of a YOLO file count the classes from 0, in their order,
+        unless the card says what names mean.
         """
-        name = self.labels.aliases.get(name, name)
+        labels = self.labels
+        numbered = self.reader == "yolo" and not (labels.aliases or labels.ignored or labels.dropped)
+        name = labels.aliases.get(name, name)
         if name in self.classes:
             return (self.classes.index(name),), False
+        if numbered and name.isdecimal() and int(name) < len(self.classes):
+            return (int(name),), False
         if name in self.labels.ignored:
             return tuple(self.classes.index(c) for c in self.labels.ignored[name]), True
         return ((), False) if name in self.labels.dropped or self.labels.unknown == "drop" else None

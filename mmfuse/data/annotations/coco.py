@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from mmfuse.data.annotations.cards import Card, inside
-from mmfuse.data.annotations.formats import decode
+from mmfuse.data.annotations.formats import bounds, decode
 from mmfuse.data.annotations.layout import (
     Entries,
     Entry,
     calibrations,
     entry_files,
     image_size,
+    slashed,
 )
 from mmfuse.data.annotations.records import (
     Annotation,
@@ -39,7 +40,8 @@ def read_coco(card: Card, split: str) -> Reading:
     Without a layout, an image's `modalities` map each to its file below the root, and it may have a `condition`, a
     `sequence`, `calibration` (of modalities) and `onto` (of the reference) as in `Record`, and `objects_of`: for other
     modalities, their own annotations; `struck` lists modalities as in `Record`. With one, `file_name` is the entry. An
-    annotation may have an `occlusion`, and an `area`, by which COCO tells small from large; its box's holds otherwise.
+    annotation without a `bbox` is the box around its `segmentation`, if these are polygons. It may have an `occlusion`,
+    and an `area`, by which COCO tells small from large; its box's holds otherwise.
     """
     useless = {
         "labels.one_based": card.labels.one_based,
@@ -77,7 +79,7 @@ def read_coco(card: Card, split: str) -> Reading:
     for image_id, image in images.items():
         where = f"{path}: image {image_id}"
         try:
-            entry = maker.make(str(image.get("file_name")), where) if maker else None
+            entry = maker.make(slashed(str(image.get("file_name"))), where) if maker else None
         except UserError as error:
             reading.errors.append(str(error))
             continue
@@ -158,6 +160,8 @@ def _annotation(
     if isinstance(bbox, list) and len(bbox) == 4 and all(_is_number(v) and abs(v) < 1e9 for v in bbox):
         x, y, w, h = bbox
         box = (x, y, x + w, y + h)
+    elif not bbox:
+        box = bounds(_corners(raw.get("segmentation")))
     crowd = raw.get("iscrowd", 0)
     if crowd not in (0, 1):
         errors.append(f"{where}: iscrowd: {crowd!r} is not 0 or 1; mend it, since a crowd is neither learnt nor scored")
@@ -167,6 +171,15 @@ def _annotation(
         errors.append(f"{where}: area: {area!r} is not a count of pixels; mend it, or remove it for that of the box")
         return None
     return Annotation(name, box, repr(bbox), where, bool(crowd), degree, None if area is None else float(area))
+
+
+def _corners(polygons: object) -> list[float]:
+    """Returns the numbers x1 y1 x2 y2 … of all polygons of an annotation, none where they aren't such."""
+    polygons = polygons if isinstance(polygons, list) else []
+    if not all(isinstance(polygon, list) and len(polygon) % 2 == 0 for polygon in polygons):
+        return []
+    values = [value for polygon in polygons for value in polygon]
+    return values if all(_is_number(value) and abs(value) < 1e9 for value in values) else []
 
 
 def _size(image: dict[str, Any], card: Card, where: str, reading: Reading) -> tuple[int, int] | None:
@@ -239,7 +252,9 @@ def _calibrations(card: Card, image: dict[str, Any], where: str) -> tuple[dict[s
 def _named_files(card: Card, image: dict[str, Any], where: str, reading: Reading) -> dict[str, Path] | None:
     names = image.get("modalities")
     if not isinstance(names, dict):
-        reading.errors.append(f"{where}: has no 'modalities'; map each modality to its file")
+        found = f" but a file_name {image['file_name']!r}" if "file_name" in image else ""
+        fix = "map each modality to its file, or give the card a layout whose entry is the file_name"
+        reading.errors.append(f"{where}: has no 'modalities'{found}; {fix}")
         return None
     files, wrong = {}, False
     for m in card.modalities:
@@ -249,6 +264,7 @@ def _named_files(card: Card, image: dict[str, Any], where: str, reading: Reading
         try:
             if not isinstance(name, str) or not name:
                 raise UserError(f"{where}: has no file for the modality {m!r}; add it or remove the image")
+            name = slashed(name)
             inside(card.root, name, where)
         except UserError as error:
             reading.errors.append(str(error))

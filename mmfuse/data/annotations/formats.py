@@ -25,8 +25,8 @@ def pascal_voc(content: bytes, size: tuple[int, int]) -> Iterator[Annotation]:
     for number, thing in enumerate(root.findall("object"), 1):
         polygon, corners = thing.find("polygon"), thing.find("bndbox")
         if polygon is not None:
-            shown = [polygon.findtext(f"{axis}{i}", "") for axis in "xy" for i in (1, 2, 3, 4)]
-            box = _around(_numbers(shown))
+            shown = [polygon.findtext(f"{axis}{i}", "") for i in (1, 2, 3, 4) for axis in "xy"]
+            box = bounds(_numbers(shown))
         else:
             shown = [
                 "" if corners is None else corners.findtext(key, "").strip() for key in ("xmin", "ymin", "xmax", "ymax")
@@ -52,11 +52,15 @@ def bbgt(content: bytes, size: tuple[int, int]) -> Iterator[Annotation]:
 
 
 def yolo(content: bytes, size: tuple[int, int]) -> Iterator[Annotation]:
-    """YOLO text: `class x_centre y_centre w h`, in parts of the image's width and height."""
+    """YOLO text: `class x_centre y_centre w h`, or a polygon `class x1 y1 x2 y2 x3 y3 …` (the box around its corners).
+
+    Both are in parts of the image's width and height.
+    """
     width, height = size
     for number, words, line in _lines(content):
-        x, y, w, h = _four(_numbers(words[1:]))
-        box = _centred(x * width, y * height, w * width, h * height)
+        values = _numbers(words[1:])
+        x1, y1, x2, y2 = bounds(values) if len(values) >= 6 else _centred(*_four(values))
+        box = x1 * width, y1 * height, x2 * width, y2 * height
         yield Annotation(words[0], box, line, f"line {number}")
 
 
@@ -75,7 +79,8 @@ def vedai(content: bytes, size: tuple[int, int]) -> Iterator[Annotation]:
     for number, words, line in _lines(content):
         if len(words) == 15:
             words = [*words[1:4], *words[12:], *words[4:12]]
-        box = _around(_numbers(words[6:] if len(words) == 14 else []))
+        corners = _numbers(words[6:] if len(words) == 14 else [])
+        box = bounds([value for pair in zip(corners[:4], corners[4:], strict=True) for value in pair])
         label = (words[3].lstrip("0") or "0") if len(words) > 3 else ""
         yield Annotation(label, box, line, f"line {number}", occlusion=_degree(words[5:6]))
 
@@ -85,6 +90,14 @@ def centred(content: bytes, size: tuple[int, int]) -> Iterator[Annotation]:
     for number, words, line in _lines(content):
         x, y, w, h = _four(_numbers(words[:4]))
         yield Annotation(words[4] if len(words) > 4 else "", _centred(x, y, w, h), line, f"line {number}")
+
+
+def bounds(values: Sequence[float]) -> tuple[float, float, float, float]:
+    """Returns the box around corners given as x1 y1 x2 y2 …, NaN unless there are three of finite numbers."""
+    xs, ys = values[::2], values[1::2]
+    if len(xs) < 3 or len(xs) != len(ys) or any(v != v for v in values):
+        return _four([])
+    return min(xs), min(ys), max(xs), max(ys)
 
 
 def lines_of(content: bytes, name: str) -> bytes:
@@ -123,13 +136,6 @@ def _numbers(words: Iterable[str]) -> list[float]:
 
 def _four(values: Sequence[float]) -> tuple[float, float, float, float]:
     return (values[0], values[1], values[2], values[3]) if len(values) == 4 else (_NAN, _NAN, _NAN, _NAN)
-
-
-def _around(values: Sequence[float]) -> tuple[float, float, float, float]:
-    """Returns the box around corners given as x1 … x4 y1 … y4."""
-    if len(values) != 8 or any(v != v for v in values):
-        return _four([])
-    return min(values[:4]), min(values[4:]), max(values[:4]), max(values[4:])
 
 
 def _centred(x: float, y: float, w: float, h: float) -> tuple[float, float, float, float]:

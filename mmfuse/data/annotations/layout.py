@@ -224,6 +224,11 @@ def image_size(path: Path, border: tuple[int, int, int, int] = (0, 0, 0, 0)) -> 
     return width - left - right, height - top - bottom
 
 
+def slashed(name: str) -> str:
+    """Returns a name out of a list with the separators of Windows as slashes."""
+    return name.replace("\\", "/")
+
+
 def _listed(card: Card, file: str, place: str) -> Iterator[tuple[str, str]]:
     path = inside(card.root, file, place)
     try:
@@ -235,7 +240,7 @@ def _listed(card: Card, file: str, place: str) -> Iterator[tuple[str, str]]:
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not lines:
         raise UserError(f"{path}: is empty; list one entry a line or remove it from the card")
-    return ((line, f"{path}:{number}") for number, line in lines)
+    return ((slashed(line), f"{path}:{number}") for number, line in lines)
 
 
 def _found(card: Card, maker: Entries) -> Iterable[tuple[str, str]]:

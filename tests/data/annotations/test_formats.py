@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 
 from mmfuse.data.annotations import formats
@@ -90,7 +91,9 @@ def test_yolo_is_in_parts_of_the_image():
         ("3", (40, 15, 60, 35), False, None, "line 1"),
     ]
     (polygon,) = formats.yolo(b"3 0.1 0.1 0.2 0.2 0.3 0.1", SIZE)
-    assert math.isnan(polygon.box[0])
+    np.testing.assert_allclose(polygon.box, [10, 5, 30, 10])
+    for wrong in (b"3 0.1 0.1 0.2 0.2 0.3", b"3 0.1 0.1 0.2 0.2 0.3 x", b"3 0.1 0.1 0.2 0.2 0.3 0.1 0.4"):
+        assert all(math.isnan(one.box[0]) for one in formats.yolo(wrong, SIZE))
 
 
 def test_kitti_has_corners_and_occlusion():

@@ -102,7 +102,12 @@ def test_boxes_are_clipped_and_those_far_out_are_counted(tmp_path):
         ({"width": None}, {}, "image 1: width None"),
         ({"condition": "nigth"}, {}, "image 1: 'nigth' is not a known condition"),
         ({"modalities": {"rgb": "a.png"}}, {}, "image 1: has no file for the modality 'thermal'"),
-        ({"modalities": None}, {}, "image 1: has no 'modalities'"),
+        (
+            {"modalities": None},
+            {},
+            "image 1: has no 'modalities' but a file_name 'x'; map each modality to its file, or",
+        ),
+        ({"modalities": {"rgb": "..\\a.png", "thermal": "b.png"}}, {}, "image 1: '../a.png' leads out of"),
         ({"modalities": {"rgb": "../a.png", "thermal": "b.png"}}, {}, "image 1: '../a.png' leads out of"),
         ({"modalities": {"rgb": "/a.png", "thermal": "b.png"}}, {}, "image 1: '/a.png' leads out of"),
     ],
@@ -134,6 +139,47 @@ def test_what_other_tools_write_is_read(tmp_path):
     (record,) = reading.records
     assert (record.width, record.height, record.ignore.tolist()) == (40, 30, [True])
     assert len(scan_split(card, "train").errors) == 2
+
+
+@pytest.mark.parametrize("bbox", [{}, {"bbox": None}, {"bbox": []}])
+def test_polygons_without_a_box_are_read_as_their_bounds(tmp_path, bbox):
+    polygons = [[5, 6, 9.5, 6, 7, 12], [20, 3, 22, 3, 22, 4, 20, 4]]
+    annotation = {"id": 1, "image_id": 1, "category_id": 7, "segmentation": polygons, **bbox}
+    (record,) = read_split(write_split(tmp_path, [make_image(1)], [annotation]), "train")
+    np.testing.assert_array_equal(record.boxes, [[5, 3, 22, 12]])
+
+
+def test_a_box_counts_before_its_polygons(tmp_path):
+    annotation = make_annotation(1, segmentation=[[5, 6, 9, 6, 7, 12]])
+    (record,) = read_split(write_split(tmp_path, [make_image(1)], [annotation]), "train")
+    np.testing.assert_array_equal(record.boxes, [[1, 2, 11, 7]])
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [None, [], [[]], [[1, 2, 3, 4]], [[1, 2, 3, 4, 5]], [[1, 2, 3, 4, 5, "6"]], [7], {"counts": [1], "size": [9, 9]}],
+)
+def test_what_has_neither_box_nor_polygon_is_refused(tmp_path, segmentation):
+    annotation = make_annotation(1, bbox=[], segmentation=segmentation)
+    card = write_split(tmp_path, [make_image(1)], [annotation])
+    (error,) = scan_split(card, "train").errors
+    assert "is not four finite numbers" in error
+
+
+def test_separators_of_windows_are_read(tmp_path):
+    names = {"rgb": "rgb\\day\\1.png", "thermal": ".\\t\\1.png"}
+    card = write_split(tmp_path, [make_image(1, modalities=names)], [])
+    (record,) = read_split(card, "train")
+    assert record.files == {"rgb": card.root / "rgb/day/1.png", "thermal": card.root / "t/1.png"}
+    layout = Layout({"rgb": "rgb/{id}.png", "thermal": "t/{id}.png"}, entry="day/{id}.png")
+    for file in ("rgb/1.png", "t/1.png"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        Image.new("L", (4, 4)).save(tmp_path / file)
+    card = dataclasses.replace(
+        write_split(tmp_path, [make_image(1, file_name="day\\1.png")], []), layout=layout, modalities=card.modalities
+    )
+    (record,) = read_split(card, "train")
+    assert record.files == {"rgb": card.root / "rgb/1.png", "thermal": card.root / "t/1.png"}
 
 
 def test_areas_are_the_files_and_go_to_coco_and_back_and_into_the_digest(tmp_path):

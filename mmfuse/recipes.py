@@ -77,7 +77,8 @@ class TrainRecipe:
 
     `epochs` 0 trains nothing: the result is what `init` starts from. `lr` is for a batch of 64 and scales linearly with
     `batch_size`, which is the batch over all processes. `evaluate_every` counts epochs; the last epoch is always
-    evaluated.
+    evaluated. `freeze` names parts that stay as they start (see `training.freezing`); the learning rate of backbones is
+    `backbone_rate` times that of all else.
 
     Four keys keep a detector strong on each sensor alone, 0 for off and without effect where there is one modality.
     `branch_losses` weighs the loss of each sensor alone, None for 1 where several meet in a pyramid; `faults` is the
@@ -94,6 +95,8 @@ class TrainRecipe:
     warmup_epochs: float = 1.0
     ema_decay: float = 0.9998
     clip_norm: float = 10.0
+    freeze: tuple[str, ...] = ()
+    backbone_rate: float = 1.0
     evaluate_every: int = 1
     branch_losses: float | None = None
     faults: float = 0.0
@@ -106,7 +109,7 @@ class TrainRecipe:
         require(self.epochs >= 0, "epochs", self.epochs, "use at least 1, or 0 with init")
         for name in ("batch_size", "evaluate_every"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "use at least 1")
-        for name in ("lr", "clip_norm"):
+        for name in ("lr", "clip_norm", "backbone_rate"):
             require(getattr(self, name) > 0, name, getattr(self, name), "use a positive number")
         for name in ("weight_decay", "warmup_epochs", "distillation", "seed"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "use at least 0")
@@ -125,9 +128,9 @@ class TrainRecipe:
 class Recipe:
     """One experiment: a dataset card, the modalities to use of it, the detector, the data path and the training.
 
-    `init` maps modalities to what it starts from: trained runs (folders or checkpoints) of that modality alone, or
-    recipes of such, which are trained first. `doubt` says what comes of sensors that aren't believed, see
-    `model.doubt`; with "off" it isn't fitted.
+    `init` is what it starts from: one run (a folder or checkpoint) of any sensors and classes, of which what fits is
+    taken; or, by modality, runs of that modality alone, or recipes of such, which are trained first. `doubt` says what
+    comes of sensors that aren't believed, see `model.doubt`; with "off" it isn't fitted.
     """
 
     name: str
@@ -136,7 +139,7 @@ class Recipe:
     model: ModelRecipe = field(default_factory=ModelRecipe)
     data: DataRecipe = field(default_factory=DataRecipe)
     train: TrainRecipe = field(default_factory=TrainRecipe)
-    init: dict[str, str] = field(default_factory=dict)
+    init: dict[str, str] | str = field(default_factory=dict)
     doubt: Literal["drop", "report", "off"] = "drop"
 
     def __post_init__(self) -> None:
@@ -144,7 +147,7 @@ class Recipe:
         require_name(self.name, "name")
         require(modalities, "modalities", modalities, "name at least one")
         require(len(set(modalities)) == len(modalities), "modalities", modalities, "name each once")
-        for modality in self.init:
+        for modality in self.singles:
             if modality not in modalities:
                 raise UserError(f"init: {unknown_name(modality, modalities, 'modality of this recipe')}")
         require(self.init or train.epochs >= 1, "train.epochs", train.epochs, "use at least 1, or 0 with init")
@@ -154,6 +157,11 @@ class Recipe:
             for name in ("branch_losses", "distillation"):
                 weight, fix = getattr(train, name), f"use 0 for placement {model.placement}"
                 require(not weight, f"train.{name}", weight, fix)
+
+    @property
+    def singles(self) -> dict[str, str]:
+        """The runs or recipes of one modality each that it starts from."""
+        return {} if isinstance(self.init, str) else self.init
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values for JSON or YAML; `build(Recipe, values, where)` reads them back."""
@@ -187,4 +195,6 @@ def _looked_up(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     if isinstance(init, dict):
         runs = {m: str((folder / run).resolve()) if isinstance(run, str) else run for m, run in init.items()}
         values = {**values, "init": runs}
+    if isinstance(init, str):
+        values = {**values, "init": str((folder / init).resolve())}
     return values

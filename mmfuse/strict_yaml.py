@@ -6,6 +6,7 @@ import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -128,13 +129,12 @@ def _convert(hint: Any, value: Any, where: str, place: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in args:
             return None
-        errors = []
-        for kind in (a for a in args if a is not type(None)):
-            try:
+        kinds = [kind for kind in args if kind is not type(None)]
+        kinds.sort(key=lambda kind: (get_origin(kind) in (dict, Mapping)) != isinstance(value, dict))
+        for kind in kinds:
+            with suppress(UserError):
                 return _convert(kind, value, where, place)
-            except UserError as error:
-                errors.append(error)
-        raise errors[-1 if isinstance(value, dict) else 0]
+        return _convert(kinds[0], value, where, place)  # which tells what is wrong with the likely one
     if dataclasses.is_dataclass(hint):
         return build(typing.cast(type[Any], hint), value, where, place)
     if origin is Literal:

@@ -304,7 +304,8 @@ def test_a_start_is_looked_up_like_the_card(tmp_path, monkeypatch):
     assert build(Recipe, plain(loaded.to_dict()), "again") == loaded
     fails(lambda: load_recipe(path, ["init.c=x"]), "init: 'c' is not a known modality of this recipe")
     fails(lambda: load_recipe(path, ["init.a=5"]), "init.a: 5 is not text")
-    fails(lambda: load_recipe(path, ["init=runs"]), "init: 'runs' is not a mapping")
+    assert load_recipe(path, ["init=runs/a"]).init == str(tmp_path / "runs" / "a")
+    fails(lambda: load_recipe(path, ["init=[a]"]), "init: ['a'] is not text")
     fails(lambda: load_recipe(path, ["model.weights=tf_efficientdet_d0"]), "model.weights: ", "leave it or init out")
 
 

@@ -16,7 +16,7 @@ from mmfuse.model import graphs
 from mmfuse.model.alignment import Alignment
 from mmfuse.model.backbones import Backbone, default_name
 from mmfuse.model.detector import CLASS_PRIOR, SHARED, STACKED, Detector, FusionDetector
-from mmfuse.model.effdet_weights import import_effdet, read_checkpoint
+from mmfuse.model.effdet_weights import Imported, import_effdet, read_checkpoint
 from mmfuse.model.ensemble import BoxEnsemble
 from mmfuse.model.fusion import merge_type
 from mmfuse.model.heads import PER_PLACE, Head
@@ -91,7 +91,26 @@ def create_detector(
     height, width = input_size or (resolution, resolution)
     if min(height, width) <= 0 or height % stride or width % stride:
         raise UserError(f"input_size: [{height}, {width}] doesn't fit; use positive multiples of {stride}")
-    return _build(settled, measured, names, (height, width), pretrained, weights)
+    detector = _build(settled, measured, names, (height, width), pretrained)
+    if weights is not None:
+        logging.getLogger(__name__).warning("%s", _set_weights(detector, weights).to_text())
+    return detector
+
+
+def _set_weights(detector: Detector, weights: str | Path) -> Imported:
+    from mmfuse.model.checkpoint import is_checkpoint, load
+    from mmfuse.model.grafting import adopt
+
+    if is_checkpoint(weights):
+        try:
+            return adopt(detector, load(weights))
+        except UserError as error:
+            raise UserError(f"weights: {weights} {error}") from None
+    state = read_checkpoint(weights)
+    for part in detector.members.values() if isinstance(detector, BoxEnsemble) else [detector]:
+        assert isinstance(part, FusionDetector)
+        found = import_effdet(part, state)
+    return found
 
 
 def _build(
@@ -100,7 +119,6 @@ def _build(
     classes: Sequence[str],
     input_size: tuple[int, int],
     pretrained: bool | str | Path,
-    weights: str | Path | None,
 ) -> Detector:
     spec: dict[str, Any] = {
         "modalities": {m: sensor.encoded_channels for m, sensor in sensors.items()},
@@ -112,7 +130,7 @@ def _build(
     sight = Sight(sensors, input_size, architecture.scale.coarsest_stride)
     if architecture.placement == "boxes":
         members = {
-            m: _build(architecture.member(m), {m: sensor}, classes, input_size, pretrained, weights)
+            m: _build(architecture.member(m), {m: sensor}, classes, input_size, pretrained)
             for m, sensor in sensors.items()
         }
         return BoxEnsemble(members, sight, spec)
@@ -143,8 +161,6 @@ def _build(
         spec=spec,
     )
     keep_less(detector)
-    if weights is not None:
-        logging.getLogger(__name__).warning("%s", import_effdet(detector, read_checkpoint(weights)).to_text())
     return detector
 
 

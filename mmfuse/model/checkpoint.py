@@ -95,6 +95,18 @@ def _begin_doubts(detector: Detector, tensors: Mapping[str, Tensor]) -> None:
         detector.begin_doubt()
 
 
+def is_checkpoint(path: str | Path) -> bool:
+    """Whether a path is a run folder, or a file of tensors and a header of ours."""
+    path = Path(path)
+    if path.suffix != ".safetensors" or not path.is_file():
+        return path.is_dir()
+    try:
+        with safe_open(path, framework="pt") as file:
+            return str((file.metadata() or {}).get("format", "")).startswith("mmfuse-")
+    except (SafetensorError, OSError):
+        return False
+
+
 def load(path: str | Path, device: str | torch.device = "cpu") -> Detector:
     """Returns the detector of a run folder (its best) or of a checkpoint file, in eval mode, its weights channels last.
 

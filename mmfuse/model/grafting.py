@@ -1,4 +1,4 @@
-"""Starts a detector of several modalities from trained ones of one each: at first it does what the best one does."""
+"""Starts a detector from trained ones: from one for each modality, or from any other of ours, as far as it fits."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from mmfuse.architecture import Architecture
 from mmfuse.errors import UserError
 from mmfuse.model.backbones import default_name
-from mmfuse.model.detector import SHARED, Detector, FusionDetector
+from mmfuse.model.detector import SHARED, STACKED, Detector, FusionDetector
+from mmfuse.model.effdet_weights import Imported
 from mmfuse.model.ensemble import BoxEnsemble
 from mmfuse.model.fusion import Merge
 from mmfuse.model.nodes import Feature
@@ -66,13 +67,119 @@ def graft(detector: Detector, singles: Mapping[str, FusionDetector], main: str) 
         ):
             if impossible:
                 raise UserError(f"{what} can't start from single modalities; use model.{fix}")
-    common, apart = ("pyramid.nodes.", "class_head.", "box_head."), (".laterals.", ".merge.")
-    values = {key: x for key, x in _under(common, singles[main]).items() if not any(part in key for part in apart)}
+    values = _backbones(singles) | _under(("class_head.", "box_head."), singles[main])
+    detector.load_state_dict(values | _pyramid(detector, singles, main), strict=False)
+
+
+def adopt(detector: Detector, source: Detector) -> Imported:
+    """Sets what fits of a detector from any other of ours, and returns what that was.
+
+    Backbones are taken by the names of modalities. Pyramids of one kind and size are taken whole, edges by what they
+    read; edges of sensors that the source lacks start at `FAINT`, so that at first the others answer as they did. Of
+    the class head's last layer the rows of classes of the same name are taken, the others stay fresh. What judges
+    sensors isn't taken.
+
+    Raises:
+        UserError: they have no modality in common.
+    """
+    sources = {m: source.member(m) if isinstance(source, BoxEnsemble) else source for m in source.modalities}
+    common = [m for m in detector.modalities if m in sources]
+    if not common:
+        raise UserError(f"reads {', '.join(source.modalities)}, none of {', '.join(detector.modalities)}")
+    if isinstance(detector, BoxEnsemble):
+        each = {m: adopt(detector.member(m), sources[m]) for m in common}
+        others = tuple(f"member {m} fresh" for m in detector.modalities if m not in each)
+        return Imported(
+            tuple(common),
+            sum(one.loaded for one in each.values()),
+            tuple(dict.fromkeys(line for one in each.values() for line in one.adapted)),
+            tuple(f"{m}: {line}" for m, one in each.items() for line in one.left) + others,
+        )
+    assert isinstance(detector, FusionDetector)
+    singles = {m: single for m in common if isinstance(single := sources[m], FusionDetector)}
+    main = singles[common[0]]
+    values = _backbones(singles) | _under(("class_head.", "box_head.", "alignment."), main)
+    if detector.pyramid.graph == main.pyramid.graph and list(detector.pyramid.channels) == list(main.pyramid.channels):
+        values |= _under(("pyramid.", f"backbones.{STACKED}."), main)
+    elif _alike(detector, main):
+        values |= _pyramid(detector, singles, common[0])
+    values |= _class_rows(detector, main)
+    own = detector.state_dict()
+    taken = {key: x for key, x in values.items() if key in own and own[key].shape == x.shape}
+    detector.load_state_dict(taken, strict=False)
+    shared = [name for name in detector.classes if name in main.classes]
+    adapted: list[str] = []
+    if detector.classes != main.classes:
+        fresh = [name for name in detector.classes if name not in shared]
+        adapted.append(f"classes: {', '.join(shared) or 'none'} from it, {', '.join(fresh) or 'none'} fresh")
+    if (lacking := [m for m in detector.modalities if m not in common]) and not detector.stacked:
+        adapted.append(f"{', '.join(lacking)}: fresh, with a faint share at first")
+    return Imported(tuple(common), len(taken), tuple(adapted), _left(own, taken))
+
+
+def _left(own: Mapping[str, Tensor], taken: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Returns a line for each part of which something wasn't taken."""
+    counts: dict[str, list[int]] = {}
+    for key in own:
+        words = key.split(".")
+        if words[0] in ("backbones", "pyramid", "class_head", "box_head", "alignment"):
+            part = ".".join(words[: 2 if words[0] == "backbones" else 1])
+            count = counts.setdefault(part, [0, 0])
+            count[0] += key not in taken
+            count[1] += 1
+    return tuple(f"{part}: {fresh} of {all_} tensors fresh" for part, (fresh, all_) in counts.items() if fresh)
+
+
+def _alike(detector: FusionDetector, other: FusionDetector) -> bool:
+    """Whether both have one pyramid but for the sensors that it reads."""
+    here, there = Architecture.of(detector.spec), Architecture.of(other.spec)
+    placements = ("first", "every")
+    return (
+        here.pyramid == there.pyramid
+        and len(detector.pyramid.graph) == len(other.pyramid.graph)
+        and detector.levels == other.levels
+        and (len(detector.modalities) == 1 or here.placement in placements)
+        and (len(other.modalities) == 1 or there.placement in placements)
+        and type(detector.pyramid.merges[0]) is type(other.pyramid.merges[0])
+        and detector.pyramid.merges[0].learned
+        and not any(node.gate for node in detector.pyramid.graph)
+    )
+
+
+def _class_rows(detector: FusionDetector, other: FusionDetector) -> dict[str, Tensor]:
+    """Returns the class head's last layer with the rows that the other has for classes of the same name."""
+    found = {}
+    for name in ("weight", "bias"):
+        key = f"class_head.predict.pointwise.{name}"
+        own, theirs = detector.state_dict()[key], other.state_dict()[key]
+        if own.shape[1:] != theirs.shape[1:]:
+            continue
+        rows = own.clone().unflatten(0, (-1, len(detector.classes)))
+        given = theirs.unflatten(0, (-1, len(other.classes)))
+        for k, label in enumerate(detector.classes):
+            if label in other.classes:
+                rows[:, k] = given[:, other.classes.index(label)]
+        found[key] = rows.flatten(0, 1)
+    return found
+
+
+def _backbones(singles: Mapping[str, FusionDetector]) -> dict[str, Tensor]:
+    values: dict[str, Tensor] = {}
     for modality, single in singles.items():
-        values |= _under((f"backbones.{modality}.", f"backbones.{SHARED}.", f"pyramid.extend.{modality}."), single)
+        values |= _under((f"backbones.{modality}.", f"backbones.{SHARED}."), single)
+    return values
+
+
+def _pyramid(detector: FusionDetector, singles: Mapping[str, FusionDetector], main: str) -> dict[str, Tensor]:
+    """Returns the tensors of the pyramid: nodes of `main`, and of each modality what brings its features in."""
+    apart = (".laterals.", ".merge.")
+    own = _under(("pyramid.nodes.",), singles[main])
+    values = {key: x for key, x in own.items() if not any(part in key for part in apart)}
+    for modality, single in singles.items():
+        values |= _under((f"pyramid.extend.{modality}.",), single)
     for index in range(len(detector.pyramid.graph)):
         values |= _edges(detector, singles, main, index)
-    detector.load_state_dict(values, strict=False)
+    return values
 
 
 def keep_open(detector: nn.Module) -> None:
@@ -99,7 +206,7 @@ def _edges(detector: FusionDetector, singles: Mapping[str, FusionDetector], main
         moved = {f"{where}.laterals.{from_place}.": f"{where}.laterals.{place}."} if from_place is not None else {}
         if place in node.merged:
             number = theirs.merged.index(from_place) if theirs and from_place is not None else None
-            alike.append(number if owner == main else None)
+            alike.append(number if singles.get(owner) is singles[main] else None)
             if number is not None and type(_node(singles[owner], index).merge) is type(own):
                 moved[f"{where}.merge.gates.{number}."] = f"{where}.merge.gates.{len(alike) - 1}."
         for before, after in moved.items():

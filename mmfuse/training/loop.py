@@ -37,6 +37,7 @@ from mmfuse.training.branches import StepLoss
 from mmfuse.training.distributed import World
 from mmfuse.training.doubt_calibration import calibrate, can_doubt, is_calibrated
 from mmfuse.training.faults import Strikes
+from mmfuse.training.freezing import freeze, hold
 from mmfuse.training.optim import build_optimizer, rate_at
 from mmfuse.training.score_calibration import collect_calibrated
 from mmfuse.training.start import read_start
@@ -80,7 +81,8 @@ def train(
         recipe = load_recipe(recipe, assignments)
     run = Run(Path(folder) if folder is not None else Path("runs") / recipe.name)
     first = _trained_first(recipe, run)
-    recipe = replace(recipe, init=recipe.init | {m: str(folder) for m, (_, folder) in first.items()})
+    if first:
+        recipe = replace(recipe, init=recipe.singles | {m: str(folder) for m, (_, folder) in first.items()})
     if (run.folder / "config.yaml").exists():
         if not resume:
             raise UserError(f"{run.folder}: holds a run already; resume it, or choose another folder")
@@ -113,7 +115,7 @@ def _doubt(recipe: Recipe, run: Run) -> None:
 def _trained_first(recipe: Recipe, run: Run) -> dict[str, tuple[Recipe, Path]]:
     """Returns the recipes that `init` names, by modality, with the seed of this one, and the folders of their runs."""
     first = {}
-    for modality, start in recipe.init.items():
+    for modality, start in recipe.singles.items():
         if Path(start).suffix == ".yaml":
             single = load_recipe(start, [f"train.seed={recipe.train.seed}"])
             folder = run.folder.with_name(single.name + run.folder.name.removeprefix(recipe.name))
@@ -158,6 +160,7 @@ def prepare_training(recipe: Recipe, run: Run, world: World) -> "Training":
     if start is not None:
         start.initialise(detector)
     detector = detector.to(world.device).to(memory_format=torch.channels_last)
+    held = freeze(detector, recipe.train.freeze)
     optimizer = build_optimizer(detector, recipe.train)
     average = ModelEmaV3(detector, recipe.train.ema_decay, use_warmup=True)
     if state is not None:
@@ -179,7 +182,18 @@ def prepare_training(recipe: Recipe, run: Run, world: World) -> "Training":
     val_loader = eval_loader(seen["val"], sensors, size, batch_size, data.workers, ImageCache(data.cache).images)
     model = world.wrap(StepLoss(detector, recipe.train, keep_each=world.size > 1))
     training = Training(
-        recipe, run, world, detector, model, optimizer, average, loader, val_loader, seen["val"], Watch(recipe.train.lr)
+        recipe,
+        run,
+        world,
+        detector,
+        model,
+        optimizer,
+        average,
+        loader,
+        val_loader,
+        seen["val"],
+        Watch(recipe.train.lr),
+        held,
     )
     if state is not None:
         training.rows, training.best = state.rows, state.best
@@ -197,8 +211,9 @@ def prepare_training(recipe: Recipe, run: Run, world: World) -> "Training":
 class Training:
     """The parts of a training, and how far it has come.
 
-    `model` is the loss of `detector`, shared between the processes; `average` is what is scored and kept. `rows` have
-    what is known of each epoch that is done, `best` is the highest AP on the validation split so far.
+    `model` is the loss of `detector`, shared between the processes; `average` is what is scored and kept. `held` stays
+    as it is. `rows` have what is known of each epoch that is done, `best` is the highest AP on the validation split so
+    far.
     """
 
     recipe: Recipe
@@ -212,6 +227,7 @@ class Training:
     val_loader: EvalLoader
     val_records: list[Record]
     watch: Watch
+    held: list[nn.Module]
     rows: list[Row] = field(default_factory=list)
     best: float = -1.0
 
@@ -258,6 +274,7 @@ class Training:
     def _train_epoch(self, epoch: int, bar: "tqdm[Any]") -> dict[str, float]:
         """Takes the steps of an epoch, counted from 0, and returns the mean of each loss."""
         self.model.train()
+        hold(self.held)
         sums: dict[str, Tensor] = {}
         for step, batch in enumerate(self.loader.epoch(epoch), epoch * len(self.loader)):
             torch.manual_seed(self.recipe.train.seed * 1_000_003 + step * self.world.size + self.world.rank)
@@ -273,7 +290,7 @@ class Training:
     def _step(self, step: int, batch: Batch) -> dict[str, Tensor]:
         """Trains on a batch; asks the host for nothing that the device has to be done for."""
         for group in self.optimizer.param_groups:
-            group["lr"] = rate_at(step, self.recipe.train, len(self.loader))
+            group["lr"] = group["scale"] * rate_at(step, self.recipe.train, len(self.loader))
         device = self.world.device
         moved = batch.to(device)
         images = {

@@ -1,10 +1,12 @@
 """The optimizer, its groups and the learning rate."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 
+from mmfuse.model.backbones import Backbone
 from mmfuse.recipes import TrainRecipe
 
 
@@ -12,12 +14,20 @@ def build_optimizer(model: nn.Module, recipe: TrainRecipe) -> torch.optim.Optimi
     """Returns SGD (momentum 0.9) or AdamW that decays the kernels of convolutions and linear layers alone.
 
     Norms, biases and fusion weights aren't decayed (EfficientDet, section 5.1; a decayed fusion weight loses its
-    meaning as a share). A step is one fused call for each group, in which the host reads nothing from a device.
+    meaning as a share). The rate of a group is `rate_at` times its "scale". A step is one fused call for each group, in
+    which the host reads nothing from a device.
     """
     kernels = {id(part.weight) for part in model.modules() if isinstance(part, nn.Conv2d | nn.Linear)}
-    decayed = [p for p in model.parameters() if p.requires_grad and id(p) in kernels]
-    free = [p for p in model.parameters() if p.requires_grad and id(p) not in kernels]
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": free, "weight_decay": 0.0}]
+    slow = {id(p) for part in model.modules() if isinstance(part, Backbone) for p in part.parameters()}
+    slow = slow if recipe.backbone_rate != 1 else set()
+    groups: list[dict[str, Any]] = []
+    for scale, slower in ((1.0, False), (recipe.backbone_rate, True)):
+        learnt = [p for p in model.parameters() if p.requires_grad and (id(p) in slow) == slower]
+        decayed = [p for p in learnt if id(p) in kernels]
+        free = [p for p in learnt if id(p) not in kernels]
+        for params, decay in ((decayed, recipe.weight_decay), (free, 0.0)):
+            if params:
+                groups.append({"params": params, "weight_decay": decay, "scale": scale})
     rate = peak_rate(recipe)
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=rate, momentum=0.9, fused=True)

@@ -1,4 +1,4 @@
-"""Where a training starts from that goes on from trained runs of single modalities."""
+"""Where a training starts from that goes on from trained runs: one of each modality, or any one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -7,17 +7,21 @@ from pathlib import Path
 from mmfuse.errors import UserError
 from mmfuse.model import checkpoint
 from mmfuse.model.detector import Detector, FusionDetector
-from mmfuse.model.grafting import graft, misfit
+from mmfuse.model.grafting import adopt, graft, misfit
 from mmfuse.sensor import Sensor
 
 
 @dataclass(frozen=True)
 class Start:
-    """Trained detectors of a modality each, by modality; `main` is the best of them on its validation split."""
+    """Trained detectors of a modality each, by modality; `main` is the best of them on its validation split.
+
+    Or, where `whole` is given, one detector of any modalities; `paths` has its own for each of them.
+    """
 
     singles: Mapping[str, FusionDetector]
     paths: Mapping[str, str]
     main: str
+    whole: Detector | None = None
 
     def sensors(self, sensors: Mapping[str, Sensor]) -> dict[str, Sensor]:
         """Returns those of the card's `sensors` that have a run, with the statistics that the run was trained with.
@@ -26,8 +30,11 @@ class Start:
             UserError: a run encoded its sensor otherwise.
         """
         found = {}
-        for m, single in self.singles.items():
-            own, theirs = sensors[m], single.sensors[m]
+        known = {m: single.sensors[m] for m, single in self.singles.items()}
+        if self.whole is not None:
+            known = {m: sensor for m, sensor in self.whole.sensors.items() if m in sensors}
+        for m, theirs in known.items():
+            own = sensors[m]
             for key in ("channels", "encoding", "near", "far", "range"):
                 here, there = getattr(own, key) or getattr(theirs, key), getattr(theirs, key)
                 if here != there:
@@ -38,11 +45,17 @@ class Start:
         return found
 
     def initialise(self, detector: Detector) -> None:
-        """Sets the weights of a detector that is to be trained; see `grafting.graft`.
+        """Sets the weights of a detector that is to be trained; see `grafting.graft` and `grafting.adopt`.
 
         Raises:
             UserError: a run doesn't fit the detector.
         """
+        if self.whole is not None:
+            try:
+                print(adopt(detector, self.whole).to_text())
+            except UserError as error:
+                raise UserError(f"init: {self.main} {error}") from None
+            return
         for modality, single in self.singles.items():
             if problem := misfit(detector, modality, single):
                 raise UserError(f"init: {modality}: {self.paths[modality]} {problem}")
@@ -52,12 +65,18 @@ class Start:
             raise UserError(f"init: {error}") from None
 
 
-def read_start(init: Mapping[str, str]) -> Start | None:
-    """Reads runs (folders or checkpoints) by modality; None where there is none.
+def read_start(init: Mapping[str, str] | str) -> Start | None:
+    """Reads a run (a folder or checkpoint) or those of modalities; None where there is none.
 
     Raises:
         UserError: one is missing or is no checkpoint of one detector's, or there are several and one isn't scored.
     """
+    if isinstance(init, str):
+        try:
+            whole = checkpoint.load(init)
+        except UserError as error:
+            raise UserError(f"init: {error}") from None
+        return Start({}, dict.fromkeys(whole.modalities, init), init, whole)
     singles, scores = {}, {}
     for modality, run in init.items():
         path = Path(run)

@@ -136,7 +136,8 @@ def _group(runs: Sequence[Run], split: str) -> list[_Model]:
     """Scores runs and groups those of one recipe."""
     models: dict[str, _Model] = {}
     for run in runs:
-        starts = dict.fromkeys(run.recipe.init, "")  # each seed goes on from runs of its own
+        init = run.recipe.init
+        starts = "a run" if isinstance(init, str) else dict.fromkeys(init, "")  # each seed goes on from runs of its own
         recipe = dataclasses.replace(run.recipe, init=starts, train=dataclasses.replace(run.recipe.train, seed=0))
         known = models.setdefault(recipe.name, _Model(recipe, [], []))
         if known.recipe != recipe:

@@ -18,6 +18,7 @@ from mmfuse.model import checkpoint
 from mmfuse.model.detector import CLASS_PRIOR
 from mmfuse.model.grafting import FAINT
 from mmfuse.recipes import load_recipe
+from mmfuse.run import Run
 from mmfuse.sensor import Sensor
 from mmfuse.training import loop, score_calibration
 from mmfuse.training.loop import train
@@ -99,7 +100,7 @@ def agreed(singles, paired_set, tmp_path):
 
 
 def _objects(found):
-    return {"boxes": found.boxes.numpy(), "labels": found.labels.numpy()}
+    return {"boxes": found.boxes.numpy(), "labels": found.labels.numpy(), "area": None}
 
 
 def test_without_epochs_its_ap_is_the_best_single_ones(agreed):
@@ -281,3 +282,21 @@ def test_runs_that_were_not_scored_can_t_be_compared(singles, tmp_path):
     with pytest.raises(UserError, match=r"^init: rgb: .*x\.safetensors has no AP on a validation split, so it can't"):
         read_start({"rgb": str(tmp_path / "x.safetensors"), "thermal": str(singles / "thermal")})
     assert read_start({}) is None
+
+
+def test_a_training_goes_on_from_any_run(singles, fused_file, tmp_path, capsys):
+    """What fits is taken and told, and that start is scored before the first step."""
+    run = train(fused_file, [f"init={singles}/thermal", "train.epochs=1", "doubt=off"], folder=tmp_path / "run")
+    told = capsys.readouterr().out
+    assert "tensors for thermal" in told
+    assert "adapted rgb: fresh, with a faint share at first" in told
+    first, last = run.metrics
+    assert (first["epoch"], last["epoch"]) == (0, 1)
+    assert first["val_ap"] == pytest.approx(Run(singles / "thermal").metrics[-1]["val_ap"], abs=0.05)
+    assert compare([singles / "thermal", run.folder], out=tmp_path / "out").models[1].name == run.recipe.name
+    for init, message in (
+        (tmp_path / "absent", r"^init: .*absent.*: does not exist; train first"),
+        (tmp_path / "run" / "last.safetensors", "^init: .*last.safetensors: holds a training state"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train(fused_file, [f"init={init}"], folder=tmp_path / "other")

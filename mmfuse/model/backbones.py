@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from mmfuse.errors import UserError
@@ -79,6 +80,33 @@ class Backbone(Foldable):
         """Turns images (B, C, H, W) into maps (B, channels, h, w) at strides 8, 16 and 32."""
         last = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
         return [x.permute(0, 3, 1, 2) if last else x for x in self.net(images)]
+
+
+class OwnBackbone(Backbone):
+    """A module of the user's, which turns images (B, C, H, W) into maps (B, c, h, w) at strides 8, 16 and 32.
+
+    Raises:
+        UserError: it doesn't.
+    """
+
+    def __init__(self, modality: str, net: nn.Module, in_channels: int) -> None:
+        super(Backbone, self).__init__()
+        self.net = net
+        side, mode = 4 * STRIDES[-1], net.training
+        try:
+            with torch.no_grad():
+                maps = list(net.eval()(torch.zeros(2, in_channels, side, side)))
+        except Exception as error:  # whatever a module does that isn't made for this
+            problem = f"can't read images of {in_channels} channels ({' '.join(str(error).split())[:120]})"
+            raise UserError(f"backbones: {modality}: {problem}; give a module that does") from None
+        finally:
+            net.train(mode)
+        shapes = [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in maps]
+        sizes = [(side // stride,) * 2 for stride in STRIDES]
+        if [shape[2:] if len(shape) == 4 else None for shape in shapes] != sizes:
+            wanted = f"three maps (B, c, h, w) at strides {', '.join(map(str, STRIDES))}"
+            raise UserError(f"backbones: {modality}: of {side} x {side} gives {shapes}; give {wanted}")
+        self.channels = [x.shape[1] for x in maps]
 
 
 def default_name(size: Size, flavour: str) -> str:

@@ -14,7 +14,7 @@ from mmfuse.errors import UserError, unknown_name
 from mmfuse.images.sight import Sight
 from mmfuse.model import graphs
 from mmfuse.model.alignment import Alignment
-from mmfuse.model.backbones import Backbone, default_name
+from mmfuse.model.backbones import Backbone, OwnBackbone, default_name
 from mmfuse.model.detector import CLASS_PRIOR, SHARED, STACKED, Detector, FusionDetector
 from mmfuse.model.effdet_weights import Imported, import_effdet, read_checkpoint
 from mmfuse.model.ensemble import BoxEnsemble
@@ -40,6 +40,7 @@ def create_detector(
     fusion: str | None = None,
     flavour: Flavour = "tf",
     backbone: str | Mapping[str, str] | None = None,
+    backbones: Mapping[str, nn.Module] | None = None,
     share_backbone: bool = False,
     align: str | None = None,
     width: int | None = None,
@@ -57,6 +58,8 @@ def create_detector(
     - `num_classes`: how many classes; or give their names as `classes`.
     - `sensors`: how raw pixels become those channels; by default 8-bit intensities.
     - `input_size`: height and width at which it sees; by default the size's own resolution, square.
+    - `backbones`: modules of your own for some modalities, see `backbones.OwnBackbone`; such a detector is loaded with
+      them: `mmfuse.load(path, backbones=…)`.
     - `pretrained`: start from ImageNet's weights for the backbones: True, or a file of timm's; see `pretrained`.
     - `weights`: a name of `effdet_weights.PUBLISHED`, a file of effdet's weights, or a run or checkpoint of ours; what
       they set, adapt and leave goes to the log.
@@ -91,7 +94,15 @@ def create_detector(
     height, width = input_size or (resolution, resolution)
     if min(height, width) <= 0 or height % stride or width % stride:
         raise UserError(f"input_size: [{height}, {width}] doesn't fit; use positive multiples of {stride}")
-    detector = _build(settled, measured, names, (height, width), pretrained)
+    own = dict(backbones or {})
+    for name in own:
+        if name not in modalities:
+            raise UserError(f"backbones: {unknown_name(name, modalities, 'modality of this detector')}")
+    if own and (settled.placement == "channels" or settled.share_backbone):
+        raise UserError(
+            "backbones: one backbone reads all modalities here; use placement: first, share_backbone: false"
+        )
+    detector = _build(settled, measured, names, (height, width), pretrained, own)
     if weights is not None:
         logging.getLogger(__name__).warning("%s", _set_weights(detector, weights).to_text())
     return detector
@@ -119,18 +130,22 @@ def _build(
     classes: Sequence[str],
     input_size: tuple[int, int],
     pretrained: bool | str | Path,
+    own: Mapping[str, nn.Module],
 ) -> Detector:
     spec: dict[str, Any] = {
         "modalities": {m: sensor.encoded_channels for m, sensor in sensors.items()},
         "classes": list(classes),
         "sensors": {m: sensor.to_dict() for m, sensor in sensors.items()},
         "input_size": list(input_size),
+        **({"own_backbones": sorted(own)} if own else {}),
         **dataclasses.asdict(architecture),
     }
     sight = Sight(sensors, input_size, architecture.scale.coarsest_stride)
     if architecture.placement == "boxes":
         members = {
-            m: _build(architecture.member(m), {m: sensor}, classes, input_size, pretrained)
+            m: _build(
+                architecture.member(m), {m: sensor}, classes, input_size, pretrained, {m: own[m]} if m in own else {}
+            )
             for m, sensor in sensors.items()
         }
         return BoxEnsemble(members, sight, spec)
@@ -139,7 +154,7 @@ def _build(
     scale, bias = architecture.scale, architecture.flavour == "tf"
     assert architecture.fusion is not None
     merge, stack = merge_type(architecture.fusion), graphs.stack_of(architecture.pyramid)
-    backbones = _backbones(architecture, sensors, pretrained)
+    backbones = _backbones(architecture, sensors, pretrained, own)
     streams = (STACKED,) if architecture.placement == "channels" else tuple(sensors)
     graph = graphs.build(stack, scale.levels, streams, scale.pyramid_depth, architecture.placement)
     channels = {m: backbones[SHARED if SHARED in backbones else m].channels for m in streams}
@@ -165,7 +180,10 @@ def _build(
 
 
 def _backbones(
-    architecture: Architecture, sensors: Mapping[str, Sensor], pretrained: bool | str | Path
+    architecture: Architecture,
+    sensors: Mapping[str, Sensor],
+    pretrained: bool | str | Path,
+    own: Mapping[str, nn.Module],
 ) -> dict[str, Backbone]:
     """Returns the backbone of each modality, or the one that reads all."""
     scale = architecture.scale
@@ -180,7 +198,9 @@ def _backbones(
         inputs = {SHARED: (channels, name)}
     drop_path = 0.2 if scale.backbone.startswith("b") and architecture.backbone is None else 0.0
     return {
-        owner: Backbone(
+        owner: OwnBackbone(owner, own[owner], count)
+        if owner in own
+        else Backbone(
             chosen or default_name(scale, architecture.flavour), count, pretrained=pretrained, drop_path=drop_path
         )
         for owner, (count, chosen) in inputs.items()

@@ -8,7 +8,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmfuse.environment import usable
 from mmfuse.errors import UserError
@@ -65,10 +65,19 @@ def save_detector(path: Path, detector: Detector, notes: dict[str, Any]) -> None
     save(path, dict(detector.state_dict()), {"spec": detector.spec, "notes": notes})
 
 
-def build(spec: dict[str, Any]) -> Detector:
-    """Builds the detector that a header's "spec" describes, with fresh weights."""
+def build(spec: dict[str, Any], backbones: Mapping[str, nn.Module] | None = None) -> Detector:
+    """Builds the detector that a header's "spec" describes, with fresh weights; `backbones` are the user's own modules.
+
+    Raises:
+        UserError: it has other own backbones than are given.
+    """
+    needed, given = spec.get("own_backbones", []), sorted(backbones or {})
+    if needed != given:
+        fix = "give them as mmfuse.load(path, backbones={name: module})" if needed else "leave out backbones"
+        raise UserError(f"backbones: the detector has own ones for {needed}, given are {given}; {fix}")
+    spec = {key: value for key, value in spec.items() if key != "own_backbones"}
     sensors = {m: Sensor(**values) for m, values in spec["sensors"].items()}
-    return create_detector(**{**spec, "sensors": sensors, "pretrained": False, "weights": None})
+    return create_detector(**{**spec, "sensors": sensors, "pretrained": False, "weights": None}, backbones=backbones)
 
 
 def fill(detector: Detector, tensors: dict[str, Tensor], path: Path) -> None:
@@ -107,8 +116,12 @@ def is_checkpoint(path: str | Path) -> bool:
         return False
 
 
-def load(path: str | Path, device: str | torch.device = "cpu") -> Detector:
+def load(
+    path: str | Path, device: str | torch.device = "cpu", *, backbones: Mapping[str, nn.Module] | None = None
+) -> Detector:
     """Returns the detector of a run folder (its best) or of a checkpoint file, in eval mode, its weights channels last.
+
+    `backbones` are modules of your own that it was built with, by modality.
 
     Raises:
         UserError: the device can't be used, the file is missing or isn't a checkpoint.
@@ -120,6 +133,6 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Detector:
     tensors, header = read(path)
     if "spec" not in header or "step" in header:
         raise UserError(f"{path}: holds a training state, not a detector; give best.safetensors beside it")
-    detector = build(header["spec"])
+    detector = build(header["spec"], backbones)
     fill(detector, tensors, path)
     return detector.to(device).to(memory_format=torch.channels_last).eval()

@@ -9,12 +9,14 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 import mmfuse
 from mmfuse.errors import UserError
 from mmfuse.recipes import Recipe
+from mmfuse.shipped import copy, find, shipped
 
 if TYPE_CHECKING:
     from mmfuse.convert.datasets import ConvertedCard
@@ -131,6 +133,12 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--batch-size", type=int, default=8, metavar="N", help="scenes at once (default: %(default)s)")
     add.add_argument("--workers", type=int, metavar="N", help="processes that read files (default: cores to spare)")
     add.add_argument("--doubt", choices=DOUBTING, help=doubting)
+
+    for kind in ("recipe", "card"):
+        text = f"list the {kind}s that come along; show one, or copy it"
+        add = verb(f"{kind}s", partial(_shipped, kind), text)
+        add.add_argument("name", nargs="?", metavar="NAME", help=f"of the {kind} to show")
+        add.add_argument("--out", metavar="FOLDER", help="copy it to configs/ and datasets/ there")
 
     add = verb("check", _check, "check a dataset and its card")
     add.add_argument("card", help="dataset card (YAML)")
@@ -341,6 +349,21 @@ def _parts_of(options: argparse.Namespace, rest: Sequence[str]) -> dict[str, str
             raise UserError(f"{flag}: is given twice, as {given[modality]} and {part}; give each sensor once")
         given[modality] = part
     return given
+
+
+def _shipped(kind: Literal["recipe", "card"], options: argparse.Namespace, rest: list[str]) -> int:
+    _no_rest(options, rest)
+    if options.name is None and options.out is not None:
+        options.usage(f"name the {kind} to copy")
+    if options.name is None:
+        names = list(shipped(kind))
+        _print(options, names, "\n".join(names))
+    elif options.out is None:
+        print(find(kind, options.name).read_text(), end="")
+    else:
+        copied = [str(path) for path in copy(kind, options.name, Path(options.out))]
+        _print(options, copied, "\n".join(copied))
+    return 0
 
 
 def _check(options: argparse.Namespace, rest: list[str]) -> int:

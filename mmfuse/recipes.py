@@ -9,6 +9,7 @@ from typing import Any, Literal
 from mmfuse.architecture import Architecture
 from mmfuse.errors import UserError, require, unknown_name
 from mmfuse.files import require_name
+from mmfuse.shipped import find
 from mmfuse.strict_yaml import build, override, plain, read_yaml
 
 
@@ -169,7 +170,7 @@ class Recipe:
 
 
 def load_recipe(path: str | Path, assignments: Iterable[str] = ()) -> Recipe:
-    """Reads a recipe file and makes `key=value` changes to it.
+    """Reads a recipe file, or one that comes along by its name, and makes `key=value` changes to it.
 
     `name` defaults to the file's name. A relative `card`, run of `init` or file of `model.weights` is looked up from
     the recipe's folder, and from the current folder where an assignment gives it.
@@ -178,6 +179,8 @@ def load_recipe(path: str | Path, assignments: Iterable[str] = ()) -> Recipe:
         UserError: the file or a value isn't right.
     """
     path = Path(path)
+    if not path.suffix and not path.exists():
+        path = find("recipe", path.as_posix())
     values = _looked_up({"name": path.stem, **read_yaml(path)}, path.parent)
     values = _looked_up(override(values, assignments), Path())
     return build(Recipe, values, str(path))

@@ -12,7 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 PLAIN = {
     "architecture", "drawing", "errors", "files", "strict_yaml", "boxes", "scaling", "sample", "sensor", "recipes",
-    "environment",
+    "environment", "shipped",
 }  # fmt: skip
 ALLOWED = {
     "plain": set(),

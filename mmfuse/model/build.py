@@ -16,7 +16,7 @@ from mmfuse.model import graphs
 from mmfuse.model.alignment import Alignment
 from mmfuse.model.backbones import Backbone, OwnBackbone, default_name
 from mmfuse.model.detector import CLASS_PRIOR, SHARED, STACKED, Detector, FusionDetector
-from mmfuse.model.effdet_weights import Imported, import_effdet, read_checkpoint
+from mmfuse.model.effdet_weights import import_effdet, read_checkpoint
 from mmfuse.model.ensemble import BoxEnsemble
 from mmfuse.model.fusion import merge_type
 from mmfuse.model.heads import PER_PLACE, Head
@@ -104,24 +104,26 @@ def create_detector(
         )
     detector = _build(settled, measured, names, (height, width), pretrained, own)
     if weights is not None:
-        logging.getLogger(__name__).warning("%s", _set_weights(detector, weights).to_text())
+        _set_weights(detector, weights)
     return detector
 
 
-def _set_weights(detector: Detector, weights: str | Path) -> Imported:
+def _set_weights(detector: Detector, weights: str | Path) -> None:
+    """Sets weights from a file of effdet's or of ours, and logs what that did."""
     from mmfuse.model.checkpoint import is_checkpoint, load
     from mmfuse.model.grafting import adopt
 
+    log = logging.getLogger(__name__)
     if is_checkpoint(weights):
         try:
-            return adopt(detector, load(weights))
+            log.warning("%s", adopt(detector, load(weights)).to_text())
         except UserError as error:
             raise UserError(f"weights: {weights} {error}") from None
+        return
     state = read_checkpoint(weights)
     for part in detector.members.values() if isinstance(detector, BoxEnsemble) else [detector]:
         assert isinstance(part, FusionDetector)
-        found = import_effdet(part, state)
-    return found
+        log.warning("%s", import_effdet(part, state).to_text())
 
 
 def _build(

@@ -143,6 +143,8 @@ def _parser() -> argparse.ArgumentParser:
     add = verb("check", _check, "check a dataset and its card")
     add.add_argument("card", help="dataset card (YAML)")
     add.add_argument("--root", help="the dataset's folder, in place of the card's")
+    text = "count objects that are too small to be learnt at it"
+    add.add_argument("--input-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help=text)
 
     add = verb("unpack", _unpack, "unpack a dataset's zip or tar archive, whole or not at all", as_json=False)
     add.add_argument("archive")
@@ -370,7 +372,10 @@ def _check(options: argparse.Namespace, rest: list[str]) -> int:
     from mmfuse.data.checks.check import check
 
     _no_rest(options, rest)
-    report = check(options.card, options.root)
+    if options.input_size and min(options.input_size) < 1:
+        raise UserError(f"--input-size: {options.input_size} is not allowed; use height and width in pixels")
+    size = tuple(options.input_size) if options.input_size else None
+    report = check(options.card, options.root, input_size=size)
     _print(options, dataclasses.asdict(report), report.to_text())
     return 2 if report.errors else 0
 

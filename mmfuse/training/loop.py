@@ -17,6 +17,7 @@ from mmfuse.data.annotations.cards import Card, card_of
 from mmfuse.data.annotations.readers import read_split
 from mmfuse.data.annotations.records import Record, objects_that_count, split_digest
 from mmfuse.data.cache import ImageCache
+from mmfuse.data.checks.objects import objects, too_small
 from mmfuse.data.loader import EvalLoader, TrainLoader, eval_loader, fill_cache, train_loader
 from mmfuse.data.measuring import measure
 from mmfuse.environment import environment
@@ -137,6 +138,7 @@ def prepare_training(recipe: Recipe, run: Run, world: World) -> "Training":
     card, size = card_of(recipe), input_size(recipe)
     splits = {split: read_split(card, split) for split in ("train", "val")}
     seen = {split: objects_that_count(recipe, card, records, recipe.modalities) for split, records in splits.items()}
+    _check_objects(recipe, card, seen, size, world)
     if world.size > 1 and (lacking := _lacking(seen["train"], recipe.modalities)):
         raise UserError(
             f"{recipe.card}: image {lacking.image_id} lacks a modality, which {world.size} processes can't train on"
@@ -329,8 +331,6 @@ class Training:
         else:
             found = collect(detector, batches, progress="validating")
         scores = coco_scores(self.val_records, found, self.detector.classes)
-        if scores.ap is None:
-            raise UserError(f"{self.recipe.card}: the val split has no objects, so no epoch can be best; add some")
         if scores.ap > self.best:
             self.best = scores.ap
             notes = {"name": self.recipe.name, "epoch": done, "val": asdict(scores)}
@@ -361,6 +361,24 @@ def _report_left_out(loader: TrainLoader, modalities: Sequence[str]) -> None:
         print(f"skipped: {len(loader.skipped)} training images can't be used")
         for image_id, reason in sorted(loader.skipped.items()):
             print(f"  image {image_id}: {reason}")
+
+
+def _check_objects(
+    recipe: Recipe, card: Card, seen: dict[str, list[Record]], size: tuple[int, int], world: World
+) -> None:
+    """Refuses splits without an object to learn or to find, and tells how many are too small for the input size."""
+    for split, records in seen.items():
+        if not objects(records):
+            fix = "add some, or use another split"
+            raise UserError(f"{card.path}: {split} holds no object of {', '.join(card.classes)}; {fix}")
+    count, shown = objects(seen["train"]), f"data.input_size {list(size)}"
+    if too_small(seen["train"], size, recipe.data.scale_jitter[1]) == count:
+        fix = "use a larger one, or cut the images into parts"
+        raise UserError(f"{shown}: all {count} objects of train are too small for it to be learnt; {fix}")
+    if world.is_first and (lost := too_small(seen["train"], size)):
+        print(
+            f"too small: {lost} of {count} objects of train at {shown}; they are learnt only where enlarged, if at all"
+        )
 
 
 def _lacking(records: list[Record], modalities: Sequence[str]) -> Record | None:

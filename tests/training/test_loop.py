@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 
 from benchmarks.counters import count
 from mmfuse.data.annotations.cards import load_card
+from mmfuse.data.annotations.readers import read_split
 from mmfuse.errors import UserError
 from mmfuse.model import checkpoint
 from mmfuse.model.build import create_detector
@@ -241,3 +243,34 @@ def test_bad_and_useless_images_are_skipped_and_counted(paired_set, tmp_path, ca
 def test_one_place_in_one_image_is_told_without_a_traceback(recipe_file, tmp_path):
     with pytest.raises(UserError, match=r"^data.input_size: of one image of 32 x 32 the coarsest map has one place"):
         train(recipe_file("rgb"), ["data.input_size=[32, 32]", "train.batch_size=1"], folder=tmp_path / "run")
+
+
+def test_splits_without_an_object_are_refused_before_the_first_step(paired_set, recipe_file, tmp_path, monkeypatch):
+    def crowds_alone(card, split):
+        records = read_split(card, split)
+        return [replace(r, ignore=np.ones(len(r.boxes), bool)) for r in records] if split == empty else records
+
+    monkeypatch.setattr(loop, "read_split", crowds_alone)
+    for empty in ("train", "val"):
+        with pytest.raises(UserError, match=f"{empty} holds no object of person, .*; add some, or use another split"):
+            train(recipe_file("rgb"), folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_objects_too_small_for_the_input_are_counted_and_refused_where_none_is_left(
+    recipe_file, tmp_path, monkeypatch, capsys
+):
+    def shrunk(card, split):
+        records = read_split(card, split)
+        return [replace(r, boxes=np.concatenate((r.boxes[:, :2], r.boxes[:, :2] + side), 1)) for r in records]
+
+    monkeypatch.setattr(loop, "read_split", shrunk)
+    side = 1.0
+    with pytest.raises(UserError, match=r"data.input_size \[96, 128\]: all \d+ objects of train are too small"):
+        train(recipe_file("rgb"), folder=tmp_path / "run")
+    side = 3.5
+    train(recipe_file("rgb"), ["train.epochs=1"], folder=tmp_path / "run")
+    assert "too small: " in capsys.readouterr().out
+    side = 40.0
+    train(recipe_file("rgb"), ["train.epochs=1"], folder=tmp_path / "other")
+    assert "too small: " not in capsys.readouterr().out

@@ -15,6 +15,7 @@ from mmfuse.data.annotations.readers import scan_split
 from mmfuse.data.annotations.records import Reading, Record
 from mmfuse.data.checks.contents import Content, SensorReport, type_errors
 from mmfuse.data.checks.look_alikes import difference_hash, look_alikes
+from mmfuse.data.checks.objects import objects, too_small
 from mmfuse.data.samples import read_record, size_problem
 from mmfuse.errors import UserError
 from mmfuse.files import read_regular
@@ -31,7 +32,8 @@ class SplitReport:
     `boxes` counts boxes by class, crowds included; `ignored` the crowds and ignore regions among them; `conditions`
     images by tag; `sizes` is the smallest and the largest image (width, height) by area; `absent` counts images without
     a sensor; `clipped` the boxes that reach more than a pixel out of their image, `left_out` those that the card drops.
-    `sensors` has what the readable images of each sensor hold.
+    `sensors` has what the readable images of each sensor hold, `too_small` counts objects that training leaves out at
+    the input size that was asked for.
     """
 
     images: int = 0
@@ -44,6 +46,7 @@ class SplitReport:
     ignored: int = 0
     absent: dict[str, int] = field(default_factory=dict)
     sensors: dict[str, SensorReport] = field(default_factory=dict)
+    too_small: int = 0
 
 
 @dataclass
@@ -75,19 +78,21 @@ class Report:
         return "\n".join(lines)
 
 
-def check(card_path: str | Path, root: str | None = None) -> Report:
+def check(card_path: str | Path, root: str | None = None, *, input_size: tuple[int, int] | None = None) -> Report:
     """Reads a card, its splits and every image; `root` takes the place of the card's own.
+
+    With an `input_size` (H, W), objects are counted that are too small to be learnt at it.
 
     Errors: what `load_card` and `read_split` refuse; an image that is missing, unreadable, or of other channels or size
     than said; images of one pair that differ in size; a file, an image's content or a sequence in two splits; images of
     one sensor in several pixel types, or another than the card's `dtype`; a sensor that measures nothing in a whole
     split; a depth unit that leaves fewer than 5 % of a split's measured pixels between near / 2 and far * 2; the same
-    files under two ids in one split.
+    files under two ids in one split; a split train or val without an object that counts.
     Warnings: boxes that reach out of their image, are left out or stand twice, images without objects or without a
-    sensor, images without any measurement or of one single value, classes without boxes or of crowds alone, counts
-    other than the published ones, an image twice in one split, images of two splits that look alike, files whose
-    numbers are those of other pairs of the split (as of pairs matched by the order of lines), no split named train or
-    val.
+    sensor, images without any measurement or of one single value, classes without boxes or of crowds alone, conditions
+    that other splits have, objects too small for the input size, counts other than the published ones, an image twice
+    in one split, images of two splits that look alike, files whose numbers are those of other pairs of the split (as of
+    pairs matched by the order of lines), no split named train or val.
 
     Boxes that are clipped or left out, and images that are blank, constant or lack a sensor, are counted in the report.
     Point clouds are read and must not be empty; their unit, size and looks aren't checked.
@@ -114,9 +119,16 @@ def check(card_path: str | Path, root: str | None = None) -> Report:
         report.warnings += _count_warnings(card, split, report.splits[split])
         report.warnings += _object_warnings(card, split, readings[split].records)
         report.errors += _repeated_images(split, readings[split].records)
+        if input_size:
+            report.splits[split].too_small = too_small(readings[split].records, input_size)
+            report.warnings += _size_warnings(split, report.splits[split], input_size)
+        if split in ("train", "val") and not readings[split].errors and not objects(readings[split].records):
+            purpose = "nothing can be learnt of it" if split == "train" else "no epoch can be best on it"
+            report.errors.append(f"{split}: no object counts, so {purpose}; add some, or use another split")
     for split in ("train", "val"):
         if split not in card.splits:
             report.warnings.append(f"{card.path}: there is no split {split!r}, which training needs; add it")
+    report.warnings += _condition_warnings(report.splits)
     _check_sequences(readings, report)
     for split, reading in readings.items():
         report.warnings += _order_warnings(card, split, reading)
@@ -155,6 +167,20 @@ def _split_warnings(split: str, found: SplitReport) -> Iterable[str]:
     for name, count in found.boxes.items():
         if not count and found.images:
             yield f"{split}: the class {name!r} has no boxes; its accuracy can't be learnt or measured here"
+
+
+def _size_warnings(split: str, found: SplitReport, size: tuple[int, int]) -> Iterable[str]:
+    if found.too_small:
+        count = f"{found.too_small} of {sum(found.boxes.values()) - found.ignored}"
+        yield f"{split}: objects too small to be learnt at input size {list(size)}: {count}; use a larger one"
+
+
+def _condition_warnings(splits: dict[str, SplitReport]) -> Iterable[str]:
+    for split, found in splits.items():
+        for condition in dict.fromkeys(c for other in splits.values() for c in other.conditions):
+            if found.images and condition not in found.conditions:
+                there = ", ".join(name for name, other in splits.items() if condition in other.conditions)
+                yield f"{split}: no image has the condition {condition!r}, which {there} has; compare no figures of it"
 
 
 def _count_warnings(card: Card, split: str, found: SplitReport) -> Iterable[str]:

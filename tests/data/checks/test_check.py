@@ -50,7 +50,7 @@ class Dataset:
             entry["modalities"]["depth"] = f"{entry['id']}_d.tif"
             self.save(entry["modalities"]["depth"], pixels)
 
-    def check(self):
+    def check(self, **asked):
         for split, content in self.splits.items():
             (self.folder / f"{split}.json").write_text(json.dumps(content))
         card = {
@@ -63,7 +63,7 @@ class Dataset:
             "splits": {split: f"{split}.json" for split in self.splits},
         }
         (self.folder / "card.yaml").write_text(yaml.safe_dump(card, sort_keys=False))
-        return check(self.folder / "card.yaml")
+        return check(self.folder / "card.yaml", **asked)
 
 
 @pytest.fixture
@@ -124,17 +124,17 @@ def test_splits_that_share_a_file_its_content_or_a_sequence_are_errors(dataset):
 
 
 def test_what_training_can_live_with_is_a_warning(dataset):
-    train, val = dataset.splits["train"], dataset.splits["val"]
+    train = dataset.splits["train"]
     train["annotations"][0]["bbox"] = [-4, 1, 8, 8]
-    val["annotations"] = []
+    dataset.splits["test"]["annotations"] = []
     (dataset.folder / "6_rgb.png").write_bytes((dataset.folder / "5_rgb.png").read_bytes())
     report = dataset.check()
     assert report.errors == []
     text = "\n".join(report.warnings)
     assert len(report.warnings) == 4
     assert "train: boxes that reach more than a pixel out of their image: 1" in text
-    assert "val: images without objects: 2" in text
-    assert "val: the class 'car' has no boxes" in text
+    assert "test: images without objects: 2" in text
+    assert "test: the class 'car' has no boxes" in text
     assert "6_rgb.png: is the same image as" in text
 
 
@@ -371,6 +371,33 @@ def test_double_boxes_double_images_and_crowds_are_told(dataset):
     assert "train: boxes that stand twice in their image: 1, such as in image 1; remove the second" in report.warnings
     crowds = "val: all 2 boxes of the class 'car' are crowds or ignore regions; it can't be learnt or measured here"
     assert crowds in report.warnings
-    (error,) = report.errors
-    assert error.endswith("2_rgb.png: is image 2 and image 91 of train; keep one of them")
+    doubled, uncounted = report.errors
+    assert uncounted == "val: no object counts, so no epoch can be best on it; add some, or use another split"
+    assert doubled.endswith("2_rgb.png: is image 2 and image 91 of train; keep one of them")
     assert "val: 2 images, 2 boxes (2 car), 2 of them ignored" in report.to_text()
+
+
+def test_a_split_train_or_val_without_objects_is_an_error(dataset):
+    for split in dataset.splits.values():
+        split["annotations"] = []
+    assert dataset.check().errors == [
+        "train: no object counts, so nothing can be learnt of it; add some, or use another split",
+        "val: no object counts, so no epoch can be best on it; add some, or use another split",
+    ]
+
+
+def test_a_condition_that_a_split_lacks_is_a_warning(dataset):
+    dataset.splits["train"]["images"][0]["condition"] = "night"
+    dataset.splits["val"]["images"][1]["condition"] = "night"
+    assert [w for w in dataset.check().warnings if "condition" in w] == [
+        "test: no image has the condition 'night', which train, val has; compare no figures of it"
+    ]
+
+
+def test_objects_too_small_at_an_input_size_are_counted(dataset):
+    assert dataset.check(input_size=(12, 16)).splits["val"].too_small == 0
+    dataset.splits["val"]["annotations"][0]["iscrowd"] = 1
+    report = dataset.check(input_size=(2, 16))
+    assert [found.too_small for found in report.splits.values()] == [2, 1, 2]
+    assert "val: objects too small to be learnt at input size [2, 16]: 1 of 1; use a larger one" in report.warnings
+    assert not any("too small" in warning for warning in dataset.check().warnings)

@@ -189,7 +189,7 @@ ERRORS = {
     "image id twice": (twice("images"), ["image 1: its id is not a whole number of its own", "give it one"]),
     "annotation id twice": (twice("annotations"), ["annotation 1: its id is not a whole number of its own", "give it"]),
     "NaN in JSON": (lambda rig: rig.annotations[0].update(score=float("nan")), ["holds NaN", "write numbers"]),
-    "NaN for an area": (lambda rig: rig.annotations[0].update(area=float("nan")), ["annotation 1: area: nan", "mend it"]),
+    "NaN for an area": (lambda rig: rig.annotations[0].update(area=float("nan")), ["annotation 1: area: nan", "mend"]),
 }  # fmt: skip
 
 

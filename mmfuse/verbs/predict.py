@@ -96,7 +96,7 @@ def predict(  # type: ignore[misc]
     output = None
     if out is not None:
         names = [scene.name for scene in scenes] if isinstance(scenes, Sequence) else [str(source)]
-        options = (threshold, max_detections, wanted, finder.doubt)
+        options = (threshold, max_detections, wanted, finder.doubt, positions)
         key = {"detector": _digest(detector), "scenes": names, "options": options}
         several = not isinstance(scenes, Sequence) or len(scenes) != 1
         output = Output(Path(out), key, detector.sensors, getattr(scenes, "fps", 10.0), several=several)

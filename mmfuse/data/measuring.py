@@ -10,13 +10,14 @@ from tqdm import tqdm
 
 from mmfuse.data.annotations.records import Record
 from mmfuse.data.cache import CacheError, ImageCache
+from mmfuse.data.checks.contents import impossible
 from mmfuse.errors import UserError
 from mmfuse.images.decode import read_image
 from mmfuse.recipes import DataRecipe
 from mmfuse.sensor import Sensor
 
 _MEASURED_IMAGES = 256
-_SMALLEST_STD = 1e-6
+SMALLEST_STD = 1e-6
 _RANGE = (0.001, 0.999)
 _VALUES_PER_IMAGE = 4096
 _TYPED_FILES = 32
@@ -32,7 +33,8 @@ def measure(records: Sequence[Record], sensors: Mapping[str, Sensor], data: Data
     deviation of 1e-6. Of `data` the cache counts, and what is to be done with images that can't be read.
 
     Raises:
-        UserError: an image can't be read, files of a sensor differ in type, or no record has a pixel of a sensor.
+        UserError: an image can't be read, files of a sensor differ in type, no record has a pixel of a sensor, or its
+            values are impossible or not finite.
     """
     count = min(_MEASURED_IMAGES, len(records))
     chosen = [records[i * len(records) // count] for i in range(count)]
@@ -57,7 +59,9 @@ def measure(records: Sequence[Record], sensors: Mapping[str, Sensor], data: Data
             where = "" if sensor.register == "none" else " in the frame of the reference"
             raise UserError(f"{m}: no training image has a measured pixel{where}; leave it out, or mend files or card")
         mean = total / pixels
-        std = (squares / pixels - mean.square()).clamp(min=0).sqrt().clamp(min=_SMALLEST_STD)
+        std = (squares / pixels - mean.square()).clamp(min=0).sqrt().clamp(min=SMALLEST_STD)
+        if not (mean.isfinite() & std.isfinite()).all():
+            raise UserError(f"{m}: what it measures isn't finite; see mmfuse check, and mend its files or leave it out")
         found[m] = replace(sensor, mean=tuple(mean.tolist()), std=tuple(std.tolist()))
     return found
 
@@ -94,6 +98,8 @@ def _typed(modality: str, sensor: Sensor, records: Sequence[Record], data: DataR
             gaps |= bool(np.isnan(pixels).any())
     if kind:
         seen = values.range(modality) if values.any else ()
+        if seen and not sensor.is_depth and (problem := impossible(sensor, *seen)):
+            raise UserError(f"{modality}: {problem}; mend the files, the encoding or the unit, or leave the sensor out")
         return replace(sensor, dtype=kind, seen=seen, gaps=gaps)  # type: ignore[arg-type]
     problem = "can be read of this modality" if there else "has this modality"
     raise UserError(f"{modality}: no training image {problem}; leave it out or add its files")
@@ -124,7 +130,7 @@ class _Values:
         if self.counts.any():
             values, counts = np.arange(2**16), self.counts
         if not counts.sum():
-            raise UserError(f"{modality}: no training image has a measured pixel; give the sensor a range")
+            raise UserError(f"{modality}: no training image has a measured pixel; mend its files or leave it out")
         ranks = np.ceil(np.array(_RANGE) * counts.sum()) - 1
         low, high = values[np.searchsorted(counts.cumsum(), ranks, side="right")].tolist()
         return float(low), float(high if high > low else low + 1)

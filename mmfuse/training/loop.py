@@ -19,7 +19,7 @@ from mmfuse.data.annotations.records import Record, objects_that_count, split_di
 from mmfuse.data.cache import ImageCache
 from mmfuse.data.checks.objects import objects, too_small
 from mmfuse.data.loader import EvalLoader, TrainLoader, eval_loader, fill_cache, train_loader
-from mmfuse.data.measuring import measure
+from mmfuse.data.measuring import SMALLEST_STD, measure
 from mmfuse.environment import environment
 from mmfuse.errors import UserError
 from mmfuse.evaluation.coco import coco_scores
@@ -389,6 +389,9 @@ def _lacking(records: list[Record], modalities: Sequence[str]) -> Record | None:
 def _measured(card: Card, recipe: Recipe, records: list[Record], known: dict[str, Sensor]) -> Card:
     unknown = {m: card.modalities[m] for m in recipe.modalities if m not in known}
     sensors = measure(records, unknown, recipe.data) if unknown else {}
+    for m, sensor in sensors.items():
+        if not sensor.is_depth and max(sensor.std) <= SMALLEST_STD:
+            raise UserError(f"{m}: all pixels of the training images have one value; mend its files or leave it out")
     return replace(card, modalities={**card.modalities, **known, **sensors})
 
 

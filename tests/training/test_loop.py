@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import save_file
 
 from benchmarks.counters import count
@@ -274,3 +275,27 @@ def test_objects_too_small_for_the_input_are_counted_and_refused_where_none_is_l
     side = 40.0
     train(recipe_file("rgb"), ["train.epochs=1"], folder=tmp_path / "other")
     assert "too small: " not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.full((48, 64), 7, np.uint16), "thermal: all pixels of the training images have one value; mend its files"),
+        (np.full((48, 64), np.inf, np.float32), "thermal: no training image has a measured pixel; mend its files"),
+        (
+            np.linspace(-3e38, 3e38, 48 * 64, dtype=np.float32).reshape(48, 64),
+            "thermal: values from .* can't be measured",
+        ),
+    ],
+)
+def test_a_sensor_that_measures_nothing_is_told_before_the_first_step(
+    paired_set, recipe_file, tmp_path, pixels, message
+):
+    shutil.copytree(paired_set.parent, tmp_path / "set")
+    for file in (tmp_path / "set").rglob("*.png"):
+        if "thermal" in file.as_posix():
+            with Image.open(file) as image:
+                width, height = image.size
+            Image.fromarray(np.resize(pixels, (height, width))).save(file, "TIFF")
+    with pytest.raises(UserError, match=message):
+        train(recipe_file("rgb", "thermal"), [f"card={tmp_path / 'set' / paired_set.name}"], folder=tmp_path / "run")

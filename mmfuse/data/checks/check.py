@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from tqdm import tqdm
 from mmfuse.data.annotations.cards import Card, load_card
 from mmfuse.data.annotations.readers import scan_split
 from mmfuse.data.annotations.records import Reading, Record
-from mmfuse.data.checks.contents import Content, SensorReport, type_errors
+from mmfuse.data.checks.contents import Content, SensorReport, alike, is_coloured, type_errors
 from mmfuse.data.checks.look_alikes import difference_hash, look_alikes
 from mmfuse.data.checks.objects import objects, too_small
 from mmfuse.data.samples import read_record, size_problem
@@ -90,9 +90,11 @@ def check(card_path: str | Path, root: str | None = None, *, input_size: tuple[i
     files under two ids in one split; a split train or val without an object that counts.
     Warnings: boxes that reach out of their image, are left out or stand twice, images without objects or without a
     sensor, images without any measurement or of one single value, classes without boxes or of crowds alone, conditions
-    that other splits have, objects too small for the input size, counts other than the published ones, an image twice
-    in one split, images of two splits that look alike, files whose numbers are those of other pairs of the split (as of
-    pairs matched by the order of lines), no split named train or val.
+    that other splits have, objects too small for the input size, counts other than the published ones, sensors of one
+    scene that show the same image, coloured files of a sensor of one channel, values that are infinite or impossible,
+    an extreme value that fills a quarter of the pixels, an image twice in one split, images of two splits that look
+    alike, files whose numbers are those of other pairs of the split (as of pairs matched by the order of lines), no
+    split named train or val.
 
     Boxes that are clipped or left out, and images that are blank, constant or lack a sensor, are counted in the report.
     Point clouds are read and must not be empty; their unit, size and looks aren't checked.
@@ -259,9 +261,10 @@ def _check_images(card: Card, readings: dict[str, Reading], report: Report) -> N
     looks: dict[str, list[tuple[Path, np.ndarray]]] = {split: [] for split in readings}
     content_of = {split: {m: Content(sensor) for m, sensor in card.modalities.items()} for split in readings}
     exact = set()
+    same: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
     records = [(split, record) for split, reading in readings.items() for record in reading.records]
     for split, record in tqdm(records, desc="reading images", unit="image"):
-        images = {}
+        images, read = {}, {}
         for m, path in record.files.items():
             try:
                 image = read_image(path, replace(card.modalities[m], dtype=""))
@@ -270,6 +273,10 @@ def _check_images(card: Card, readings: dict[str, Reading], report: Report) -> N
                 report.errors.append(str(error))
                 continue
             content_of[split][m].add(path, image)
+            if image.ndim == 3:
+                read[m] = image
+                if image.shape[0] == 1 and is_coloured(path):
+                    content_of[split][m].coloured.append(path)
             if image.ndim == 3 and card.modalities[m].register == "none":
                 images[m] = image
             other, twin = seen.setdefault((m, content), (split, path))
@@ -278,6 +285,8 @@ def _check_images(card: Card, readings: dict[str, Reading], report: Report) -> N
                 report.errors.append(f"{path}: is in {split}, and the same image {twin} in {other}; keep one of them")
             elif (other, twin) != (split, path):
                 report.warnings.append(f"{path}: is the same image as {twin}, both in {split}")
+        for one, twin_of in alike(read, record.files):
+            same[split, one, twin_of].append(record)
         if problem := size_problem(record, images):
             report.errors.append(problem)
         if card.reference in images and record.files[card.reference] not in exact:
@@ -289,6 +298,12 @@ def _check_images(card: Card, readings: dict[str, Reading], report: Report) -> N
         for m, found in contents.items():
             report.errors += (f"{split}: {m}: {problem}" for problem in found.errors())
             report.warnings += (f"{split}: {m}: {problem}" for problem in found.warnings())
+    for (split, one, twin_of), shared in same.items():
+        first, count = shared[0].files, f"{len(shared)} of {report.splits[split].images}"
+        pair = f"such as {first[one]} and {first[twin_of]}"
+        report.warnings.append(
+            f"{split}: {one} and {twin_of} are the same image: {count}, {pair}; give each its own files"
+        )
     for m, sensor in card.modalities.items():
         report.errors += type_errors(m, sensor, [contents[m] for contents in content_of.values()])
     report.warnings += look_alikes(looks)

@@ -3,14 +3,25 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+import torch
+from PIL import Image
 from torch import Tensor
 
+from mmfuse.files import open_regular
 from mmfuse.sensor import Sensor
 
 _LEAST_WITHIN = 0.05
+_GOOD_SHARE = 0.25
+_TOO_LARGE = 1e9
+_KELVIN = (1.0, 5000.0)
+_METRES = 1e5
+_COLOUR = 16
+_SAME = 0.995
+_LUMA = (0.299, 0.587, 0.114)
 _UNITS = (0.001, 1.0, 1 / 5000, 1 / 256, 0.01, 0.0001)
 """Metres per count of depth files, the usual first."""
 
@@ -50,6 +61,9 @@ class Content:
         self.blank: list[Path] = []
         self.constant: list[Path] = []
         self.low, self.high = float("inf"), float("-inf")
+        self.at_low = self.at_high = 0
+        self.infinite: list[Path] = []
+        self.coloured: list[Path] = []
         self.pixels = self.valid = self.within = 0
         self.medians: list[float] = []
 
@@ -70,6 +84,8 @@ class Content:
         else:
             channels = [plane[np.isfinite(plane)] for plane in image.numpy()]
             self.pixels += image.numel()
+            if image.is_floating_point() and image.isinf().any():
+                self.infinite.append(path)
         self.valid += sum(values.size for values in channels)
         extremes = [(float(values.min()), float(values.max())) for values in channels if values.size]
         if not extremes:
@@ -77,8 +93,10 @@ class Content:
             return
         if all(low == high for low, high in extremes):
             self.constant.append(path)
-        self.low = min(self.low, *(low for low, _ in extremes))
-        self.high = max(self.high, *(high for _, high in extremes))
+        low, high = min(low for low, _ in extremes), max(high for _, high in extremes)
+        self.at_low = self.at_low * (self.low <= low) + _count(channels, low) * (low <= self.low)
+        self.at_high = self.at_high * (self.high >= high) + _count(channels, high) * (high >= self.high)
+        self.low, self.high = min(self.low, low), max(self.high, high)
 
     def report(self) -> SensorReport:
         """Returns what was gathered."""
@@ -114,11 +132,63 @@ class Content:
             yield f"images without any measurement: {len(self.blank)}, such as {self.blank[0]}; {fix}"
         if self.constant:
             yield f"images of one single value: {len(self.constant)}, such as {self.constant[0]}; {fix}"
+        if self.infinite:
+            yield f"images with infinite values: {len(self.infinite)}, such as {self.infinite[0]}; {fix}"
+        if self.coloured:
+            fix = "give the sensor 3 channels, or files of its own numbers: colours of a palette measure nothing"
+            yield f"coloured images of one channel: {len(self.coloured)}, such as {self.coloured[0]}; {fix}"
+        if self.valid and (problem := impossible(self.sensor, self.low, self.high)):
+            yield f"{problem}; mend the files, the encoding or the unit"
+        for name, value, count in (("lowest", self.low, self.at_low), ("highest", self.high, self.at_high)):
+            if self.low < self.high and count >= _GOOD_SHARE * self.valid:
+                share = f"{count / self.valid:.0%} of the pixels have the {name} value, {value:g}"
+                yield f"{share}; is it a sensor at its limit, or what wasn't measured?"
 
     @property
     def all_blank(self) -> bool:
         """Whether no image measures anything."""
         return 0 < len(self.blank) == sum(len(files) for files in self.files.values())
+
+
+def impossible(sensor: Sensor, low: float, high: float) -> str:
+    """Returns why no sensor measures values from `low` to `high` (raw, or metres of depth); empty where one may."""
+    found = f"values from {low:g} to {high:g}"
+    if sensor.is_depth:
+        return f"{found} m can't be a depth" if high > _METRES else ""
+    if sensor.encoding == "celsius" and not _KELVIN[0] <= low * sensor.unit <= high * sensor.unit <= _KELVIN[1]:
+        return f"{found} times the unit {sensor.unit:g} can't be kelvin"
+    return f"{found} can't be measured" if max(-low, high) >= _TOO_LARGE else ""
+
+
+def is_coloured(path: Path) -> bool:
+    """Whether an image file that can be read holds colours, not just grey in three channels."""
+    with open_regular(path) as opened, Image.open(opened) as file:
+        if file.mode in ("1", "L", "LA", "F", "I") or file.mode.startswith("I;16"):
+            return False
+        colours = np.asarray(file.convert("RGB")).astype(np.int16)
+    return bool((np.ptp(colours, -1) > _COLOUR).mean() > 0.01)
+
+
+def alike(images: Mapping[str, Tensor], files: Mapping[str, Path]) -> Iterable[tuple[str, str]]:
+    """Yields the pairs of modalities that show one and the same image (C, H, W): the same file, or its grey."""
+    greys = {m: _grey(image) for m, image in images.items()}
+    for one, other in combinations(images, 2):
+        if files[one].samefile(files[other]) or (
+            greys[one].shape == greys[other].shape and abs(float((greys[one] * greys[other]).mean())) > _SAME
+        ):
+            yield one, other
+
+
+def _grey(image: Tensor) -> np.ndarray:
+    """Returns the grey of an image, of mean 0 and deviation 1; zeros where it is constant or isn't finite."""
+    values = image.to(torch.float64).numpy()
+    grey: np.ndarray = np.tensordot(_LUMA, values, 1) if len(values) == 3 else values.mean(0)
+    grey = grey - grey.mean()
+    return grey / deviation if np.isfinite(deviation := grey.std()) and deviation > 0 else np.zeros_like(grey)
+
+
+def _count(channels: Sequence[np.ndarray], value: float) -> int:
+    return sum(int((values == value).sum()) for values in channels)
 
 
 def type_errors(modality: str, sensor: Sensor, contents: Sequence[Content]) -> Iterable[str]:

@@ -21,6 +21,7 @@ from mmfuse.shipped import copy, find, shipped
 if TYPE_CHECKING:
     from mmfuse.convert.datasets import ConvertedCard
     from mmfuse.convert.effdet import Conversion
+    from mmfuse.run import Run
 
 DOUBTING = get_args(get_type_hints(Recipe)["doubt"])
 
@@ -74,6 +75,10 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--out", help="run folder (default: runs/NAME)")
     add.add_argument("--resume", action="store_true", help="go on with the run in the folder")
 
+    def moved(added: argparse.ArgumentParser) -> None:
+        added.add_argument("--card", metavar="FILE", help="the dataset's card, where it moved")
+        added.add_argument("--root", metavar="FOLDER", help="the dataset's folder, in place of the card's")
+
     doubting = "what comes of a sensor that isn't believed (default: the recipe's)"
     add = verb("evaluate", _evaluate, "score a run on a split")
     add.add_argument("run", help="run folder")
@@ -81,9 +86,11 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--without", action="append", default=[], metavar="MODALITY", help="leave a sensor out")
     add.add_argument("--soft-nms", action="store_true", help="lower the scores of overlapping boxes, don't drop them")
     add.add_argument("--doubt", choices=DOUBTING, help=doubting)
+    moved(add)
 
     add = verb("calibrate", _calibrate, "fit when the sensors of a run are doubted")
     add.add_argument("run", help="run folder")
+    moved(add)
 
     def severity(added: argparse.ArgumentParser, default: str) -> None:
         text = f"1 to 5, once for each (default: {default})"
@@ -98,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     severity(add, "all")
     add.add_argument("--limit", type=int, metavar="N", help="score N images, evenly spaced (default: all)")
     add.add_argument("--seed", type=int, default=0, help="seed of the corruptions (default: %(default)s)")
+    moved(add)
 
     add = verb("compare", _compare, "compare runs or recipes in one table")
     add.add_argument("inputs", nargs="+", metavar="RUN|RECIPE|key=value")
@@ -108,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--corruption", action="append", default=[], metavar="NAME", help=text)
     severity(add, "5")
     add.add_argument("--out", default="runs/comparison", help="report folder (default: %(default)s)")
+    moved(add)
 
     add = verb("predict", _predict, "find objects in scenes: SOURCE, or --MODALITY PART for each sensor")
     add.add_argument("run", metavar="RUN", help="run folder, or checkpoint")
@@ -162,6 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     add = verb("shares", _shares, "set each modality's share in the fusion beside the AP that is lost without it")
     add.add_argument("run", help="run folder")
     add.add_argument("--split", default="test")
+    moved(add)
     return parser
 
 
@@ -173,6 +183,13 @@ def _import_libraries() -> None:
 
     gc.freeze()
     gc.enable()
+
+
+def _run(options: argparse.Namespace, folder: str) -> "Run":
+    """Returns a run, with its data where it lies now."""
+    from mmfuse.run import Run
+
+    return Run(Path(folder), options.card, options.root)
 
 
 def _no_rest(options: argparse.Namespace, rest: list[str]) -> None:
@@ -218,7 +235,11 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
 
     _no_rest(options, rest)
     found = evaluate(
-        options.run, split=options.split, without=options.without, soft=options.soft_nms, doubt=options.doubt
+        _run(options, options.run),
+        split=options.split,
+        without=options.without,
+        soft=options.soft_nms,
+        doubt=options.doubt,
     )
     parts = scores_text(found.scores), other_scores_text(found.others), dropped_text(found.dropped)
     text = "\n\n".join(part for part in parts if part)
@@ -233,7 +254,7 @@ def _calibrate(options: argparse.Namespace, rest: list[str]) -> int:
     from mmfuse.training.doubt_calibration import calibrate
 
     _no_rest(options, rest)
-    rows = calibrate(options.run)
+    rows = calibrate(_run(options, options.run))
     _print(options, {m: dataclasses.asdict(row) for m, row in rows.items()}, doubt_text(rows))
     return 0
 
@@ -245,7 +266,7 @@ def _robustness(options: argparse.Namespace, rest: list[str]) -> int:
 
     _no_rest(options, rest)
     result = robustness(
-        options.run,
+        _run(options, options.run),
         split=options.split,
         modalities=options.modality,
         corruptions=options.corruption,
@@ -263,7 +284,10 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> int:
 
     _no_rest(options, rest)
     assignments = [text for text in options.inputs if "=" in text and not Path(text).exists()]
-    inputs = [text for text in options.inputs if text not in assignments]
+    named = [text for text in options.inputs if text not in assignments]
+    inputs = [_run(options, text) if (Path(text) / "config.yaml").exists() else text for text in named]
+    assignments += [f"card={options.card}"] if options.card else []
+    assignments += [f"data.root={options.root}"] if options.root else []
     comparison = compare(
         inputs,
         assignments,
@@ -432,7 +456,7 @@ def _shares(options: argparse.Namespace, rest: list[str]) -> int:
     from mmfuse.verbs.shares import shares
 
     _no_rest(options, rest)
-    result = shares(options.run, split=options.split)
+    result = shares(_run(options, options.run), split=options.split)
     _print(options, dataclasses.asdict(result), shares_markdown(result).strip())
     return 0
 

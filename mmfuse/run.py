@@ -18,9 +18,15 @@ from mmfuse.strict_yaml import build, read_yaml
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run folder and what lies in it."""
+    """A run folder and what lies in it.
+
+    Where its data moved, `card` takes the place of the recipe's card, with the root that it names itself, and `root` of
+    the folder that the data lies in; what lies in the run folder stays as it is.
+    """
 
     folder: Path
+    card: str | Path | None = None
+    root: str | Path | None = None
 
     @property
     def best(self) -> Path:
@@ -34,7 +40,7 @@ class Run:
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe, with every default written out.
+        """The recipe, with every default written out, of data where it lies now.
 
         Raises:
             UserError: the folder holds no run.
@@ -42,7 +48,13 @@ class Run:
         path = self.folder / "config.yaml"
         if not path.exists():
             raise UserError(f"{self.folder}: is not a run folder (no config.yaml); train first, or check the path")
-        return build(Recipe, read_yaml(path), str(path))
+        recipe = build(Recipe, read_yaml(path), str(path))
+        if self.card is not None:
+            data = dataclasses.replace(recipe.data, root=None)
+            recipe = dataclasses.replace(recipe, card=str(Path(self.card).resolve()), data=data)
+        if self.root is not None:
+            recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, root=str(self.root)))
+        return recipe
 
     @property
     def classes(self) -> tuple[str, ...]:

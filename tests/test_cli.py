@@ -1,4 +1,5 @@
 import json
+import shutil
 import zipfile
 
 import pytest
@@ -33,6 +34,42 @@ def test_verbs_print_what_they_found(run, paired_set, tmp_path, capsys):
     assert (tmp_path / "p.png").exists()
     assert main(["check", str(paired_set)]) == 0
     assert "errors: 0" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_run_is_scored_after_its_data_moved(paired_set, recipe_file, tmp_path, capsys):
+    old, new, apart = (tmp_path / name for name in ("set", "moved", "apart"))
+    shutil.copytree(paired_set.parent, old)
+    runs = [str(tmp_path / name) for name in ("both", "single")]
+    for run, modalities in zip(runs, (("rgb", "thermal"), ("rgb",)), strict=True):
+        words = [f"card={old / paired_set.name}", "train.epochs=1", "--out", run]
+        assert main(["train", str(recipe_file(*modalities)), *words]) == 0
+    assert main(["evaluate", runs[0]]) == 0
+    before = json.loads((tmp_path / "both" / "test.json").read_text())
+    old.rename(new)
+    assert main(["evaluate", runs[0]]) == 2
+    assert "the recipe's card does not exist; check the path, or give --card" in capsys.readouterr().err
+    card = ["--card", str(new / paired_set.name)]
+    assert main(["evaluate", runs[0], *card]) == 0
+    after = json.loads((tmp_path / "both" / "test.json").read_text())
+    assert [after[key] for key in ("digest", "scores")] == [before[key] for key in ("digest", "scores")]
+    apart.mkdir()
+    (new / paired_set.name).rename(apart / "card.yaml")
+    moved = ["--card", str(apart / "card.yaml"), "--root", str(new)]
+    assert main(["evaluate", runs[0], *moved[:2]]) == 2
+    for words in (
+        ["evaluate", runs[0]],
+        ["shares", runs[0]],
+        ["robustness", runs[0], "--corruption", "fog", "--severity", "1", "--limit", "2"],
+        ["compare", *runs, "--out", str(tmp_path / "report")],
+    ):
+        capsys.readouterr()
+        code = main([*words, *moved])
+        assert (code, capsys.readouterr().err.partition("mmfuse: ")[2]) == (0, ""), words
+    assert main(["calibrate", runs[0], *moved]) == 2
+    assert (
+        "card.yaml: 8 training images have all of rgb, thermal; give 16" in capsys.readouterr().err
+    )  # so it read them
 
 
 def test_a_card_s_own_metrics_are_scored_too(paired_set, tmp_path, capsys):

@@ -58,7 +58,7 @@ class _Model:
 
 
 def compare(
-    runs_or_recipes: Iterable[str | Path],
+    runs_or_recipes: Iterable[str | Path | Run],
     assignments: Iterable[str] = (),
     *,
     seeds: Sequence[int] | None = None,
@@ -85,7 +85,7 @@ def compare(
     whether a fault costs no more than a sensor that is known to be missing.
 
     Args:
-        runs_or_recipes: run folders, recipe files, or folders of recipe files.
+        runs_or_recipes: runs or their folders, recipe files, or folders of recipe files.
         assignments: changes to the recipe files, such as "train.epochs=20".
         seeds: training seeds for recipes.
         split: the split to score on.
@@ -105,7 +105,7 @@ def compare(
     if rounds < 1:
         raise UserError(f"rounds: {rounds} is not allowed; use at least 1")
     out = Path(out)
-    runs = [run for path in runs_or_recipes for run in _runs(Path(path), tuple(assignments), seeds, out / "runs")]
+    runs = [run for given in runs_or_recipes for run in _runs(given, tuple(assignments), seeds, out / "runs")]
     models = _group(runs, split)
     records = models[0].evaluations[0].records
     comparison = _comparison(models, split, reference, rounds, tried, sorted(set(severities)))
@@ -115,7 +115,12 @@ def compare(
     return comparison
 
 
-def _runs(path: Path, assignments: tuple[str, ...], seeds: Sequence[int] | None, folder: Path) -> list[Run]:
+def _runs(
+    given: str | Path | Run, assignments: tuple[str, ...], seeds: Sequence[int] | None, folder: Path
+) -> list[Run]:
+    if isinstance(given, Run):
+        return [given]
+    path = Path(given)
     if (path / "config.yaml").exists():
         return [Run(path)]
     files = sorted(path.glob("*.yaml")) if path.is_dir() else [path]

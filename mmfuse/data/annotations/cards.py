@@ -279,7 +279,7 @@ def load_card(path: str | Path, root: str | None = None) -> Card:
     file = build(_CardFile, values, str(path))
     folder = (Path(root) if root is not None else path.parent / file.root).resolve()
     if not folder.is_dir():
-        raise UserError(f"{path}: root: {folder} is not a folder; put the dataset there, or give data.root")
+        raise UserError(f"{path}: root: {folder} is not a folder; put the dataset there, or give --root or data.root")
     owners: dict[tuple[Path, Split], str] = {}
     for name, split in file.splits.items():
         rule = replace(split, file="", folder=None if split.file else split.folder, images=None, boxes=None)
@@ -303,6 +303,10 @@ def card_of(recipe: Recipe) -> Card:
     Raises:
         UserError: it can't be read, or lacks a modality that the recipe names.
     """
+    if not Path(recipe.card).exists():
+        raise UserError(
+            f"{recipe.card}: the recipe's card does not exist; check the path, or give --card where it moved"
+        )
     card = load_card(recipe.card, recipe.data.root)
     named = {"modalities": recipe.modalities, "data.shift": recipe.data.shift, "data.rotation": recipe.data.rotation}
     for key, modalities in named.items():

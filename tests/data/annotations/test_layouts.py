@@ -304,8 +304,9 @@ def same(a, b):
 def test_a_dataset_in_its_own_layout_is_in_order(make, name):
     card = make(name)
     report = check(card.path, str(card.root))
-    differ = [error for error in report.errors if "register them to one size" in error]
-    assert report.errors == (differ if name == "cvc14" else [])
+    none = "val: no object counts"  # of the few that are written here
+    known = {"cvc14": "register them to one size", "flir_adas_v1": none, "coco_2017": none}
+    assert [error for error in report.errors if name not in known or known[name] not in error] == []
     assert all(found.images for found in report.splits.values())
 
 

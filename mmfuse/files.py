@@ -100,6 +100,42 @@ def named_like(out: str | Path, *suffixes: str) -> Path:
     return out
 
 
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Makes a folder and holds it, so that no other process that asks for it writes there at the same time.
+
+    The hold ends with the process, however that ends. A folder that is left empty is removed.
+
+    Raises:
+        UserError: another process holds it, or it can't be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"{folder}: can't be written: {error.strerror or error}; check the path") from None
+    try:
+        with suppress(ImportError):  # where there is none, nobody is kept out
+            import fcntl
+
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"{folder}: another process is writing there; wait for it, or choose another folder"
+                ) from None
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
+                    raise
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                folder.rmdir()
+    finally:
+        os.close(descriptor)
+
+
 def require_name(name: str, place: str) -> None:
     """Raises a UserError unless a name can be part of a file's name: no way out of a folder, and no hidden file."""
     require(re.fullmatch(r"\w[\w.+-]*", name), place, name, "use letters, digits and then also . _ + -")

@@ -1,6 +1,8 @@
 """Files and folders that are written whole or not at all, whatever happens in between."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from mmfuse.convert.archives import unpack
 from mmfuse.data.annotations.calibration_files import read_calibration
 from mmfuse.data.annotations.layout import image_size
 from mmfuse.errors import UserError
-from mmfuse.files import new_folder, read_regular, write_whole
+from mmfuse.files import new_folder, read_regular, sole_writer, write_whole
 from mmfuse.images.decode import read_image
 from mmfuse.model import checkpoint
 from mmfuse.model.effdet_weights import read_checkpoint
@@ -181,3 +183,36 @@ def test_no_reader_waits_for_a_pipe(tmp_path, read):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match="pipe"):
         read(tmp_path / "pipe")
+
+
+def test_a_folder_has_one_writer_at_a_time(tmp_path):
+    """Another process is kept out while one writes, and no longer than that lives, however it ends."""
+    program = (
+        "import sys, time; from pathlib import Path; from mmfuse.files import sole_writer\n"
+        "with sole_writer(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(600)"
+    )
+    folder = tmp_path / "run"
+    holder = subprocess.Popen([sys.executable, "-c", program, folder], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        told = r"run: another process is writing there; wait for it, or choose another"
+        with pytest.raises(UserError, match=told), sole_writer(folder):
+            pytest.fail("two at once")
+    finally:
+        holder.kill()
+        holder.communicate()
+    with sole_writer(folder):
+        (folder / "file").write_text("")
+    with sole_writer(folder):
+        pass
+    assert [p.name for p in folder.iterdir()] == ["file"]
+
+
+def test_a_writer_leaves_no_empty_folder(tmp_path):
+    with pytest.raises(RuntimeError), sole_writer(tmp_path / "run"):
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    told = r"file: can't be written: File exists; check the path"
+    with pytest.raises(UserError, match=told), sole_writer(tmp_path / "file"):
+        pass

@@ -5,6 +5,7 @@ import io
 import json
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from mmfuse.environment import environment
 from mmfuse.errors import UserError
 from mmfuse.evaluation.coco import coco_scores
 from mmfuse.evaluation.inference import collect
-from mmfuse.files import write_whole
+from mmfuse.files import sole_writer, write_whole
 from mmfuse.model import checkpoint
 from mmfuse.model.detector import Detector
 from mmfuse.model.ensemble import BoxEnsemble
@@ -76,7 +77,8 @@ def train(
         resume: go on with what lies in the folder.
 
     Raises:
-        UserError: the recipe or the data isn't right, the folder holds another run, or a loss or gradient isn't finite.
+        UserError: the recipe or the data isn't right, the folder holds another run, another process trains there, or a
+            loss or gradient isn't finite.
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, assignments)
@@ -94,7 +96,10 @@ def train(
     for single, beside in first.values():
         if not Run(beside).finished:
             train(single, folder=beside, resume=True)
-    with World.from_environment(recipe.train.device) as world:
+    with (
+        World.from_environment(recipe.train.device) as world,
+        sole_writer(run.folder) if world.is_first else nullcontext(),
+    ):
         training = prepare_training(recipe, run, world)
         training.run_epochs()
         if world.is_first:

@@ -18,6 +18,7 @@ from benchmarks.counters import count
 from mmfuse.data.annotations.cards import load_card
 from mmfuse.data.annotations.readers import read_split
 from mmfuse.errors import UserError
+from mmfuse.files import sole_writer
 from mmfuse.model import checkpoint
 from mmfuse.model.build import create_detector
 from mmfuse.model.detector import FusionDetector
@@ -299,3 +300,11 @@ def test_a_sensor_that_measures_nothing_is_told_before_the_first_step(
             Image.fromarray(np.resize(pixels, (height, width))).save(file, "TIFF")
     with pytest.raises(UserError, match=message):
         train(recipe_file("rgb", "thermal"), [f"card={tmp_path / 'set' / paired_set.name}"], folder=tmp_path / "run")
+
+
+def test_two_trainings_of_one_folder_do_not_mix(recipe_file, tmp_path):
+    with sole_writer(tmp_path / "run"):
+        with pytest.raises(UserError, match=r"run: another process is writing there; wait for it"):
+            train(recipe_file("rgb"), folder=tmp_path / "run")
+        assert list((tmp_path / "run").iterdir()) == []
+    assert train(recipe_file("rgb"), ["train.epochs=1"], folder=tmp_path / "run").finished

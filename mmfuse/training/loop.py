@@ -395,7 +395,7 @@ def _measured(card: Card, recipe: Recipe, records: list[Record], known: dict[str
     unknown = {m: card.modalities[m] for m in recipe.modalities if m not in known}
     sensors = measure(records, unknown, recipe.data) if unknown else {}
     for m, sensor in sensors.items():
-        if not sensor.is_depth and max(sensor.std) <= SMALLEST_STD:
+        if not sensor.is_depth and max(sensor.std, default=1.0) <= SMALLEST_STD:
             raise UserError(f"{m}: all pixels of the training images have one value; mend its files or leave it out")
     return replace(card, modalities={**card.modalities, **known, **sensors})
 

@@ -130,9 +130,10 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--root", metavar="FOLDER", help="the dataset's folder, in place of the card's")
     text = "pair frames at most so far apart: seconds (default: 0.05), or folders by the numbers that name their files"
     add.add_argument("--tolerance", type=float, metavar="T", help=text)
-    add.add_argument(
-        "--out", metavar="FILE", help="write JSON lines (.jsonl) or COCO results (.json); goes on if stopped"
+    text = (
+        "write .jsonl, COCO results (.json), a picture (.png), video (.mp4) or folder of pictures; goes on if stopped"
     )
+    add.add_argument("--out", metavar="OUT", help=text)
     text = "say where objects are, by the depth sensor and its calibration"
     add.add_argument("--3d", action="store_true", dest="positions", help=text)
     add.add_argument("--threshold", type=float, default=0.3, help="lowest score (default: %(default)s)")

@@ -26,7 +26,11 @@ def new_figure(width: float, height: float, layout: Literal["constrained"] | Non
 
 
 def write(figure: "Figure", path: Path, dots_per_inch: int = 130) -> None:
-    """Writes a figure as a PNG file, whole or not at all."""
+    """Writes a figure as a PNG file, whole or not at all. Its text is shown as it is: names are no formulas."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dots_per_inch, facecolor="white")
     write_whole(path, buffer.getvalue())

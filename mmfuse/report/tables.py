@@ -34,7 +34,7 @@ def markdown_table(header: Sequence[object], rows: Iterable[Sequence[object]], n
     Columns from `numbers_from` on are aligned to the right.
     """
     cells = [[str(h) for h in header], *([NOTHING if c is None else str(c) for c in row] for row in rows)]
-    cells = [[text.replace("|", "\\|").replace("\n", " ") for text in row] for row in cells]
+    cells = [[escaped(text).replace("|", "\\|") for text in row] for row in cells]
     widths = [max(3, *(len(text) for text in column)) for column in zip(*cells, strict=True)]
     rule = ["-" * (w - 1) + ":" if i >= numbers_from else "-" * w for i, w in enumerate(widths)]
     lines = (
@@ -46,12 +46,18 @@ def markdown_table(header: Sequence[object], rows: Iterable[Sequence[object]], n
     return "\n".join(f"| {line} |" for line in lines) + "\n"
 
 
+def escaped(text: str) -> str:
+    """Returns text, such as a name from a file, that a Markdown page shows as it is: no markup, link or picture."""
+    text = " ".join(text.split("\n")).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return text.replace("](", "]\\(").replace("`", "\\`")
+
+
 def comparison_markdown(comparison: Comparison) -> str:
     """Returns a comparison as a Markdown page: models, verdicts, conditions, lost sensors, classes, how it was made."""
     models = comparison.models
     seeds, counted = sorted({seed for model in models for seed in model.seeds}), models[0].scores[0]
     parts = [
-        f"# {comparison.card}: {len(models)} models compared\n",
+        f"# {escaped(comparison.card)}: {len(models)} models compared\n",
         _models_table(comparison),
         *(f"**{verdict.text}**\n" for verdict in (*comparison.verdicts, *comparison.fault_verdicts)),
         *(_conditions_won(model) for model in models if model.per_condition),

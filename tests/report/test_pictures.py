@@ -39,3 +39,10 @@ def test_gallery_leaves_out_what_is_below_the_threshold(images, tmp_path):
         gallery([row], SENSORS, {"model": "rgb"}, CLASSES, tmp_path / name)
     assert (pixels(tmp_path / "none") == pixels(tmp_path / "weak")).all()
     assert (pixels(tmp_path / "none") != pixels(tmp_path / "strong")).any()
+
+
+def test_names_are_no_formulas(images, tmp_path):
+    """What matplotlib would take for one, and fail at."""
+    row = GalleryRow("$\\x{", images, TRUTH, {"model": found(0.9, 0.9)})
+    gallery([row], SENSORS, {"model": "rgb"}, ("$a_{$", "<b>$"), tmp_path / "a.png")
+    assert pixels(tmp_path / "a.png").std() > 0

@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 
 import pytest
@@ -16,7 +17,14 @@ from mmfuse.evaluation.results import (
     Verdict,
 )
 from mmfuse.evaluation.significance import Difference
-from mmfuse.report.tables import NOTHING, comparison_markdown, markdown_table, mean_and_spread, robustness_markdown
+from mmfuse.report.tables import (
+    NOTHING,
+    comparison_markdown,
+    escaped,
+    markdown_table,
+    mean_and_spread,
+    robustness_markdown,
+)
 
 
 def scores(ap, day, night, person, car):
@@ -108,6 +116,15 @@ def test_table_is_padded_and_aligned():
     assert markdown_table(["name", "AP"], [["rgb", 0.5], ["thermal", None]]) == (
         "| name    |  AP |\n| ------- | --: |\n| rgb     | 0.5 |\n| thermal |   – |\n"
     )
+
+
+def test_names_from_files_are_no_markup():
+    """Classes, conditions and the card's name come from a stranger's files."""
+    for name in ("<script>alert(1)</script>", "![x](http://host/a.png)", "[x](http://host)", "`a`", "a &lt; b"):
+        shown = markdown_table(["class"], [[name]]).splitlines()[-1]
+        assert not re.search(r"<|\](?=\()|(?<!\\)`", shown), shown
+    assert "a &amp;lt; b" in markdown_table(["class"], [["a &lt; b"]])
+    assert escaped("person") == "person"
 
 
 def test_table_escapes_what_would_break_it():

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmfuse.errors import UserError
 from mmfuse.sensor import Sensor
 
 if TYPE_CHECKING:
@@ -43,12 +44,32 @@ def displayable(image: Tensor, sensor: Sensor) -> np.ndarray:
     return (stretched.transpose(1, 2, 0) * 255).round().astype(np.uint8)
 
 
-def pixels_of(image: Any) -> Tensor:
-    """Returns a tensor (C, H, W) of a tensor, an array (H, W) or (H, W, C), or a PIL image."""
-    if isinstance(image, Tensor):
-        return image.cpu()
-    pixels = np.array(image)
-    return torch.from_numpy(pixels if pixels.ndim == 3 else pixels[:, :, None]).permute(2, 0, 1)
+def pixels_of(images: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Returns tensors (C, H, W) of the tensors, arrays (H, W) or (H, W, C), or PIL images of one scene.
+
+    Raises:
+        UserError: there is none, one is something else, or their sizes differ.
+    """
+    from PIL import Image
+
+    found = {}
+    for m, image in images.items():
+        if isinstance(image, Image.Image):
+            plain = image.mode in ("L", "RGB", "F", "I") or image.mode.startswith("I;16")
+            image = np.array(image if plain else image.convert("RGB"))
+        if isinstance(image, np.ndarray):
+            image = torch.from_numpy(np.ascontiguousarray(image))
+            image = image[None] if image.ndim == 2 else image.permute(2, 0, 1) if image.ndim == 3 else image
+        if not isinstance(image, Tensor) or image.ndim != 3:
+            shape = f" of {tuple(image.shape)}" if isinstance(image, Tensor) else ""
+            raise UserError(
+                f"draw: {m} is {type(image).__name__}{shape}; give a tensor (C, H, W), array (H, W, C) or PIL image"
+            )
+        found[m] = image.cpu()
+    sizes = {m: f"{x.shape[2]}x{x.shape[1]}" for m, x in found.items()}
+    if len(set(sizes.values())) != 1:
+        raise UserError(f"draw: the images are {sizes}; give some of one size, registered to each other")
+    return found
 
 
 def draw(

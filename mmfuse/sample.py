@@ -181,7 +181,7 @@ class Detections:
     @property
     def names(self) -> list[str]:
         """The class of each object; its label in digits where the classes aren't known."""
-        return [self.classes[k] if self.classes else str(k) for k in self.labels.tolist()]
+        return [self.classes[k] if k < len(self.classes) else str(k) for k in self.labels.tolist()]
 
     def __getitem__(self, rows: Tensor | np.ndarray | Sequence[int] | slice | SupportsIndex) -> "Detections":
         """Returns those that a mask (N,) bool, indices (n,), a slice or a number names; a number gives one, (1, 4).
@@ -259,13 +259,18 @@ class Detections:
         An image is a tensor (C, H, W), an array (H, W) or (H, W, C) or a PIL image. Boxes have the colour of their
         class, and captions, by default class and score; a sensor that was left out is told, and so is it where nothing
         was found. `sensors`, such as `detector.sensors`, say what the images measure; by default, intensities.
+
+        Raises:
+            UserError: there is no image, one is something else, sizes differ, or captions aren't one for each object.
         """
         from mmfuse.drawing import draw, pixels_of
 
-        shown = {m: pixels_of(x) for m, x in images.items()}
+        shown = pixels_of(images)
         known = sensors or {m: Sensor(len(x)) for m, x in shown.items()}
         if captions is None:
             captions = [f"{name} {score:.2f}" for name, score in zip(self.names, self.scores.tolist(), strict=True)]
+        if len(captions) != len(self):
+            raise UserError(f"captions: {len(captions)} of {len(self)} objects; give one for each")
         notes = {m: f"{m}: not believed" for m in self.dropped if m in shown}
         if not len(self):
             notes = {m: f"nothing found; {notes[m]}" if m in notes else "nothing found" for m in shown}

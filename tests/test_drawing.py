@@ -4,6 +4,7 @@ import torch
 from PIL import Image
 
 from mmfuse.drawing import CLASS_COLOURS, _placed, _shared, displayable
+from mmfuse.errors import UserError
 from mmfuse.sample import Detections
 from mmfuse.sensor import Sensor
 
@@ -138,3 +139,28 @@ def test_captions_can_be_given():
     one = found((50, 60, 120, 150))
     own, usual = one.draw(scene(), captions=["12.3 m"]), one.draw(scene())
     assert (np.asarray(own) != np.asarray(usual)).any()
+
+
+def test_what_cannot_be_drawn_is_one_line():
+    one = found((5, 5, 30, 30))
+    grey = np.zeros((40, 60), np.uint8)
+    for images, message in (
+        ({}, r"draw: the images are {}; give some of one size"),
+        ({"x": "a.png"}, r"draw: x is str; give a tensor \(C, H, W\), array"),
+        ({"x": np.zeros((2, 40, 60, 3), np.uint8)}, r"draw: x is Tensor of \(2, 40, 60, 3\); give a tensor"),
+        ({"x": grey, "y": grey[:20]}, r"draw: the images are {'x': '60x40', 'y': '60x20'}; give some of one size"),
+    ):
+        with pytest.raises(UserError, match=message):
+            one.draw(images)
+    with pytest.raises(UserError, match="captions: 2 of 1 objects; give one for each"):
+        one.draw({"x": grey}, captions=["a", "b"])
+
+
+def test_a_palette_is_drawn_in_its_colours():
+    colour = Image.new("RGB", (60, 40), (200, 30, 90))
+    picture = np.asarray(found().draw({"x": colour.convert("P", palette=Image.Palette.ADAPTIVE)}))
+    assert np.abs(picture[5, 5].astype(int) - (200, 30, 90)).max() < 6
+
+
+def test_a_label_beyond_the_known_classes_is_its_number():
+    assert found((5, 5, 30, 30), labels=[7]).names == ["7"]

@@ -18,15 +18,16 @@ from mmfuse.model.detector import Detector
 from mmfuse.sensor import Sensor
 
 FORMAT = "mmfuse-3"
+_KEY = "mmfuse"
 
 
 def save(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-    """Writes tensors and a JSON header to one file, whole or not at all.
+    """Writes tensors and a JSON header to one file, whole or not at all; the same ones give the same bytes.
 
     Raises:
         UserError: the file can't be written.
     """
-    metadata = {"format": FORMAT, "header": json.dumps(header)}
+    metadata = {_KEY: json.dumps({"format": FORMAT, **header})}  # one key: safetensors writes several in any order
     content = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     write_whole(path, safetensors.torch.save(content, metadata))
 
@@ -40,18 +41,28 @@ def read(path: Path, *, with_tensors: bool = True) -> tuple[dict[str, Tensor], d
     try:
         open_regular(path).close()
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if (form := metadata.get("format", "")).startswith("mmfuse-") and form != FORMAT:
+            header = _header(file.metadata() or {})
+            form = header.pop("format", "")
+            if form.startswith("mmfuse-") and form != FORMAT:
                 raise UserError(f"{path}: is of the format {form}, this version reads {FORMAT}; train it again")
             if form != FORMAT:
                 raise UserError(f"{path}: is not an mmfuse checkpoint; give a run folder or its best.safetensors")
             keys = file.keys() if with_tensors else ()
-            return {key: file.get_tensor(key) for key in keys}, json.loads(metadata["header"])
+            return {key: file.get_tensor(key) for key in keys}, header
     except FileNotFoundError:
         raise UserError(f"{path}: does not exist; train first, or check the path") from None
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
         detail = " ".join(str(error).split())[:120]
         raise UserError(f"{path}: can't be read as a checkpoint ({detail}); restore or retrain it") from None
+
+
+def _header(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Returns the header of a file of ours, with its "format"; of one before mmfuse-3 that alone, of others nothing."""
+    header = json.loads(metadata.get(_KEY, "{}"))
+    header = header if isinstance(header, dict) else {}
+    return {"format": str(header.get("format", metadata.get("format", "")))} | {
+        key: value for key, value in header.items() if key != "format"
+    }
 
 
 def save_detector(path: Path, detector: Detector, notes: dict[str, Any]) -> None:
@@ -111,8 +122,8 @@ def is_checkpoint(path: str | Path) -> bool:
         return path.is_dir()
     try:
         with safe_open(path, framework="pt") as file:
-            return str((file.metadata() or {}).get("format", "")).startswith("mmfuse-")
-    except (SafetensorError, OSError):
+            return bool(_header(file.metadata() or {})["format"].startswith("mmfuse-"))
+    except (SafetensorError, OSError, json.JSONDecodeError):
         return False
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mmfuse import scaling
 from mmfuse.errors import UserError
+from mmfuse.files import read_regular
 from mmfuse.model import checkpoint
 from mmfuse.model.build import create_detector
 from mmfuse.model.detector import Detector
@@ -59,19 +60,29 @@ class Run:
     @property
     def classes(self) -> tuple[str, ...]:
         """The names of the classes, in the order of the labels."""
-        return tuple(checkpoint.read(self.best, with_tensors=False)[1]["spec"]["classes"])
+        header = checkpoint.read(self.best, with_tensors=False)[1]
+        return checkpoint.Spec.read(header, str(self.best)).classes
 
     @property
     def metrics(self) -> list[dict[str, float]]:
         """A row for each epoch; a number that wasn't measured in an epoch is left out.
 
         Epoch 0 is what a recipe with `init` starts from.
+
+        Raises:
+            UserError: the file doesn't hold such rows.
         """
         path = self.folder / "metrics.csv"
         if not path.exists():
             return []
-        rows = csv.DictReader(io.StringIO(path.read_text()))
-        return [{key: float(value) for key, value in row.items() if value} for row in rows]
+        try:
+            rows = csv.DictReader(io.StringIO(read_regular(path).decode()), strict=True)
+            found = [{key: float(value) for key, value in row.items() if value} for row in rows]
+            if any("epoch" not in row for row in found):
+                raise ValueError("a row without its epoch")
+            return found
+        except (ValueError, TypeError, OSError, csv.Error) as error:
+            raise UserError(f"{path}: isn't a run's metrics ({error}); restore it, or train anew") from None
 
     @property
     def finished(self) -> bool:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from mmfuse.errors import UserError
 from mmfuse.recipes import DataRecipe, Recipe
 from mmfuse.run import Run
 from mmfuse.strict_yaml import save_yaml
@@ -32,3 +33,10 @@ def test_data_that_moved_is_where_one_says(folder, moved, card, root):
 def test_a_card_is_looked_up_from_where_one_is(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert Run(folder, card="here.yaml").recipe.card == str(tmp_path / "here.yaml")
+
+
+@pytest.mark.parametrize("text", ["epoch,loss\n1,much\n", "loss\n0.5\n", 'epoch\n"1', "epoch\n1,2,3\n"])
+def test_metrics_that_are_none_are_one_line(tmp_path, text):
+    (tmp_path / "metrics.csv").write_text(text)
+    with pytest.raises(UserError, match=r"metrics.csv: isn't a run's metrics \(.*\); restore it, or train anew"):
+        _ = Run(tmp_path).metrics

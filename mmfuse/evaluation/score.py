@@ -77,7 +77,7 @@ def evaluate(
     digest = split_digest(records)
     records = objects_that_count(recipe, card, records, [m for m in recipe.modalities if m not in without])
     data, batch, size = recipe.data, recipe.train.batch_size, detector.input_size
-    loader = eval_loader(records, detector.sensors, size, batch, data.workers, ImageCache(data.cache).images)
+    loader = eval_loader(records, detector.sensors, size, batch, data.workers, ImageCache().images)
     title = f"evaluating {recipe.name}" + "".join(f" without {m}" for m in without)
     doubt = doubt or recipe.doubt
     found = collect(detector, loader, without=without, soft=soft, doubt=doubt, progress=title)

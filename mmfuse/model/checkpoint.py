@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from mmfuse import strict_yaml
+from mmfuse.architecture import Architecture
 from mmfuse.environment import usable
-from mmfuse.errors import UserError
+from mmfuse.errors import UserError, require
 from mmfuse.files import open_regular, write_whole
 from mmfuse.model.build import create_detector
 from mmfuse.model.detector import Detector
@@ -19,6 +22,7 @@ from mmfuse.sensor import Sensor
 
 FORMAT = "mmfuse-3"
 _KEY = "mmfuse"
+_MOST = 16384
 
 
 def save(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
@@ -47,11 +51,15 @@ def read(path: Path, *, with_tensors: bool = True) -> tuple[dict[str, Tensor], d
                 raise UserError(f"{path}: is of the format {form}, this version reads {FORMAT}; train it again")
             if form != FORMAT:
                 raise UserError(f"{path}: is not an mmfuse checkpoint; give a run folder or its best.safetensors")
+            if not isinstance(header.get("notes", {}), dict):
+                raise UserError(f"{path}: its notes are no mapping; restore or retrain it")
             keys = file.keys() if with_tensors else ()
             return {key: file.get_tensor(key) for key in keys}, header
     except FileNotFoundError:
         raise UserError(f"{path}: does not exist; train first, or check the path") from None
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
         detail = " ".join(str(error).split())[:120]
         raise UserError(f"{path}: can't be read as a checkpoint ({detail}); restore or retrain it") from None
 
@@ -76,19 +84,47 @@ def save_detector(path: Path, detector: Detector, notes: dict[str, Any]) -> None
     save(path, dict(detector.state_dict()), {"spec": detector.spec, "notes": notes})
 
 
-def build(spec: dict[str, Any], backbones: Mapping[str, nn.Module] | None = None) -> Detector:
+@dataclass(frozen=True)
+class Spec(Architecture):
+    """What a header says of a detector, strictly read; a stranger's may say anything, so there are bounds."""
+
+    modalities: dict[str, int] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+    sensors: dict[str, Sensor] = field(default_factory=dict)
+    input_size: tuple[int, int] = (0, 0)
+    own_backbones: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        numbers = {"width": self.scale.width, "pyramid_depth": self.scale.pyramid_depth}
+        numbers |= {"head_depth": self.scale.head_depth, "classes": len(self.classes), "modalities": len(self.sensors)}
+        numbers |= {f"sensors.{m}.channels": sensor.channels for m, sensor in self.sensors.items()}
+        for name, number in (*numbers.items(), *(("input_size", side) for side in self.input_size)):
+            require(number <= _MOST, name, number, f"no detector has more than {_MOST}")
+
+    @staticmethod
+    def read(header: Mapping[str, Any], place: str) -> "Spec":
+        """Reads it from the header of a checkpoint.
+
+        Raises:
+            UserError: it isn't a detector's.
+        """
+        return strict_yaml.build(Spec, header.get("spec"), f"{place}: spec")
+
+
+def build(spec: Any, backbones: Mapping[str, nn.Module] | None = None, *, place: str = "header") -> Detector:
     """Builds the detector that a header's "spec" describes, with fresh weights; `backbones` are the user's own modules.
 
     Raises:
-        UserError: it has other own backbones than are given.
+        UserError: that isn't a detector's, or it has other own backbones than are given.
     """
-    needed, given = spec.get("own_backbones", []), sorted(backbones or {})
+    read = Spec.read({"spec": spec}, place)
+    needed, given = list(read.own_backbones), sorted(backbones or {})
     if needed != given:
         fix = "give them as mmfuse.load(path, backbones={name: module})" if needed else "leave out backbones"
         raise UserError(f"backbones: the detector has own ones for {needed}, given are {given}; {fix}")
-    spec = {key: value for key, value in spec.items() if key != "own_backbones"}
-    sensors = {m: Sensor(**values) for m, values in spec["sensors"].items()}
-    return create_detector(**{**spec, "sensors": sensors, "pretrained": False, "weights": None}, backbones=backbones)
+    values = {f.name: getattr(read, f.name) for f in fields(read) if f.name != "own_backbones"}
+    return create_detector(**values, backbones=backbones)
 
 
 def fill(detector: Detector, tensors: dict[str, Tensor], path: Path) -> None:
@@ -123,7 +159,7 @@ def is_checkpoint(path: str | Path) -> bool:
     try:
         with safe_open(path, framework="pt") as file:
             return bool(_header(file.metadata() or {})["format"].startswith("mmfuse-"))
-    except (SafetensorError, OSError, json.JSONDecodeError):
+    except (SafetensorError, OSError, ValueError, RecursionError):
         return False
 
 
@@ -144,6 +180,6 @@ def load(
     tensors, header = read(path)
     if "spec" not in header or "step" in header:
         raise UserError(f"{path}: holds a training state, not a detector; give best.safetensors beside it")
-    detector = build(header["spec"], backbones)
+    detector = build(header["spec"], backbones, place=str(path))
     fill(detector, tensors, path)
     return detector.to(device).to(memory_format=torch.channels_last).eval()

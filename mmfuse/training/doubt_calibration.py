@@ -74,7 +74,7 @@ def calibrate(run: str | Path | Run, *, most: int = 512, seed: int = 0) -> dict[
     if len(names) == 1:
         raise UserError(f"{run.folder}: has one modality, {names[0]}, which nothing can stand in for; give a fused run")
     detector.begin_doubt()
-    cache = ImageCache(recipe.data.cache)
+    cache = ImageCache()
 
     def loaded(records: Sequence[Record], read: Read | None = None) -> EvalLoader:
         batch, workers = recipe.train.batch_size, recipe.data.workers

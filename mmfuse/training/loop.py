@@ -100,6 +100,8 @@ def train(
         World.from_environment(recipe.train.device) as world,
         sole_writer(run.folder) if world.is_first else nullcontext(),
     ):
+        if world.is_first and not resume and (run.folder / "config.yaml").exists():
+            raise UserError(f"{run.folder}: holds a run already; resume it, or choose another folder")
         training = prepare_training(recipe, run, world)
         training.run_epochs()
         if world.is_first:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmfuse.errors import UserError
 from mmfuse.model import checkpoint
 from mmfuse.model.detector import Detector
 from mmfuse.sensor import Sensor
@@ -39,8 +40,15 @@ class State:
         if not path.exists():
             return None
         tensors, header = checkpoint.read(path)
-        sensors = {m: Sensor(**values) for m, values in header["spec"]["sensors"].items()}
-        return State(path, tensors, sensors, list(header["rows"]), header["best"])
+        sensors = checkpoint.Spec.read(header, str(path)).sensors
+        rows, best = header.get("rows"), header.get("best")
+        if (
+            not isinstance(rows, list)
+            or not all(isinstance(row, dict) and "epoch" in row for row in rows)
+            or not isinstance(best, int | float)
+        ):
+            raise UserError(f"{path}: its header isn't a training state's; restore it, or train anew")
+        return State(path, tensors, sensors, list(rows), float(best))
 
     def restore(self, detector: Detector, average: Detector, optimizer: torch.optim.Optimizer) -> None:
         """Fills a detector, the average of its weights and its optimizer.

@@ -109,7 +109,7 @@ def robustness(
     several = len(detector.modalities) > 1
     lacking: dict[str, Found] = {}
     for m in dict.fromkeys(m for _, m, _ in todo):
-        loader = eval_loader(scored, detector.sensors, size, batch, data.workers, ImageCache(data.cache).images)
+        loader = eval_loader(scored, detector.sensors, size, batch, data.workers, ImageCache().images)
         title = f"{recipe.name} without {m}"
         nothing = {r.image_id: Detections.empty() for r in scored}
         lacking[m] = collect(detector, loader, without=[m], progress=title) if several else nothing

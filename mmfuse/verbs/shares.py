@@ -68,7 +68,7 @@ def shares(run: str | Path | Run, *, split: str = "test") -> Shares:
                 f"{split}: no image has all of {', '.join(names)}, so there are no shares; use another split"
             )
         size, batch, data = detector.input_size, recipe.train.batch_size, recipe.data
-        loader = eval_loader(images, detector.sensors, size, batch, data.workers, ImageCache(data.cache).images)
+        loader = eval_loader(images, detector.sensors, size, batch, data.workers, ImageCache().images)
         weights = measured_weights(detector, loader, f"weighing {recipe.name}")
     else:
         weights = [merge.shares()[None] for merge in pyramid.merges]

@@ -1,3 +1,4 @@
+import json
 import pickle
 import subprocess
 import sys
@@ -98,3 +99,61 @@ def test_the_same_detector_is_the_same_bytes(tmp_path):
     for i in range(3):
         subprocess.run([sys.executable, "-c", program, tmp_path / str(i)], check=True)
     assert len({(tmp_path / str(i)).read_bytes() for i in range(3)}) == 1
+
+
+def nested(depth):
+    return "[" * depth + "]" * depth
+
+
+WRONG = {
+    "no spec": ({"notes": {}}, "holds a training state, not a detector"),
+    "a list": ([1], "is not an mmfuse checkpoint"),
+    "spec a list": ({"spec": [1]}, r"spec: \[1\] is not a mapping"),
+    "spec null": ({"spec": None}, "spec: None is not a mapping"),
+    "size an int": ({"size": 5}, r"size: 5 is not text"),
+    "width": ({"width": 10**9}, r"width: 1000000000 is not allowed; no detector has more than"),
+    "depth": ({"pyramid_depth": 10**7}, "pyramid_depth: 10000000 is not allowed"),
+    "a huge size": ({"size": "d99"}, "width: .* is not allowed"),
+    "input": ({"input_size": [10**9, 10**9]}, "input_size: 1000000000 is not allowed"),
+    "channels": (
+        {"sensors.rgb.channels": 10**9, "sensors.rgb.mean": [], "sensors.rgb.std": []},
+        "channels: 1000000000 is not",
+    ),
+    "an extra key": ({"run": "rm"}, "'run' is not a known key"),
+    "classes a map": ({"classes": {"a": 1}}, "classes: {'a': 1} is not a list"),
+    "no classes": ({"classes": []}, "num_classes: None with 0 class names"),
+    "null means": ({"sensors.rgb.mean": None}, "sensors.rgb.mean: None is not a list"),
+    "a text for a number": ({"sensors.rgb.unit": "x"}, "sensors.rgb.unit: 'x' is not a number"),
+    "notes a list": ({"notes": [1]}, "its notes are no mapping"),
+    "weights": ({"weights": "tf_efficientdet_d0"}, "'weights' is not a known key"),
+    "nan": ({"sensors.rgb.unit": float("nan")}, "unit"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_stranger_s_header_is_one_line(detector, tmp_path, name):
+    changes, message = WRONG[name]
+    header = {"format": checkpoint.FORMAT, "spec": json.loads(json.dumps(detector.spec)), "notes": {}}
+    if not isinstance(changes, dict):
+        header = changes
+    elif name == "no spec":
+        header = {"format": checkpoint.FORMAT} | changes
+    else:
+        for key, value in changes.items():
+            place = header if key in ("spec", "notes") else header["spec"]
+            *outer, last = key.split(".")
+            for part in outer:
+                place = place[part]
+            place[last] = value
+    path = tmp_path / "x.safetensors"
+    safetensors.torch.save_file({"a": torch.zeros(1)}, path, {"mmfuse": json.dumps(header)})
+    with pytest.raises(UserError, match=message) as caught:
+        checkpoint.load(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["{", nested(10**5), '{"spec": ' + "9" * 5000 + "}", "\x00"])
+def test_a_header_that_is_no_json_is_one_line(tmp_path, text):
+    safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "x.safetensors", {"mmfuse": text})
+    with pytest.raises(UserError, match=r"x.safetensors: can't be read as a checkpoint \(.*\); restore or retrain it"):
+        checkpoint.load(tmp_path / "x.safetensors")

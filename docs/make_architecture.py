@@ -257,8 +257,8 @@ def picture() -> bytes:
     rooms, edges = house()
     edges = needed(edges)
     x, rows, levels = placed(rooms, edges)
-    left = min(x[name] - room.width / 2 for name, room in rooms.items()) - 0.25
-    right = max(x[name] + room.width / 2 for name, room in rooms.items()) + 0.25
+    left = min(*(x[name] - room.width / 2 for name, room in rooms.items()), *x.values()) - 0.25
+    right = max(*(x[name] + room.width / 2 for name, room in rooms.items()), *x.values()) + 0.25
     bottom, top = -FLOOR / 2 + 0.05, FLOOR * (len(rows) - 0.5) - 0.05
     figure = new_figure(right - left, top - bottom, layout=None)
     ax = figure.add_axes((0, 0, 1, 1))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mmfuse.data.annotations.records import Record
+from mmfuse.data.annotations.records import Record, spread
 from mmfuse.data.cache import CacheError, ImageCache
 from mmfuse.data.checks.contents import impossible
 from mmfuse.errors import UserError
@@ -36,8 +36,7 @@ def measure(records: Sequence[Record], sensors: Mapping[str, Sensor], data: Data
         UserError: an image can't be read, files of a sensor differ in type, no record has a pixel of a sensor, or its
             values are impossible or not finite.
     """
-    count = min(_MEASURED_IMAGES, len(records))
-    chosen = [records[i * len(records) // count] for i in range(count)]
+    chosen = spread(records, _MEASURED_IMAGES)
     typed = {m: _typed(m, sensor, chosen, data) for m, sensor in sensors.items()}
     if ranged := {m for m, s in typed.items() if s.encoding == "intensity" and s.dtype != "uint8" and not s.range}:
         values: dict[str, _Values] = {m: _Values() for m in ranged}
@@ -84,7 +83,7 @@ def _each(
 def _typed(modality: str, sensor: Sensor, records: Sequence[Record], data: DataRecipe) -> Sensor:
     there = [record.files[modality] for record in records if modality in record.files]
     kind, values, gaps = "", _Values(), False
-    for file in there[:: max(1, len(there) // _TYPED_FILES)]:
+    for file in spread(there, _TYPED_FILES):
         try:
             image = read_image(file, replace(sensor, dtype=kind) if kind else sensor)  # type: ignore[arg-type]
         except UserError:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -160,10 +160,13 @@ def objects_that_count(recipe: Recipe, card: Card, records: list[Record], seen: 
     return records
 
 
-def spread(records: Sequence[Record], most: int) -> list[Record]:
-    """Returns at most so many of the records, evenly spaced, in their order."""
-    count = min(most, len(records))
-    return [records[i * len(records) // count] for i in range(count)]
+Item = TypeVar("Item")
+
+
+def spread(items: Sequence[Item], most: int) -> list[Item]:
+    """Returns at most so many of the items, evenly spaced, in their order."""
+    count = min(most, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
 
 
 def conditions_of(records: Iterable[Record]) -> list[str]:

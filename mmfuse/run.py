@@ -98,11 +98,10 @@ def input_size(recipe: Recipe) -> tuple[int, int]:
         UserError: it isn't a multiple of the coarsest stride.
     """
     size = scaling.size(recipe.model.size)
-    height, width = recipe.data.input_size or (size.resolution, size.resolution)
-    stride = size.coarsest_stride
-    if height <= 0 or width <= 0 or height % stride or width % stride:
-        raise UserError(f"data.input_size: [{height}, {width}] doesn't fit; use positive multiples of {stride}")
-    return height, width
+    try:
+        return size.input_size(recipe.data.input_size)
+    except UserError as error:
+        raise UserError(f"data.{error}") from None
 
 
 def build_detector(recipe: Recipe, sensors: Mapping[str, Sensor], classes: Sequence[str]) -> Detector:

@@ -3,7 +3,7 @@
 Letters in shapes: B images, C channels, H W height and width, A anchors, K classes, N boxes, M modalities.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, SupportsIndex
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmfuse.errors import UserError
+from mmfuse.errors import UserError, unknown_name
 from mmfuse.sensor import Calibration, Sensor
 
 
@@ -67,7 +67,7 @@ class Views:
     def restore(self, found: "Sequence[Detections]") -> "list[Detections]":
         """Returns detections of the views in pixels of the scenes."""
         return [
-            replace(one, boxes=one.boxes / scale + one.boxes.new_tensor([*corner, *corner]))
+            one.rescale(scale).shifted(*corner)
             for one, scale, corner in zip(found, self.scales.tolist(), self.corners.tolist(), strict=True)
         ]
 
@@ -80,9 +80,6 @@ class Sight(Protocol):
 
     @property
     def size(self) -> tuple[int, int]: ...
-
-    @property
-    def corner(self) -> tuple[int, int]: ...
 
     def views(
         self,
@@ -205,6 +202,10 @@ class Detections:
         """Returns the detections in original pixels, for an image that was letterboxed by `scale`."""
         return replace(self, boxes=self.boxes / scale)
 
+    def shifted(self, x: float, y: float) -> "Detections":
+        """Returns the detections for an image whose corner lies so many pixels farther to the left and the top."""
+        return replace(self, boxes=self.boxes + self.boxes.new_tensor([x, y, x, y]))
+
     def to_dicts(self) -> list[dict[str, Any]]:
         """Returns an entry for each object, of plain values: `box` xyxy, `score`, `class` and `label`."""
         columns = (x.tolist() for x in (self.boxes, self.scores, self.labels))
@@ -285,6 +286,19 @@ class Detections:
     def empty() -> "Detections":
         """Returns the detections of an image in which nothing was found."""
         return Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+
+
+def check_masks(present: Mapping[str, Tensor], modalities: Collection[str], batch: int) -> None:
+    """Refuses masks of presence that aren't (B,) bool of modalities that are known.
+
+    Raises:
+        UserError: one isn't.
+    """
+    for modality, mask in present.items():
+        if modality not in modalities:
+            raise UserError(f"present: {unknown_name(modality, modalities, 'modality of this detector')}")
+        if mask.shape != (batch,) or mask.dtype != torch.bool:
+            raise UserError(f"present: {modality} is {mask.dtype} {tuple(mask.shape)}; give torch.bool ({batch},)")
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:

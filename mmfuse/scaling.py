@@ -26,6 +26,18 @@ class Size:
         """Pixels between two cells of the coarsest level; input heights and widths are its multiples."""
         return 2 ** self.levels[-1]
 
+    def input_size(self, wanted: tuple[int, int] | None) -> tuple[int, int]:
+        """Returns the height and width that a detector sees: those that are wanted, or the size's own, square.
+
+        Raises:
+            UserError: they aren't multiples of the coarsest stride.
+        """
+        height, width = wanted or (self.resolution, self.resolution)
+        stride = self.coarsest_stride
+        if height <= 0 or width <= 0 or height % stride or width % stride:
+            raise UserError(f"input_size: [{height}, {width}] doesn't fit; use positive multiples of {stride}")
+        return height, width
+
 
 PUBLISHED = {
     size.name: size

@@ -154,7 +154,7 @@ def fill_cache(records: Sequence[Record], sensors: Mapping[str, Sensor], data: D
         _Filling(there, dict(sensors), tuple(costly), ImageCache(data.cache)),
         batch_size=None,
         num_workers=spare_cores(data.workers),
-        worker_init_fn=_one_thread,
+        worker_init_fn=one_thread,
     )
     for error in tqdm(loader, desc=f"caching {', '.join(costly)}", unit="image"):
         if isinstance(error, CacheError) or (error is not None and data.on_bad_sample == "error"):
@@ -332,7 +332,8 @@ def spare_cores(asked: int | None, processes: int = 1) -> int:
     return max(0, min(4, cores // processes - 1))
 
 
-def _one_thread(worker: int) -> None:
+def one_thread(worker: int) -> None:
+    """Sets up a worker process: cores are shared between workers, not threads."""
     torch.set_num_threads(1)
 
 
@@ -380,7 +381,7 @@ def _data_loader(dataset: _Samples, batches: object, workers: int) -> "DataLoade
         num_workers=workers,
         collate_fn=_Collate(dataset.sensors, dataset.size),
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_one_thread,
+        worker_init_fn=one_thread,
         persistent_workers=workers > 0,
     )
 

@@ -31,7 +31,7 @@ def letterbox(
     images = {m: _without_gaps(x, sensors[m]) for m, x in images.items()}
     height, width = next(iter(images.values())).shape[1:]
     scale = scale or min(size[0] / height, size[1] / width)
-    view = View(0, 0, height, width, max(1, round(height * scale)), max(1, round(width * scale)))
+    view = View.whole(height, width, scale)
     shown = {m: pad(view.show(x, sensors[m]), size, sensors[m]) for m, x in images.items()}
     return shown, scale, (height * scale, width * scale)
 
@@ -56,6 +56,11 @@ class View:
     out_height: int
     out_width: int
     flip: bool = False
+
+    @staticmethod
+    def whole(height: int, width: int, scale: float) -> "View":
+        """Returns the view of a whole image at a scale, at least one pixel high and wide."""
+        return View(0, 0, height, width, max(1, round(height * scale)), max(1, round(width * scale)))
 
     def show(self, image: Tensor, sensor: Sensor) -> Tensor:
         """Returns what is shown of an image (C, H, W) of the sensor."""

@@ -41,6 +41,12 @@ def prepare_scene(
     }
 
 
+def corner_of(sensors: Mapping[str, Sensor]) -> tuple[int, int]:
+    """Returns x and y of what is seen in the whole image of the reference: the border that is cut off."""
+    reference = next((s for s in sensors.values() if s.register == "none"), None)
+    return (0, 0) if reference is None else reference.border[:2]
+
+
 def mounted(scene: Scene, sensors: Mapping[str, Sensor]) -> dict[str, Sensor]:
     """Returns those `sensors` that a scene has images of, calibrated as they were then."""
     return {

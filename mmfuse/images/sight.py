@@ -10,9 +10,9 @@ from torch import Tensor
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.images.decode import raw_image
 from mmfuse.images.letterbox import letterbox, stacked
-from mmfuse.images.scenes import mounted, prepare_scene
+from mmfuse.images.scenes import corner_of, mounted, prepare_scene
 from mmfuse.images.units import check_units, figures, unknown
-from mmfuse.sample import Scene, Views
+from mmfuse.sample import Scene, Views, check_masks
 from mmfuse.sensor import WHOLE_IMAGE, Sensor
 
 Scenes = Scene | Mapping[str, Any] | Sequence[Scene | Mapping[str, Any]]
@@ -67,7 +67,7 @@ class Sight:
             {m: torch.from_numpy(mask) for m, mask in there.items()},
             torch.tensor([content for _, _, content in fitted]),
             torch.tensor([scale for _, scale, _ in fitted], dtype=torch.float32),
-            torch.tensor([self.corner] * len(shown), dtype=torch.float32),
+            torch.tensor([corner_of(self.sensors)] * len(shown), dtype=torch.float32),
             {m: self._figures(m, [one[m] for one in raw if m in one]) for m, s in own.items() if s.seen},
         )
 
@@ -94,12 +94,7 @@ class Sight:
         for modality in {m: None for scene in scenes for m in scene.images}:
             if modality not in self.sensors:
                 raise UserError(f"images: {unknown_name(modality, self.sensors, 'modality of this detector')}")
-        count = (len(scenes),)
-        for modality, mask in present.items():
-            if modality not in self.sensors:
-                raise UserError(f"present: {unknown_name(modality, self.sensors, 'modality of this detector')}")
-            if mask.shape != count or mask.dtype != torch.bool:
-                raise UserError(f"present: {modality} is {mask.dtype} {tuple(mask.shape)}; give torch.bool {count}")
+        check_masks(present, self.sensors, len(scenes))
         gone = {m: (~mask).tolist() for m, mask in present.items()}
         left = []
         for row, scene in enumerate(scenes):
@@ -131,9 +126,3 @@ class Sight:
             unknown(x) if x.ndim == 2 or x.dtype == torch.uint8 else figures(x, self.sensors[modality]) for x in images
         ]
         return torch.stack(told)
-
-    @property
-    def corner(self) -> tuple[int, int]:
-        """X and y of what is seen in the whole image of the reference."""
-        reference = next((s for s in self.sensors.values() if s.register == "none"), None)
-        return (0, 0) if reference is None else reference.border[:2]

@@ -90,10 +90,7 @@ def create_detector(
         raise UserError(f"num_classes: {num_classes} with {len(names)} class names; give one of them, at least 1")
     measured = {m: _measured((sensors or {}).get(m) or Sensor(count), count) for m, count in modalities.items()}
     settled = architecture.settled(modalities)
-    resolution, stride = settled.scale.resolution, settled.scale.coarsest_stride
-    height, width = input_size or (resolution, resolution)
-    if min(height, width) <= 0 or height % stride or width % stride:
-        raise UserError(f"input_size: [{height}, {width}] doesn't fit; use positive multiples of {stride}")
+    sees = settled.scale.input_size(input_size)
     own = dict(backbones or {})
     for name in own:
         if name not in modalities:
@@ -102,7 +99,7 @@ def create_detector(
         raise UserError(
             "backbones: one backbone reads all modalities here; use placement: first, share_backbone: false"
         )
-    detector = _build(settled, measured, names, (height, width), pretrained, own)
+    detector = _build(settled, measured, names, sees, pretrained, own)
     if weights is not None:
         _set_weights(detector, weights)
     return detector

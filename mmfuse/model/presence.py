@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmfuse.errors import UserError, unknown_name
-from mmfuse.sample import to_device
+from mmfuse.errors import UserError
+from mmfuse.sample import check_masks, to_device
 
 
 class Rows:
@@ -152,11 +152,7 @@ class Presence:
         batch = len(next(iter(images.values())))
         if not present:
             return cls({m: Rows(batch, m in images) for m in modalities})
-        for modality, mask in present.items():
-            if modality not in modalities:
-                raise UserError(f"present: {unknown_name(modality, modalities, 'modality of this detector')}")
-            if mask.shape != (batch,) or mask.dtype != torch.bool:
-                raise UserError(f"present: {modality} is {mask.dtype} {tuple(mask.shape)}; give torch.bool ({batch},)")
+        check_masks(present, modalities, batch)
         rows = {
             m: Rows.of(present[m]) if m in images and m in present else Rows(batch, m in images) for m in modalities
         }

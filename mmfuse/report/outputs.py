@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from mmfuse.errors import UserError
 from mmfuse.files import read_regular, write_whole
 from mmfuse.images.lift import Position
-from mmfuse.images.scenes import read_scene
+from mmfuse.images.scenes import corner_of, read_scene
 from mmfuse.sample import Detections, Scene
 from mmfuse.sensor import Sensor
 
@@ -163,8 +162,8 @@ def drawn(one: Prediction, sensors: Mapping[str, Sensor]) -> bytes | None:
     if not one.answered or not images:
         return None
     prepared = read_scene(replace(one.scene, images=images), sensors)
-    left, top = next((s.border[:2] for s in sensors.values() if s.register == "none"), (0, 0))
-    within = replace(one.found, boxes=one.found.boxes - torch.tensor([left, top, left, top]))
+    left, top = corner_of(sensors)
+    within = one.found.shifted(-left, -top)
     buffer = io.BytesIO()
     captions = None
     if one.positions is not None:

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TypeVar
 
-import torch
 from torch.utils.data import DataLoader, Dataset
 
+from mmfuse.data.loader import one_thread
 from mmfuse.errors import UserError
 from mmfuse.sample import Scene, Sight, Views
 
@@ -16,11 +16,15 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Loaded:
-    """Some scenes, the `views` of those that can be shown, which are `rows` of them, and the `problems` of each."""
+    """Some scenes, and the `views` of those that can be shown, which are `rows` of them.
+
+    `lost` names the sensors of which each has no image that is shown, `problems` says why.
+    """
 
     scenes: Sequence[Scene]
     views: Views | None
     rows: Sequence[int]
+    lost: Sequence[tuple[str, ...]]
     problems: Sequence[tuple[str, ...]]
 
 
@@ -63,7 +67,9 @@ def load(scenes: Sequence[Scene], sight: Sight) -> Loaded:
                 problems[row].append(str(error))
         rows = good
         views = sight.shown([scenes[r] for r in rows], [raw[r] for r in rows]) if rows else None
-    return Loaded(scenes, views, rows, [tuple(wrong) for wrong in problems])
+    shown = [raw[row] if row in rows else {} for row in range(len(scenes))]
+    lost = [tuple(m for m in sight.sensors if m not in images) for images in shown]
+    return Loaded(scenes, views, rows, lost, [tuple(wrong) for wrong in problems])
 
 
 class _Batches(Dataset[tuple[int, Loaded]]):
@@ -93,9 +99,5 @@ def load_each(
         _Batches(batches, sight),
         batch_size=None,
         num_workers=max(0, min(workers, len(batches) - 1)),
-        worker_init_fn=_one_thread,
+        worker_init_fn=one_thread,
     )
-
-
-def _one_thread(worker: int) -> None:
-    torch.set_num_threads(1)

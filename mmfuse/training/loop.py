@@ -86,9 +86,9 @@ def train(
     first = _trained_first(recipe, run)
     if first:
         recipe = replace(recipe, init=recipe.singles | {m: str(folder) for m, (_, folder) in first.items()})
-    if (run.folder / "config.yaml").exists():
-        if not resume:
-            raise UserError(f"{run.folder}: holds a run already; resume it, or choose another folder")
+    if not resume:
+        _check_new(run)
+    elif (run.folder / "config.yaml").exists():
         _check_same(run.recipe, recipe, run.folder)
         if run.finished:
             _doubt(recipe, run)
@@ -100,8 +100,8 @@ def train(
         World.from_environment(recipe.train.device) as world,
         sole_writer(run.folder) if world.is_first else nullcontext(),
     ):
-        if world.is_first and not resume and (run.folder / "config.yaml").exists():
-            raise UserError(f"{run.folder}: holds a run already; resume it, or choose another folder")
+        if world.is_first and not resume:
+            _check_new(run)  # another process may have been faster
         training = prepare_training(recipe, run, world)
         training.run_epochs()
         if world.is_first:
@@ -109,6 +109,11 @@ def train(
             _report_left_out(training.loader, recipe.modalities)
         world.wait()
     return run
+
+
+def _check_new(run: Run) -> None:
+    if (run.folder / "config.yaml").exists():
+        raise UserError(f"{run.folder}: holds a run already; resume it, or choose another folder")
 
 
 def _doubt(recipe: Recipe, run: Run) -> None:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from mmfuse.data.loader import spare_cores
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.images.lift import UNKNOWN, depth_of, lift
+from mmfuse.images.scenes import corner_of
 from mmfuse.model.checkpoint import load
 from mmfuse.model.detector import Detector
 from mmfuse.model.doubt import Doubting
@@ -137,8 +138,8 @@ class _Finder:
             self.detector.sight.check_units(views)
             found = dict(zip(loaded.rows, views.restore(rows), strict=True))
         told = []
-        for row, (scene, problems) in enumerate(zip(loaded.scenes, loaded.problems, strict=True)):
-            lost = tuple(m for m in self.detector.modalities if not self._there(loaded, row, m))
+        each = zip(loaded.scenes, loaded.lost, loaded.problems, strict=True)
+        for row, (scene, lost, problems) in enumerate(each):
             if row in found:
                 told.append(self.told(scene, self._chosen(found[row]), lost, problems))
             else:
@@ -155,16 +156,9 @@ class _Finder:
         there = replace(scene, images={m: x for m, x in scene.images.items() if m not in (*lost, *found.dropped)})
         places = [UNKNOWN] * len(found)
         if measured := depth_of(there, self.detector.sensors):
-            left, top = self.detector.sight.corner
-            within = replace(found, boxes=found.boxes - torch.tensor([left, top, left, top]))
-            places = lift(within, *measured)
+            left, top = corner_of(self.detector.sensors)
+            places = lift(found.shifted(-left, -top), *measured)
         return Prediction(scene, found, lost, problems, positions=tuple(places))
-
-    @staticmethod
-    def _there(loaded: Loaded, row: int, modality: str) -> bool:
-        if loaded.views is None or row not in loaded.rows or modality not in loaded.views.present:
-            return False
-        return bool(loaded.views.present[modality][loaded.rows.index(row)])
 
     def _chosen(self, found: Detections) -> Detections:
         if not self.wanted:

@@ -258,9 +258,9 @@ class Card:
             return (self.classes.index(name),), False
         if numbered and name.isdecimal() and int(name) < len(self.classes):
             return (int(name),), False
-        if name in self.labels.ignored:
-            return tuple(self.classes.index(c) for c in self.labels.ignored[name]), True
-        return ((), False) if name in self.labels.dropped or self.labels.unknown == "drop" else None
+        if name in labels.ignored:
+            return tuple(self.classes.index(c) for c in labels.ignored[name]), True
+        return ((), False) if name in labels.dropped or labels.unknown == "drop" else None
 
 
 def load_card(path: str | Path, root: str | None = None) -> Card:

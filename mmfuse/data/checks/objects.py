@@ -22,7 +22,6 @@ def too_small(records: Sequence[Record], size: tuple[int, int], zoom: float = 1.
     for record in records:
         boxes = torch.from_numpy(record.boxes[~record.ignore])
         scale = zoom * min(size[0] / record.height, size[1] / record.width)
-        height, width = (max(1, round(side * scale)) for side in (record.height, record.width))
-        view = View(0, 0, record.height, record.width, height, width)
+        view = View.whole(record.height, record.width, scale)
         lost += len(boxes) - len(view.cut(view.move(boxes), torch.from_numpy(record.labels[~record.ignore]))[0])
     return lost

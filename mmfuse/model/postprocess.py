@@ -1,6 +1,8 @@
 """Which of the many candidate boxes are detections: non-maximum suppression, hard or soft, for all images at once."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,9 @@ from mmfuse.boxes import iou
 from mmfuse.sample import Detections, to_device
 
 SIGMA, SOFT_THRESHOLD = 0.5, 0.001
+_BLOCK = 256
+
+State = TypeVar("State", bound=tuple[Tensor, ...])
 
 Extent = tuple[float | Tensor, float | Tensor]
 """Height and width of all images, or (B, 1, 1) tensors of each."""
@@ -53,7 +58,7 @@ def decode_padded(
     """Does what `decode` does in shapes that don't depend on what is found, for a compiled or captured graph.
 
     Returns `boxes` (B, D, 4), `scores` (B, D) and `labels` (B, D), best first, where D is `max_detections`. What isn't
-    a detection has box 0, score 0 and label -1. The host never waits for the device.
+    a detection has box 0, score 0 and label -1. The host never waits for a CUDA device.
     """
     return select_padded(*_candidates(class_logits, box_codes, anchors, size, selection), selection)
 
@@ -119,10 +124,7 @@ def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, selection: Selection
 
 
 def select_padded(boxes: Tensor, scores: Tensor, labels: Tensor, selection: Selection) -> tuple[Tensor, Tensor, Tensor]:
-    """Chooses like `select`, from the same, in shapes that don't depend on what is found; see `decode_padded`.
-
-    It takes `max_detections` rounds, whatever is found.
-    """
+    """Chooses like `select`, from the same, in shapes that don't depend on what is found; see `decode_padded`."""
     places, found = (soft_nms if selection.soft else hard_nms)(boxes, scores, labels, selection)
     there = found > (max(selection.threshold, SOFT_THRESHOLD) if selection.soft else selection.threshold)
     chosen = torch.where(there[..., None], boxes.gather(1, places[..., None].expand(-1, -1, 4)), 0.0)
@@ -141,8 +143,75 @@ def soft_nms(boxes: Tensor, scores: Tensor, labels: Tensor, selection: Selection
 
 
 def hard_nms(boxes: Tensor, scores: Tensor, labels: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
-    """Returns what hard suppression takes, in double precision as `suppress` does; see `_rounds`."""
-    return _rounds(boxes.double(), scores, labels, selection.max_detections, selection.iou_threshold)
+    """Returns what hard suppression takes, in double precision as `suppress` does; see `_rounds`.
+
+    On CUDA, where the host mustn't wait to see whether it is done, it takes all rounds; see `settled` for elsewhere.
+    """
+    boxes = boxes.double()
+    if boxes.is_cuda and not torch.compiler.is_exporting():
+        return _rounds(boxes, scores, labels, selection.max_detections, selection.iou_threshold)
+    places = settled(boxes, scores > selection.threshold, labels, selection)
+    taken = F.pad(scores, (0, 1), value=-torch.inf).gather(1, places)
+    return places.clamp(max=max(scores.shape[1] - 1, 0)), taken
+
+
+def settled(boxes: Tensor, above: Tensor, labels: Tensor, selection: Selection) -> Tensor:
+    """Returns the places (B, n) of what hard suppression keeps of those `above` (B, N), best first: `max_detections`,
+    or N if less. A place N says that nothing is left.
+
+    Candidates are settled `_BLOCK` at a time, for all images at once, until enough are kept. Of a block, those fall
+    that overlap what was kept before. In the others' first pass all are kept; in each further one, those that no better
+    one suppresses of what the pass before kept. So the p-th pass is right wherever no more than p of them suppress each
+    other in a row, and all is right once a pass changes nothing: never more passes than candidates, mostly under ten.
+    """
+    batch, count = labels.shape
+    most = min(selection.max_detections, count)
+    if most == 0:
+        return labels[:, :0]
+    size = min(_BLOCK, count)
+    inner = torch.arange(size, device=boxes.device)
+    better = inner[:, None] < inner
+    lacking = -count % size + 1
+    boxes, labels = F.pad(boxes, (0, 0, 0, lacking)), F.pad(labels, (0, lacking), value=-1)
+    above = F.pad(above, (0, lacking))
+    end = above.sum(1).max()
+
+    def suppressing(ours: Tensor, theirs: Tensor) -> Tensor:
+        """Returns which boxes at places (B, n) overlap which of those at (B, m) too much: (B, n, m)."""
+        own, other = (boxes.gather(1, x[..., None].expand(-1, -1, 4)) for x in (ours, theirs))
+        alike = labels.gather(1, ours)[:, :, None] == labels.gather(1, theirs)[:, None]
+        return alike & (iou(own[:, :, None], other[:, None]) > selection.iou_threshold)
+
+    def lacks(start: Tensor, _: Tensor, found: Tensor) -> Tensor:
+        return (start < end) & (found < most).any()
+
+    def block(start: Tensor, places: Tensor, found: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        own = (start + inner).expand(batch, size)
+        left = above.gather(1, own) & ~suppressing(places[:, :most], own).any(1)
+        by = suppressing(own, own) & better
+
+        def unsettled(kept: Tensor, before: Tensor) -> Tensor:
+            return (kept != before).any()
+
+        def once(kept: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
+            return left & ~(by & kept[:, :, None]).any(1), kept.clone()
+
+        kept = _while(unsettled, once, (left.clone(), torch.zeros_like(left)))[0]
+        rank = found[:, None] + kept.cumsum(1) - 1
+        rank = torch.where(kept & (rank < most), rank, most)
+        return start + size, places.scatter(1, rank, own), found + kept.sum(1)
+
+    nothing = labels.new_full((batch, most + 1), count)
+    return _while(lacks, block, (end.new_zeros(()), nothing, labels.new_zeros(batch)))[1][:, :most]
+
+
+def _while(going_on: Callable[..., Tensor], step: Callable[..., State], state: State) -> State:
+    """Takes steps while asked to; in a traced graph that is one operator."""
+    if torch.compiler.is_compiling():
+        return torch.while_loop(going_on, step, state)
+    while bool(going_on(*state)):
+        state = step(*state)
+    return state
 
 
 def _rounds(

@@ -8,9 +8,10 @@ import pytest
 import torch
 from tiny import inputs, make
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mmfuse.model.losses import detection_loss
-from mmfuse.model.postprocess import Selection, decode, decode_padded
+from mmfuse.model.postprocess import Selection, decode, decode_padded, select_padded
 from mmfuse.sample import Targets
 
 pytestmark = pytest.mark.usefixtures("tiny_sizes")
@@ -126,5 +127,21 @@ def test_the_rounds_of_suppression_are_traced_once(soft):
         torch.testing.assert_close(got, wanted)
     (graph,) = graphs
     calls = [node for node in graph.graph.nodes if "invoke_subgraph" in str(node.target)]
-    assert len(calls) == 12
-    assert len({node.args[0].target for node in calls}) == 1
+    loops = [node for node in graph.graph.nodes if "while_loop" in str(node.target)]
+    assert (len(calls), len(loops)) == ((12, 0) if soft else (0, 1))
+    assert len({node.args[0].target for node in calls}) == soft
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_hard_suppression_exports_to_one_loop(device):
+    """On every device, whether it can wait or not: a graph of a size that doesn't depend on what may be found."""
+
+    class Chosen(torch.nn.Module):
+        def forward(self, boxes, scores, labels):
+            return select_padded(boxes, scores, labels, Selection())
+
+    with FakeTensorMode(), torch.device(device):
+        given = torch.zeros(2, 1000, 4), torch.zeros(2, 1000), torch.zeros(2, 1000, dtype=torch.int64)
+    graph = torch.export.export(Chosen(), given).graph_module
+    assert sum(node.op == "call_function" and "while_loop" in str(node.target) for node in graph.graph.nodes) == 1
+    assert sum(len(part.graph.nodes) for part in graph.modules() if hasattr(part, "graph")) < 250

@@ -98,14 +98,15 @@ class Sensor:
 
     Depth is raw values times `unit` in metres, or with a `disparity` (a, b) it is a / (raw - b); 0 and what isn't
     finite is invalid. `counts` undoes what some files do to 16-bit numbers: "rotated" by 3 bits (SUN RGB-D) or with
-    their bytes "swapped". `gravity` is its direction in the rig, for hha; the camera's down where not given.
+    their bytes "swapped". `nodata` lists the raw values that mean "not measured". `gravity` is its direction in the
+    rig, for hha; the camera's down where not given.
 
     `border` (left, top, right, bottom) pixels of the file show nothing and are cut off; all else, `calibration` too, is
     of the image within it. `register` brings the image to
     the frame of the reference camera `onto`: "resize" where both see the same, "homography" by a 3 x 3 matrix from own
     pixels to the reference's, "rig" by `calibration` through depth. `dtype` is the pixel type of the files, `mean` and
     `std` are those of the encoded channels on the training split, `seen` the 0.1 and 99.9 percentiles of raw values
-    there; empty until measured. `gaps` tells whether files hold NaN there, where nothing was measured.
+    there; empty until measured. `gaps` tells whether images there have pixels where nothing was measured.
     """
 
     channels: int
@@ -116,6 +117,7 @@ class Sensor:
     range: tuple[float, ...] = ()
     disparity: tuple[float, ...] = ()
     counts: Literal["plain", "rotated", "swapped"] = "plain"
+    nodata: tuple[float, ...] = ()
     gravity: tuple[float, ...] = ()
     border: tuple[int, int, int, int] = (0, 0, 0, 0)
     register: Literal["none", "resize", "homography", "rig"] = "none"
@@ -129,7 +131,7 @@ class Sensor:
     gaps: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("range", "disparity", "gravity", "border", "homography", "mean", "std", "seen"):
+        for name in ("range", "disparity", "nodata", "gravity", "border", "homography", "mean", "std", "seen"):
             value = tuple(tuple(v) if isinstance(v, list) else v for v in getattr(self, name))
             object.__setattr__(self, name, value)  # a list where it was read from JSON
         for name in ("calibration", "onto"):
@@ -211,9 +213,20 @@ class Sensor:
         left, top, right, bottom = self.border
         return size[0] + left + right, size[1] + top + bottom
 
+    def measured(self, raw: Tensor) -> Tensor:
+        """Returns raw pixels in which those of a value of `nodata` are NaN, or 0 of depth in its own type.
+
+        Intensity of a sensor with such values becomes float32, whether or not these pixels have any.
+        """
+        if not self.nodata:
+            return raw
+        values = raw.to(torch.float32)
+        missing = torch.isin(values, values.new_tensor(self.nodata))
+        return raw.where(~missing, 0) if self.is_depth else values.masked_fill(missing, torch.nan)
+
     def metres(self, raw: Tensor) -> tuple[Tensor, Tensor]:
         """Returns depth in metres, 0 where it is invalid, and its validity, both float32 of the shape of `raw`."""
-        values = raw.to(torch.float32)
+        values = self.measured(raw).to(torch.float32)
         metres = self.disparity[0] / (values - self.disparity[1]) if self.disparity else values * self.unit
         valid = (metres > 0) & metres.isfinite() & (values != 0)
         return torch.where(valid, metres, 0), valid.to(torch.float32)

@@ -204,6 +204,29 @@ def test_whole_numbers_and_depth_have_no_gaps_to_fill():
     assert DEPTH.without_gaps(depth) is depth
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.float32])
+def test_values_that_mean_not_measured_are_gaps_of_intensity(dtype):
+    raw = torch.tensor([[[0, 7, 255]], [[7, 3, 9]]]).to(dtype)
+    measured = Sensor(2, nodata=(0, 255)).measured(raw)
+    torch.testing.assert_close(
+        measured, torch.tensor([[[torch.nan, 7, torch.nan]], [[7.0, 3, 9]]]), equal_nan=True, rtol=0, atol=0
+    )
+    assert Sensor(2).measured(raw) is raw
+
+
+def test_values_that_mean_not_measured_are_invalid_depth_in_its_own_type():
+    sensor = replace(DEPTH, nodata=(65535,))
+    raw = torch.tensor([[[1000, 65535, 2000, 0]]], dtype=torch.uint16)
+    assert sensor.measured(raw).dtype == torch.uint16
+    assert sensor.measured(raw).tolist() == [[[1000, 0, 2000, 0]]]
+    assert sensor.metres(raw)[1].tolist() == [[[1, 0, 1, 0]]]
+
+
+def test_a_value_that_float32_rounds_is_still_found():
+    raw = torch.tensor([[[-3.4e38, 1.0]]])
+    assert Sensor(1, nodata=(-3.4e38,)).measured(raw).isnan().tolist() == [[[True, False]]]
+
+
 def test_a_file_is_larger_than_its_image_by_the_border():
     assert Sensor(1, border=(1, 20, 300, 4000)).whole((640, 512)) == (941, 4532)
 

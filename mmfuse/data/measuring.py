@@ -28,9 +28,10 @@ def measure(records: Sequence[Record], sensors: Mapping[str, Sensor], data: Data
     """Returns the sensors with the mean and standard deviation of their encoded channels over all measured pixels.
 
     Their `dtype` becomes that of their files, `seen` the 0.1 and 99.9 percentiles of the raw values of 32 files (of
-    depth, the valid ones), `gaps` whether these hold NaN, and the `range` of an "intensity" that is deeper than 8 bit
-    and has none those of all images. At most 256 records are read, evenly spaced. A channel that never changes gets a
-    deviation of 1e-6. Of `data` the cache counts, and what is to be done with images that can't be read.
+    depth, the valid ones), `gaps` whether these have pixels that weren't measured, and the `range` of an "intensity"
+    that is deeper than 8 bit and has none those of all images. At most 256 records are read, evenly spaced. A channel
+    that never changes gets a deviation of 1e-6. Of `data` the cache counts, and what is to be done with images that
+    can't be read.
 
     Raises:
         UserError: an image can't be read, files of a sensor differ in type, no record has a pixel of a sensor, or its
@@ -85,14 +86,14 @@ def _typed(modality: str, sensor: Sensor, records: Sequence[Record], data: DataR
     kind, values, gaps = "", _Values(), False
     for file in spread(there, _TYPED_FILES):
         try:
-            image = read_image(file, replace(sensor, dtype=kind) if kind else sensor)  # type: ignore[arg-type]
+            raw = read_image(file, replace(sensor, dtype=kind or sensor.dtype))  # type: ignore[arg-type]
         except UserError:
             if data.on_bad_sample == "error":
                 raise
             continue
-        kind = kind or str(image.dtype).removeprefix("torch.")
-        if image.ndim == 3:
-            pixels = image.numpy()
+        kind = kind or str(raw.dtype).removeprefix("torch.")
+        if raw.ndim == 3:
+            pixels = sensor.measured(raw).numpy()
             values.add(pixels[np.isfinite(pixels) & (pixels != 0)] if sensor.is_depth else pixels)
             gaps |= bool(np.isnan(pixels).any())
     if kind:

@@ -20,7 +20,7 @@ from mmfuse.sensor import Sensor
 
 _MODES = {1: "L", 3: "RGB"}
 _JPEG_MODES = {1: "GRAY", 3: "RGB"}
-_POINTS = (".bin", ".npy")
+POINTS = (".bin", ".npy")
 _ORIENTATION = 0x0112
 
 
@@ -38,7 +38,7 @@ def read_image(path: str | os.PathLike[str], sensor: Sensor) -> Tensor:
         UserError: the file is missing, too large, of another type than `sensor.dtype`, can't be decoded whole and in
             its own depth, or has other channels.
     """
-    if Path(path).suffix.lower() in _POINTS:
+    if Path(path).suffix.lower() in POINTS:
         return _of_type(_read_points(Path(path), sensor), path, sensor)
     return _of_type(_within_border(_decoded(path, sensor), path, sensor), path, sensor)
 

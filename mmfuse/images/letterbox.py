@@ -40,7 +40,7 @@ def _without_gaps(image: Tensor, sensor: Sensor) -> Tensor:
     filled = sensor.without_gaps(image)
     if filled is image:
         return image
-    has_none = sensor.register in ("none", "resize") and not sensor.gaps
+    has_none = sensor.register in ("none", "resize") and not (sensor.gaps or sensor.nodata)
     gaps = image.isnan()
     return torch.where(gaps.any() if has_none else gaps.all(), image, filled)
 

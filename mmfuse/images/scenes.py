@@ -24,8 +24,9 @@ def prepare_scene(
     """Prepares one scene: raw images (C, H, W) of some of the `sensors`, registered to the reference and encoded.
 
     `size` is width and height of the reference frame; where None, it is that of the images that lie in it already.
-    `change` is given each modality and its raw image just before that is prepared: intensity as read, depth registered.
-    Returns prepared images (C, H, W) of that size, in which intensity is NaN where nothing was measured.
+    `change` is given each modality and its raw image just before that is prepared: intensity as read, depth registered,
+    both without what wasn't measured (`Sensor.measured`). Returns prepared images (C, H, W) of that size, in which
+    intensity is NaN where nothing was measured.
 
     Raises:
         UserError: the sensors can't be registered, or lack a calibration that their encoding needs.
@@ -34,6 +35,7 @@ def prepare_scene(
     def prepared(m: str, x: Tensor, calibration: Calibration | None) -> Tensor:
         return prepare(x if change is None else change(m, x), sensors[m], calibration)
 
+    raw = {m: x if x.ndim == 2 else sensors[m].measured(x) for m, x in raw.items()}
     own = {m: x if sensors[m].is_depth else prepared(m, x, sensors[m].calibration) for m, x in raw.items()}
     return {
         m: prepared(m, x, sensors[m].onto or sensors[m].calibration) if sensors[m].is_depth else x

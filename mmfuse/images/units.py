@@ -19,9 +19,9 @@ def figures(raw: Tensor, sensor: Sensor) -> Tensor:
     """Returns what tells the unit of a raw image (C, H, W), on its device: (5,) float32.
 
     These are the lowest and the highest value, the shares below 0 and far above training's highest, and 1 if any has
-    a fraction, else 0; over every second row and column, without what isn't finite and, of depth, 0.
+    a fraction, else 0; over every second row and column, without what wasn't measured: NaN, infinity, and 0 of depth.
     """
-    values = raw[..., ::2, ::2].to(torch.float32)
+    values = sensor.measured(raw[..., ::2, ::2]).to(torch.float32)
     counts = values.isfinite()
     if sensor.is_depth:
         counts = counts & (values != 0)

@@ -19,6 +19,7 @@ from mmfuse.data.annotations.readers import read_split
 from mmfuse.data.annotations.records import Record, objects_that_count, split_digest
 from mmfuse.data.cache import ImageCache
 from mmfuse.data.checks.objects import objects, too_small
+from mmfuse.data.checks.readable import require_readable
 from mmfuse.data.loader import EvalLoader, TrainLoader, eval_loader, fill_cache, train_loader
 from mmfuse.data.measuring import SMALLEST_STD, measure
 from mmfuse.environment import environment
@@ -159,6 +160,7 @@ def prepare_training(recipe: Recipe, run: Run, world: World) -> "Training":
     if world.is_first:
         used = {m: card.modalities[m] for m in recipe.modalities}
         fill_cache([*seen["train"], *seen["val"]], used, recipe.data)
+        require_readable(seen["val"], used, ImageCache(recipe.data.cache).images)
     world.wait()
 
     state = State.read(run.last)

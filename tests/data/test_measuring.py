@@ -154,3 +154,20 @@ def test_gaps_in_training_s_files_are_known(tmp_path):
     image[3, 4] = np.nan
     Image.fromarray(image).save(tmp_path / "1.tif")
     assert measure(records, {"x": Sensor(1)})["x"].gaps is True
+
+
+def test_values_that_mean_not_measured_count_for_nothing(tmp_path):
+    values = np.random.default_rng(0).normal(500, 20, (3, 24, 32)).astype(np.float32)
+    values[0, :7] = -9999
+    sensor = Sensor(1, nodata=(-9999,))
+    measured = measure(write_floats(tmp_path, values), {"thermal": sensor})["thermal"]
+    assert 400 < measured.range[0] < measured.range[1] < 600
+    assert measured.seen == measured.range
+    assert (measured.dtype, measured.gaps) == ("float32", True)
+    assert measured.mean[0] == pytest.approx(0.5, abs=0.1)
+
+
+def test_the_type_is_that_of_the_files_where_a_value_means_not_measured(records):
+    measured = measure(records, {"rgb": Sensor(3, nodata=(0,)), "thermal": Sensor(1, nodata=(0,))})
+    assert (measured["rgb"].dtype, measured["thermal"].dtype) == ("uint8", "uint16")
+    assert measured["rgb"].range == ()

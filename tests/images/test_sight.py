@@ -304,3 +304,32 @@ def test_a_sight_needs_no_detector():
     assert (views.images["x"][0, 0, 32:] == 9).all()
     assert views.contents.tolist() == [[32, 64]]
     assert views.scales.tolist() == [2]
+
+
+# ---- what wasn't measured
+
+
+@pytest.mark.parametrize("encoding", ["intensity", "percentile", "clahe"])
+@pytest.mark.parametrize("register", ["none", "homography"])
+def test_values_that_mean_not_measured_give_what_gaps_give(tmp_path, encoding, register):
+    sensor = Sensor(1, encoding, nodata=(65535,), mean=(1200.0,), std=(300.0,))
+    if register == "homography":
+        sensor = dataclasses.replace(sensor, register=register, homography=((1, 0, 2), (0, 1, 0), (0, 0, 1)))
+    pixels = drawn((128, 96), np.uint16)
+    pixels[20:60, :90] = 65535
+    gaps = np.where(pixels == 65535, np.nan, pixels).astype(np.float32)
+    whole, file = drawn((128, 96), channels=3), write(tmp_path / "a.png", pixels)
+    detector = detector_of(rgb=Sensor(3), thermal=sensor)
+    (expected,) = detector.detect({"rgb": whole, "thermal": gaps})
+    for given in (pixels, torch.from_numpy(pixels)[None], file):
+        (found,) = detector.detect({"rgb": whole, "thermal": given})
+        same(found, expected)
+
+
+def test_values_that_mean_not_measured_tell_nothing_of_the_unit():
+    image = even(2000, 8000, dtype=np.uint16)[..., 0]
+    image[:30] = 65535
+    with pytest.raises(UserError, match=r"^images: x holds"):
+        detector_of(x=dataclasses.replace(FOURTEEN_BITS, seen=(20.0, 78.0))).detect({"x": image})
+    image[image != 65535] //= 100
+    assert len(detector_of(x=Sensor(1, dtype="uint16", seen=(20.0, 78.0), nodata=(65535,))).detect({"x": image})) == 1

@@ -242,6 +242,20 @@ def test_bad_and_useless_images_are_skipped_and_counted(paired_set, tmp_path, ca
     assert lines[lines.index("skipped: 1 training images can't be used") + 1].endswith("PNG, JPEG, TIFF or WebP file")
 
 
+def test_a_val_image_that_cannot_be_read_is_refused_before_the_first_step(paired_set, tmp_path):
+    root = tmp_path / "set"
+    shutil.copytree(paired_set.parent, root)
+    name = json.loads((root / "val.json").read_text())["images"][2]["modalities"]["thermal"]
+    (root / name).write_bytes((root / name).read_bytes()[:900])
+    (tmp_path / "both.yaml").write_text(
+        "card: set/card.yaml\nmodalities: [rgb, thermal]\nmodel: {size: d-4}\n"
+        "data: {input_size: [96, 128], workers: 0, on_bad_sample: skip}\ntrain: {epochs: 1, batch_size: 4}\n"
+    )
+    with pytest.raises(UserError, match=f"{name}: can't be read"):
+        train(tmp_path / "both.yaml", folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_one_place_in_one_image_is_told_without_a_traceback(recipe_file, tmp_path):
     with pytest.raises(UserError, match=r"^data.input_size: of one image of 32 x 32 the coarsest map has one place"):
         train(recipe_file("rgb"), ["data.input_size=[32, 32]", "train.batch_size=1"], folder=tmp_path / "run")

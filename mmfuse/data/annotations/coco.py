@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from mmfuse.data.annotations.cards import Card, inside
-from mmfuse.data.annotations.formats import bounds, decode
+from mmfuse.data.annotations.formats import bounds, decode, mask_bounds
 from mmfuse.data.annotations.layout import (
     Entries,
     Entry,
@@ -40,8 +40,9 @@ def read_coco(card: Card, split: str) -> Reading:
     Without a layout, an image's `modalities` map each to its file below the root, and it may have a `condition`, a
     `sequence`, `calibration` (of modalities) and `onto` (of the reference) as in `Record`, and `objects_of`: for other
     modalities, their own annotations; `struck` lists modalities as in `Record`. With one, `file_name` is the entry. An
-    annotation without a `bbox` is the box around its `segmentation`, if these are polygons. It may have an `occlusion`,
-    and an `area`, by which COCO tells small from large; its box's holds otherwise.
+    annotation without a `bbox` is the box around its `segmentation`: polygons, or a mask in run lengths (RLE). It may
+    have an `occlusion`, and an `area`, by which COCO tells small from large; its box's holds otherwise. `iscrowd` and
+    `ignore` are 0 or 1; objects of either are neither learnt nor scored.
     """
     useless = {
         "labels.one_based": card.labels.one_based,
@@ -161,16 +162,21 @@ def _annotation(
         x, y, w, h = bbox
         box = (x, y, x + w, y + h)
     elif not bbox:
-        box = bounds(_corners(raw.get("segmentation")))
-    crowd = raw.get("iscrowd", 0)
-    if crowd not in (0, 1):
-        errors.append(f"{where}: iscrowd: {crowd!r} is not 0 or 1; mend it, since a crowd is neither learnt nor scored")
-        return None
+        shape = raw.get("segmentation")
+        box = mask_bounds(shape) if isinstance(shape, dict) else bounds(_corners(shape))
+    ignore = False
+    for key in ("iscrowd", "ignore"):
+        given = raw.get(key, 0)
+        if given not in (0, 1):
+            fix = "mend it, since what is 1 is neither learnt nor scored"
+            errors.append(f"{where}: {key}: {given!r} is not 0 or 1; {fix}")
+            return None
+        ignore |= bool(given)
     degree = occlusion if _is_int(occlusion) and abs(occlusion) < 100 else None
     if box[0] == box[0] and not (area is None or (_is_number(area) and 0 <= area < 1e18)):
         errors.append(f"{where}: area: {area!r} is not a count of pixels; mend it, or remove it for that of the box")
         return None
-    return Annotation(name, box, repr(bbox), where, bool(crowd), degree, None if area is None else float(area))
+    return Annotation(name, box, repr(bbox), where, ignore, degree, None if area is None else float(area))
 
 
 def _corners(polygons: object) -> list[float]:

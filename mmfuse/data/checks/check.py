@@ -267,12 +267,13 @@ def _check_images(card: Card, readings: dict[str, Reading], report: Report) -> N
         images, read = {}, {}
         for m, path in record.files.items():
             try:
-                image = read_image(path, replace(card.modalities[m], dtype=""))
+                raw = read_image(path, replace(card.modalities[m], dtype=""))
                 content = hashlib.sha256(read_regular(path)).hexdigest()
             except UserError as error:
                 report.errors.append(str(error))
                 continue
-            content_of[split][m].add(path, image)
+            image = raw if raw.ndim == 2 else card.modalities[m].measured(raw)
+            content_of[split][m].add(path, image, str(raw.dtype))
             if image.ndim == 3:
                 read[m] = image
                 if image.shape[0] == 1 and is_coloured(path):

@@ -67,9 +67,9 @@ class Content:
         self.pixels = self.valid = self.within = 0
         self.medians: list[float] = []
 
-    def add(self, path: Path, image: Tensor) -> None:
-        """Takes an image (C, H, W), or points (N, 3)."""
-        self.files[str(image.dtype).removeprefix("torch.")].append(path)
+    def add(self, path: Path, image: Tensor, dtype: str = "") -> None:
+        """Takes an image (C, H, W), or points (N, 3); `dtype` is that of its file where another one."""
+        self.files[(dtype or str(image.dtype)).removeprefix("torch.")].append(path)
         if image.ndim == 2:
             distances = image.norm(dim=1).numpy()
             channels = [distances[np.isfinite(distances) & (distances > 0)]]
@@ -142,7 +142,7 @@ class Content:
         for name, value, count in (("lowest", self.low, self.at_low), ("highest", self.high, self.at_high)):
             if self.low < self.high and count >= _GOOD_SHARE * self.valid:
                 share = f"{count / self.valid:.0%} of the pixels have the {name} value, {value:g}"
-                yield f"{share}; is it a sensor at its limit, or what wasn't measured?"
+                yield f"{share}; is it a sensor at its limit, or what wasn't measured? Then name it in nodata"
 
     @property
     def all_blank(self) -> bool:

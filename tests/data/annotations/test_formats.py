@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+from pycocotools import mask
 
 from mmfuse.data.annotations import formats
 from mmfuse.errors import UserError
@@ -117,3 +118,32 @@ def test_centres_may_be_parted_by_any_blanks():
 def test_text_of_another_encoding_is_refused(parse):
     with pytest.raises(UserError, match=r"is not UTF-8 text \(byte 1\)"):
         list(parse(b"\x80\xff 1 2 3 4".replace(b"\x80", b"a"), SIZE))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_text_of_run_lengths_is_read_as_pycocotools_does(seed):
+    rng = np.random.default_rng(seed)
+    pixels = np.asfortranarray(rng.random((rng.integers(1, 90), rng.integers(1, 90))) < 0.02 * 9**seed, np.uint8)
+    encoded = mask.encode(pixels)
+    x, y, w, h = mask.toBbox(encoded)
+    assert formats.mask_bounds({"size": [*pixels.shape], "counts": encoded["counts"].decode()}) == (x, y, x + w, y + h)
+
+
+@pytest.mark.parametrize(
+    ("size", "counts"),
+    [
+        ([2, 2], "o"),  # a number that goes on after the end
+        ([2, 2], "é"),
+        ([2, 2], "o" * 99),
+        ([2, 2], [1, 2]),  # fewer pixels than there are
+        ([2, 2], [-1, 5]),
+        ([2, 2], [1, 1.5, 1.5]),
+        ([0, 0], [0, 0]),
+        ([2**20, 2**20], [2**30, 2**30]),
+        ([2], [2]),
+        ("22", [4]),
+        ([2, 2], None),
+    ],
+)
+def test_run_lengths_that_are_no_mask_have_no_box(size, counts):
+    assert all(math.isnan(v) for v in formats.mask_bounds({"size": size, "counts": counts}))

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask
 from pycocotools.coco import COCO
 
 from mmfuse.data.annotations.cards import Card, Labels, Layout, Split, load_card
@@ -92,6 +93,7 @@ def test_boxes_are_clipped_and_those_far_out_are_counted(tmp_path):
         ({}, {"bbox": [1, -9, 10, 5]}, "lies outside the image"),
         ({}, {"iscrowd": "0"}, "annotation 3: iscrowd: '0' is not 0 or 1"),
         ({}, {"iscrowd": 2}, "annotation 3: iscrowd: 2 is not 0 or 1"),
+        ({}, {"ignore": "no"}, "annotation 3: ignore: 'no' is not 0 or 1"),
         ({}, {"category_id": 9}, "annotation 3: there is no category 9"),
         ({}, {"image_id": 2}, "annotation 3: there is no image 2"),
         ({}, {"area": float("nan")}, "annotation 3: area: nan is not a count of pixels"),
@@ -147,6 +149,25 @@ def test_polygons_without_a_box_are_read_as_their_bounds(tmp_path, bbox):
     annotation = {"id": 1, "image_id": 1, "category_id": 7, "segmentation": polygons, **bbox}
     (record,) = read_split(write_split(tmp_path, [make_image(1)], [annotation]), "train")
     np.testing.assert_array_equal(record.boxes, [[5, 3, 22, 12]])
+
+
+@pytest.mark.parametrize(("crowd", "ignore", "expected"), [(0, 0, False), (0, 1, True), (1, 0, True), (0, True, True)])
+def test_ignored_objects_are_those_of_either_key(tmp_path, crowd, ignore, expected):
+    card = write_split(tmp_path, [make_image(1)], [make_annotation(1, iscrowd=crowd, ignore=ignore)])
+    assert read_split(card, "train")[0].ignore.tolist() == [expected]
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+def test_a_mask_without_a_box_is_read_as_its_bounds(tmp_path, as_text):
+    pixels = np.zeros((30, 40), np.uint8, order="F")
+    pixels[5:9, 12:30], pixels[20, 14] = 1, 1
+    counts = mask.encode(pixels)["counts"].decode()
+    if not as_text:
+        flat = pixels.flatten("F")
+        counts = np.diff(np.flatnonzero(np.diff(flat, prepend=0, append=1 - flat[-1])), prepend=0).tolist()
+    annotation = make_annotation(1, bbox=None, segmentation={"size": [30, 40], "counts": counts})
+    (record,) = read_split(write_split(tmp_path, [make_image(1)], [annotation]), "train")
+    np.testing.assert_array_equal(record.boxes, [[12, 5, 30, 21]])
 
 
 def test_a_box_counts_before_its_polygons(tmp_path):

@@ -429,3 +429,17 @@ def test_one_file_for_two_sensors_is_told_whatever_their_channels(dataset):
 def test_grey_in_three_channels_is_not_coloured(dataset):
     Image.open(dataset.folder / "1_t.png").convert("RGB").save(dataset.folder / "1_t.png")
     assert dataset.check().warnings == []
+
+
+def test_values_that_mean_not_measured_are_invalid_and_no_range(dataset):
+    for image in (image for content in dataset.splits.values() for image in content["images"]):
+        pixels = np.random.default_rng(image["id"]).integers(20, 200, (12, 16)).astype(np.uint8)
+        pixels[:4] = 255
+        dataset.save(image["modalities"]["thermal"], pixels)
+    (warning,) = {w.partition(": ")[2] for w in dataset.check().warnings if "thermal" in w}
+    assert warning.startswith("thermal: 33% of the pixels have the highest value, 255")
+    dataset.modalities["thermal"]["nodata"] = [255]
+    report = dataset.check()
+    assert (report.errors, report.warnings) == ([], [])
+    thermal = report.splits["train"].sensors["thermal"]
+    assert (thermal.types, thermal.range[1] < 200, thermal.invalid) == ({"uint8": 2}, True, pytest.approx(1 / 3))

@@ -52,7 +52,8 @@ def test_an_extreme_value_that_fills_a_quarter_of_all_pixels_is_a_warning(order)
     images[0][0, :4], images[1][0, :4] = -9999, -9999
     found = gathered(Sensor(1), *(images[i] for i in order))
     assert list(found.warnings()) == [
-        "27% of the pixels have the lowest value, -9999; is it a sensor at its limit, or what wasn't measured?"
+        "27% of the pixels have the lowest value, -9999; is it a sensor at its limit, or what wasn't measured? "
+        "Then name it in nodata"
     ]
     images[1][0, :1] = 5
     assert list(gathered(Sensor(1), *(images[i] for i in order)).warnings()) == []

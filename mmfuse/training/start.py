@@ -88,7 +88,8 @@ def read_start(init: Mapping[str, str] | str) -> Start | None:
             raise UserError(f"init: {modality}: {error}") from None
         if not isinstance(single, FusionDetector) or single.modalities != (modality,):
             reads = ", ".join(single.modalities)
-            raise UserError(f"init: {modality}: {run} reads {reads}; give a run of {modality} alone")
+            fix = f"give a run of {modality} alone, or init={run} for all that it reads"
+            raise UserError(f"init: {modality}: {run} reads {reads}; {fix}")
         singles[modality], scores[modality] = single, notes.get("val", {}).get("ap")
     if not singles:
         return None

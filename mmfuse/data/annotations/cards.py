@@ -22,7 +22,8 @@ class Split:
 
     `file` is COCO JSON or a list with an entry a line; without it, all entries whose files are found. Of these are
     taken those that the pattern `only` matches whole, from `first` to `last` in the order of text. `folder` is what
-    `{folder}` stands for, the file's folder if left out. `images` and `boxes` (without ignored ones) are the published
+    `{folder}` stands for, the file's folder if left out. Or `share`, alone, is the part of the images of train that is
+    drawn from these, by `seed` (see `shares.drawn`). `images` and `boxes` (without ignored ones) are the published
     counts, which `check` compares.
     """
 
@@ -31,11 +32,18 @@ class Split:
     only: str = ""
     first: str = ""
     last: str = ""
+    share: float | None = None
+    seed: int = 0
     images: int | None = None
     boxes: int | None = None
 
     def __post_init__(self) -> None:
         check_pattern(self.only, "only")
+        fix = "use a part of train's images, such as 0.2"
+        require(self.share is None or 0 < self.share < 1, "share", self.share, fix)
+        if self.share is not None and (self.file or self.folder or self.selects):
+            raise UserError(f"share: {self.share} is drawn from train; leave file, folder, only, first and last out")
+        require(self.share is not None or not self.seed, "seed", self.seed, "leave it out where there is no share")
 
     @property
     def selects(self) -> bool:
@@ -157,16 +165,28 @@ class _CardFile:
         for key in ("modalities", "splits"):
             for name in getattr(self, key):
                 require_name(name, key)
+        self._check_shares()
         self._check_labels()
         if self.layout is not None:
             self._check_layout(self.layout)
             return
         for name, split in self.splits.items():
-            if not split.file:
+            if not split.file and split.share is None:
                 raise UserError(f"splits.{name}: the key 'file' is missing; add it")
             if split.selects:
                 fix = "add it, or give the split a file of its own"
                 raise UserError(f"splits.{name}: only, first and last need a layout; {fix}")
+
+    def _check_shares(self) -> None:
+        shares = {name: split.share for name, split in self.splits.items() if split.share is not None}
+        if "train" in shares:
+            raise UserError(
+                f"splits.train: {shares['train']}: train is what the others leave; remove it, or give its file"
+            )
+        if shares and "train" not in self.splits:
+            raise UserError(f"splits.{min(shares)}: is a share of train, which is missing; add it")
+        total = sum(shares.values())
+        require(total < 1, "splits", dict(shares), "leave a part for train: shares must add up to less than 1")
 
     def _check_labels(self) -> None:
         labels = self.labels
@@ -205,7 +225,7 @@ class _CardFile:
             _require_known(layout.tags, self.conditions, "layout.conditions", "condition")
         needing = [key for key, template in layout.templates.items() if "folder" in placeholders(template)]
         for name, split in self.splits.items():
-            if needing and split.folder is None and not split.file:
+            if needing and split.folder is None and not split.file and split.share is None:
                 raise UserError(f"splits.{name}: the key 'folder' is missing, which layout.{needing[0]} needs; add it")
 
 
@@ -240,6 +260,10 @@ class Card:
         own = (m for m, sensor in self.modalities.items() if sensor.register == "none")
         return self.labels.reference or next(own)
 
+    def pool(self, split: str) -> Split:
+        """Returns which entries a split is drawn from: its own, or those of train where it is a share of these."""
+        return self.splits["train" if self.splits[split].share is not None else split]
+
     @property
     def label_source(self) -> tuple[str, ...]:
         """The modalities that the boxes were drawn on; see `Labels`."""
@@ -266,7 +290,8 @@ class Card:
 def load_card(path: str | Path, root: str | None = None) -> Card:
     """Reads a dataset card; `root` takes the place of the card's own, which is relative to the card's folder.
 
-    A split that is text is that file.
+    A split that is text is that file, one that is a number that share of train. Where there are shares alone, train is
+    all that the layout finds besides.
 
     Raises:
         UserError: the card or its root is missing, a key is unknown or wrong, a split file lies outside the root, or
@@ -275,13 +300,15 @@ def load_card(path: str | Path, root: str | None = None) -> Card:
     path = Path(path)
     values = read_yaml(path)
     if isinstance(splits := values.get("splits"), dict):
-        values["splits"] = {k: {"file": v} if isinstance(v, str) else v for k, v in splits.items()}
+        values["splits"] = _written_out(splits)
     file = build(_CardFile, values, str(path))
     folder = (Path(root) if root is not None else path.parent / file.root).resolve()
     if not folder.is_dir():
         raise UserError(f"{path}: root: {folder} is not a folder; put the dataset there, or give --root or data.root")
     owners: dict[tuple[Path, Split], str] = {}
     for name, split in file.splits.items():
+        if split.share is not None:
+            continue
         rule = replace(split, file="", folder=None if split.file else split.folder, images=None, boxes=None)
         other = owners.setdefault((inside(folder, split.file, f"{path}: splits.{name}"), rule), name)
         if other != name:
@@ -295,6 +322,15 @@ def load_card(path: str | Path, root: str | None = None) -> Card:
     onto = modalities[card.reference].calibration
     moved = {m: replace(sensor, onto=onto) for m, sensor in modalities.items() if sensor.register != "none"}
     return replace(card, modalities=modalities | moved)
+
+
+def _written_out(splits: dict[str, object]) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name, split in splits.items():
+        number = isinstance(split, int | float) and not isinstance(split, bool)
+        found[name] = {"share": split} if number else {"file": split} if isinstance(split, str) else split
+    alone = bool(found) and all(isinstance(split, dict) and "share" in split for split in found.values())
+    return {"train": {}, **found} if alone and "train" not in found else found
 
 
 def card_of(recipe: Recipe) -> Card:

@@ -3,7 +3,8 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
+from itertools import compress
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
 
 from mmfuse.data.annotations.cards import Card, inside
@@ -26,6 +27,7 @@ from mmfuse.data.annotations.records import (
     make_record,
     objects_from,
 )
+from mmfuse.data.annotations.shares import drawn
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.files import read_regular
 from mmfuse.sensor import Calibration
@@ -51,7 +53,7 @@ def read_coco(card: Card, split: str) -> Reading:
     }
     for key in (key for key, given in useless.items() if given):
         raise UserError(f"{card.path}: {key}: has no use for COCO JSON; remove it")
-    path = inside(card.root, card.splits[split].file, f"{card.path}: splits.{split}")
+    path = inside(card.root, card.pool(split).file, f"{card.path}: splits.{split}")
     maker = Entries(card, split) if card.layout else None
     tables, has_nan = _read_json(path)
     reading = Reading()
@@ -76,17 +78,18 @@ def read_coco(card: Card, split: str) -> Reading:
     if 0 in seen:
         reading.warnings.append(f"{path}: annotation 0: pycocotools loses a match of the id 0; count ids from 1")
 
-    taken = 0
+    chosen: list[tuple[int, Entry | None]] = []
     for image_id, image in images.items():
-        where = f"{path}: image {image_id}"
         try:
-            entry = maker.make(slashed(str(image.get("file_name"))), where) if maker else None
+            entry = maker.make(slashed(str(image.get("file_name"))), f"{path}: image {image_id}") if maker else None
         except UserError as error:
             reading.errors.append(str(error))
             continue
-        if maker and entry and not maker.chosen(entry.name):
-            continue
-        taken += 1
+        if not (maker and entry) or maker.chosen(entry.name):
+            chosen.append((image_id, entry))
+    kept = drawn(card, split, [_name(card, images[image_id], entry) for image_id, entry in chosen]) if chosen else []
+    for image_id, entry in compress(chosen, kept):
+        image, where = images[image_id], f"{path}: image {image_id}"
         files = entry_files(card, entry, reading) if entry else _named_files(card, image, where, reading)
         size = _size(image, card, where, reading)
         tags = _tags(card, image, entry, where, reading)
@@ -104,7 +107,7 @@ def read_coco(card: Card, split: str) -> Reading:
             reading.records.append(replace(record, struck=_struck(card, image, where, reading)))
     if not tables["images"]:
         wrong("holds no image; add some or remove the split from the card")
-    elif not taken and not reading.errors:
+    elif not chosen and not reading.errors:
         wrong(f"none of its images is in the split; check splits.{split} of {card.path}")
     if has_nan and not reading.errors and not reading.left_out:
         wrong("holds NaN or Infinity, which JSON has no word for; write numbers")
@@ -197,6 +200,18 @@ def _size(image: dict[str, Any], card: Card, where: str, reading: Reading) -> tu
     fix = "give the image's size"
     reading.errors.append(f"{where}: width {width!r} and height {height!r} are not both pixels; {fix}")
     return None
+
+
+def _name(card: Card, image: dict[str, Any], entry: Entry | None) -> tuple[str, str | None]:
+    """Returns the names of an image and of its sequence, by which it is drawn into a split."""
+    if entry and card.layout:
+        own = entry.sequence if card.layout.sequence else image.get("sequence")
+        return entry.name, None if own is None else str(own)
+    files = image.get("modalities")
+    files = files if isinstance(files, dict) else {}
+    file = next((files[m] for m in (card.reference, *card.modalities) if m in files), image.get("file_name"))
+    sequence = image.get("sequence")
+    return PurePosixPath(slashed(str(file))).as_posix(), None if sequence is None else str(sequence)
 
 
 def _tags(

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
@@ -15,6 +16,7 @@ from mmfuse.data.annotations.cards import Card, Layout, Split, inside
 from mmfuse.data.annotations.formats import decode
 from mmfuse.data.annotations.patterns import LONGEST_NAME, matches
 from mmfuse.data.annotations.records import Reading
+from mmfuse.data.annotations.shares import drawn
 from mmfuse.data.annotations.templates import fill, matcher, placeholders, wildcard
 from mmfuse.data.annotations.timestamps import match
 from mmfuse.errors import UserError
@@ -52,7 +54,7 @@ class Entries:
         """
         if card.layout is None:
             raise UserError(f"{card.path}: layout: the reader {card.reader!r} needs it; say where the files lie")
-        self.layout, self.rule = card.layout, card.splits[split]
+        self.layout, self.rule = card.layout, card.pool(split)
         self.known = {"folder": _folder(self.rule)}
         self.pattern = matcher(self.layout.entry, self.known, {})
         self.pairs = _read_pairs(card, self.layout)
@@ -113,9 +115,11 @@ def entries_of(card: Card, split: str, reading: Reading) -> list[Entry]:
                 entries[name] = entry
     if not entries and not reading.errors:
         raise UserError(f"{place}: no entry is found; check the root, the layout and the split's rule")
+    kept = drawn(card, split, [(entry.name, entry.sequence) for entry in entries.values()])
+    listed = list(compress(entries.values(), kept))
     if maker.layout.tolerance is None:
-        return list(entries.values())
-    return _with_times(card, list(entries.values()), maker.layout.tolerance, reading)
+        return listed
+    return _with_times(card, listed, maker.layout.tolerance, reading)
 
 
 def entry_files(card: Card, entry: Entry, reading: Reading) -> dict[str, Path] | None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mmfuse.data.annotations.layout import Entries, Entry, calibrations, referen
 from mmfuse.data.annotations.matlab import as_list, read_mat
 from mmfuse.data.annotations.patterns import matches
 from mmfuse.data.annotations.records import Annotation, Reading, make_record, objects_from
+from mmfuse.data.annotations.shares import drawn
 from mmfuse.data.annotations.templates import fill
 from mmfuse.errors import UserError
 
@@ -47,11 +49,14 @@ def read_sunrgbd(card: Card, split: str) -> Reading:
     maker = Entries(card, split)
     path = inside(card.root, next(iter(layout.annotations.values())), f"{card.path}: layout.annotations")
     known = _read_objects(path, path.stat().st_mtime_ns if path.is_file() else 0)
-    reading, seen, taken = Reading(), set[str](), 0
-    for number, (name, where) in enumerate(_listed(card, split), 1):
-        if not maker.chosen(name):
-            continue
-        taken += 1
+    reading, seen = Reading(), set[str]()
+    chosen = [
+        (number, name, where) for number, (name, where) in enumerate(_listed(card, split), 1) if maker.chosen(name)
+    ]
+    if not chosen:
+        raise UserError(f"{card.path}: splits.{split}: no entry is found; check the split's rule")
+    kept = drawn(card, split, [(name, _sequence(name)) for _, name, _ in chosen])
+    for number, name, where in compress(chosen, kept):
         try:
             if name in seen:
                 raise UserError(f"{where}: the entry {name!r} stands twice; remove one")
@@ -68,13 +73,11 @@ def read_sunrgbd(card: Card, split: str) -> Reading:
         objects = objects_from(known.annotations(name), card.reference, size, card, reading)
         record = make_record(number, files, size, objects, {}, entry.condition, entry.sequence, *found)
         reading.records.append(record)
-    if not taken:
-        raise UserError(f"{card.path}: splits.{split}: no entry is found; check the split's rule")
     return reading
 
 
 def _listed(card: Card, split: str) -> Iterator[tuple[str, str]]:
-    place, given = f"{card.path}: splits.{split}", card.splits[split].file
+    place, given = f"{card.path}: splits.{split}", card.pool(split).file
     file, _, variable = given.rpartition(":")
     if not file or not variable:
         raise UserError(f"{place}: file: {given!r} names no variable; write FILE.mat:alltrain")
@@ -94,9 +97,12 @@ def _listed(card: Card, split: str) -> Iterator[tuple[str, str]]:
 
 def _entry(maker: Entries, name: str, where: str) -> Entry:
     tags = (tag for tag, pattern in maker.layout.conditions.items() if matches(pattern, name))
-    sequence = name.rpartition("/")[0] if name.count("/") > 2 else None
     values = {**maker.known, "entry": name}
-    return Entry(name, values, where, maker.conditions.get(name, next(tags, None)), sequence)
+    return Entry(name, values, where, maker.conditions.get(name, next(tags, None)), _sequence(name))
+
+
+def _sequence(name: str) -> str | None:
+    return name.rpartition("/")[0] if name.count("/") > 2 else None
 
 
 def _files(card: Card, entry: Entry) -> dict[str, Path]:

@@ -23,6 +23,8 @@ from mmfuse.images.decode import read_image
 from mmfuse.sensor import WHOLE_IMAGE
 
 _LINES_OF_A_KIND = 20
+_FAR_FROM_SHARE = 0.05
+_FAR_FROM_SHARE = 0.05
 
 
 @dataclass
@@ -33,7 +35,8 @@ class SplitReport:
     images by tag; `sizes` is the smallest and the largest image (width, height) by area; `absent` counts images without
     a sensor; `clipped` the boxes that reach more than a pixel out of their image, `left_out` those that the card drops.
     `sensors` has what the readable images of each sensor hold, `too_small` counts objects that training leaves out at
-    the input size that was asked for.
+    the input size that was asked for. `drawn` is the share of train's images that it was to get and that it got, empty
+    where it isn't such a share.
     """
 
     images: int = 0
@@ -47,6 +50,7 @@ class SplitReport:
     absent: dict[str, int] = field(default_factory=dict)
     sensors: dict[str, SensorReport] = field(default_factory=dict)
     too_small: int = 0
+    drawn: tuple[float, ...] = ()
 
 
 @dataclass
@@ -65,6 +69,8 @@ class Report:
             boxes = ", ".join(f"{n} {c}" for c, n in split.boxes.items())
             crowds = f", {split.ignored} of them ignored" if split.ignored else ""
             lines.append(f"  {name}: {split.images} images, {sum(split.boxes.values())} boxes ({boxes}){crowds}")
+            if split.drawn:
+                lines.append(f"    drawn from train: {split.drawn[1]:.1%} of its images")
             if split.sizes:
                 lines.append(f"    sizes: {' to '.join(f'{w} x {h}' for w, h in dict.fromkeys(split.sizes))}")
             lines += [f"    {m}: {sensor.to_text()}" for m, sensor in split.sensors.items() if sensor.types]
@@ -90,7 +96,8 @@ def check(card_path: str | Path, root: str | None = None, *, input_size: tuple[i
     files under two ids in one split; a split train or val without an object that counts.
     Warnings: boxes that reach out of their image, are left out or stand twice, images without objects or without a
     sensor, images without any measurement or of one single value, classes without boxes or of crowds alone, conditions
-    that other splits have, objects too small for the input size, counts other than the published ones, sensors of one
+    that other splits have, shares of train that sequences make larger or smaller by more than 5 % of its images,
+    objects too small for the input size, counts other than the published ones, sensors of one
     scene that show the same image, coloured files of a sensor of one channel, values that are infinite or impossible,
     an extreme value that fills a quarter of the pixels, an image twice in one split, images of two splits that look
     alike, files whose numbers are those of other pairs of the split (as of pairs matched by the order of lines), no
@@ -131,10 +138,13 @@ def check(card_path: str | Path, root: str | None = None, *, input_size: tuple[i
         if split not in card.splits:
             report.warnings.append(f"{card.path}: there is no split {split!r}, which training needs; add it")
     report.warnings += _condition_warnings(report.splits)
+    report.warnings += _share_warnings(card, report.splits)
     _check_sequences(readings, report)
     for split, reading in readings.items():
         report.warnings += _order_warnings(card, split, reading)
     _check_images(card, readings, report)
+    report.errors = list(dict.fromkeys(report.errors))  # shares of one file have its mistakes in common
+    report.warnings = list(dict.fromkeys(report.warnings))
     return report
 
 
@@ -175,6 +185,17 @@ def _size_warnings(split: str, found: SplitReport, size: tuple[int, int]) -> Ite
     if found.too_small:
         count = f"{found.too_small} of {sum(found.boxes.values()) - found.ignored}"
         yield f"{split}: objects too small to be learnt at input size {list(size)}: {count}; use a larger one"
+
+
+def _share_warnings(card: Card, splits: dict[str, SplitReport]) -> Iterable[str]:
+    """Notes what each share came to, and yields those that sequences, which aren't parted, make another than asked."""
+    shares = {split: rule.share for split, rule in card.splits.items() if rule.share is not None and split in splits}
+    images = sum(splits[split].images for split in ("train", *shares) if split in splits)
+    for split, share in shares.items() if images else ():
+        found = splits[split].drawn = (share, splits[split].images / images)
+        if abs(found[1] - share) > _FAR_FROM_SHARE:
+            fix = "sequences and images stay whole; name the splits by files of their own, or change the share"
+            yield f"{split}: {found[1]:.1%} of train's images in place of {share:.1%}: {fix}"
 
 
 def _condition_warnings(splits: dict[str, SplitReport]) -> Iterable[str]:

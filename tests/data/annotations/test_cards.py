@@ -184,3 +184,34 @@ def test_the_cards_that_come_along_are_read(path, tmp_path):
     assert card.source
     assert card.licence
     assert card.notes
+
+
+def test_a_share_of_train_is_a_number_or_a_mapping(tmp_path):
+    card = load_card(write_card(tmp_path, splits={"train": "a.json", "val": 0.2, "test": {"share": 0.1, "seed": 4}}))
+    assert (card.splits["val"], card.splits["test"]) == (Split(share=0.2), Split(share=0.1, seed=4))
+    assert [card.pool(split).file for split in card.splits] == ["a.json"] * 3
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        ({"train": "a.json", "val": 0}, "splits.val.share: 0.0 is not allowed; use a part of train's images"),
+        ({"train": "a.json", "val": 1}, "splits.val.share: 1.0 is not allowed"),
+        ({"train": "a.json", "val": 1.5}, "splits.val.share: 1.5 is not allowed"),
+        ({"train": "a.json", "val": -0.2}, "splits.val.share: -0.2 is not allowed"),
+        ({"train": "a.json", "val": float("nan")}, "splits.val.share: nan is not a finite number"),
+        ({"train": "a.json", "val": True}, "splits.val: True is not a mapping"),
+        ({"train": "a.json", "val": 0.6, "test": 0.4}, "leave a part for train: shares must add up to less than 1"),
+        ({"train": 0.8, "val": 0.2}, "splits.train: 0.8: train is what the others leave; remove it, or give its file"),
+        ({"val": 0.2}, "splits.train: the key 'file' is missing"),
+        ({"all": "a.json", "val": 0.2}, "splits.val: is a share of train, which is missing; add it"),
+        ({"train": "a.json", "val": {"share": 0.2, "file": "b.json"}}, "is drawn from train; leave file"),
+        ({"train": "a.json", "val": {"share": 0.2, "first": "b"}}, "is drawn from train; leave file"),
+        ({"train": {"file": "a.json", "seed": 2}}, "splits.train.seed: 2 is not allowed; leave it out"),
+    ],
+)
+def test_a_share_that_cannot_be_drawn_is_one_line(tmp_path, splits, message):
+    with pytest.raises(UserError) as raised:
+        load_card(write_card(tmp_path, splits=splits))
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mmfuse.data.annotations.coco import coco_ground_truth
 from mmfuse.data.annotations.records import Record, conditions_of
 from mmfuse.errors import UserError
@@ -104,6 +106,11 @@ def coco_pair(
     return _indexed(truth), _indexed({**truth, "annotations": annotations})
 
 
+def restricted(coco: "COCO", ids: Sequence[int] | np.ndarray) -> "COCO":
+    """Returns the same images with the annotations of these ids alone, which keep them."""
+    return _indexed({**coco.dataset, "annotations": [coco.anns[int(i)] for i in ids]})
+
+
 def evaluation_type(sizes: bool) -> "type[COCOeval]":
     """Returns what matches and counts; imported only here, so that a detector runs and trains where neither is.
 
@@ -119,14 +126,22 @@ def evaluation_type(sizes: bool) -> "type[COCOeval]":
     return COCOeval
 
 
-def evaluate_pair(truth: "COCO", found: "COCO", image_ids: Sequence[int], sizes: bool = True) -> "COCOeval":
-    """Matches detections with objects on some images; without `sizes` on all areas together only."""
+def evaluate_pair(
+    truth: "COCO", found: "COCO", image_ids: Sequence[int], *, sizes: bool = True, by_class: bool = True
+) -> "COCOeval":
+    """Matches detections with objects on some images; without `sizes` on all areas together only.
+
+    Where not `by_class`, objects are found by detections of any class, of which all count.
+    """
     evaluation = evaluation_type(sizes)(truth, found, "bbox")
     evaluation.params.imgIds = sorted(image_ids)
     if not sizes:
         evaluation.params.areaRng = evaluation.params.areaRng[:1]
         evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:1]
         evaluation.params.maxDets = [MAX_DETECTIONS]
+    if not by_class:
+        evaluation.params.useCats = 0
+        evaluation.params.maxDets = [len(found.anns) + 1]
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.evaluate()
     return evaluation

@@ -1,10 +1,12 @@
 """What `compare`, `shares` and `robustness` found, as the values that pages and charts are made of."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from mmfuse.environment import Environment
 from mmfuse.evaluation.coco import Scores
@@ -247,6 +249,7 @@ class DoubtRow:
     ap_off: float
 
 
-def write_json(path: Path, result: Comparison | Shares | Robustness) -> None:
-    """Writes a result as JSON, whole or not at all."""
-    write_whole(path, json.dumps(asdict(result), indent=2).encode())
+def write_json(path: Path, result: Comparison | Shares | Robustness | Mapping[str, Any]) -> None:
+    """Writes a result as JSON, a list of numbers on one line, whole or not at all."""
+    text = json.dumps(result if isinstance(result, Mapping) else asdict(result), indent=2)
+    write_whole(path, re.sub(r"\[\n[^][{}\"]+\]", lambda found: re.sub(r"\s+", "", found[0]), text).encode())

@@ -1,8 +1,8 @@
 """Scores a trained run on a split of its dataset."""
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -15,11 +15,13 @@ from mmfuse.data.loader import eval_loader
 from mmfuse.environment import environment
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.evaluation.coco import Scores, coco_scores
+from mmfuse.evaluation.curves import Curves, confusion, curves
 from mmfuse.evaluation.inference import collect
 from mmfuse.evaluation.miss_rate import ALL, REASONABLE, MissRates, miss_rates
+from mmfuse.evaluation.results import write_json
+from mmfuse.evaluation.significance import Matches, match
 from mmfuse.evaluation.voc import VocScores, voc_scores
-from mmfuse.files import write_whole
-from mmfuse.model.checkpoint import load
+from mmfuse.model import checkpoint
 from mmfuse.model.detector import Detector
 from mmfuse.model.doubt import Doubting
 from mmfuse.run import Run
@@ -32,7 +34,8 @@ class Evaluation:
 
     `records` hold the objects that counted, `digest` is that of the split whichever these are. `others` are the scores
     by the card's own `metrics`, by name. `dropped` has for each sensor that was judged the share of the images, "all"
-    and by condition, in which it was left out because it was doubted.
+    and by condition, in which it was left out because it was doubted. `thresholds` are those by class that training
+    chose on validation, empty where it didn't.
     """
 
     detector: Detector
@@ -42,6 +45,19 @@ class Evaluation:
     scores: Scores
     others: dict[str, MissRates | VocScores]
     dropped: dict[str, dict[str, float]] = field(default_factory=dict)
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def matches(self) -> Matches:
+        """The detections, matched with the objects."""
+        return match(self.records, self.detections, self.detector.classes)
+
+    @cached_property
+    def curves(self) -> Curves:
+        """Precision over recall, F1 over threshold and confusion."""
+        chosen_on = "val" if self.thresholds else None
+        taken = confusion(self.records, self.detections, self.detector.classes, self.thresholds, chosen_on)
+        return curves(self.matches, taken)
 
 
 def evaluate(
@@ -65,7 +81,7 @@ def evaluate(
     recipe = run.recipe
     card = card_of(recipe)
     device = recipe.train.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    detector = load(run.best, device)
+    detector = checkpoint.load(run.best, device)
     for modality in without:
         if modality not in detector.modalities:
             raise UserError(f"without: {unknown_name(modality, detector.modalities, 'modality of this run')}")
@@ -86,6 +102,7 @@ def evaluate(
     name += f"-doubt-{doubt}" if doubt != recipe.doubt else ""
     dropped = dropped_shares(records, found)
     others = _other_scores(card, records, found)
+    evaluation = Evaluation(detector, records, digest, found, scores, others, dropped, checkpoint.thresholds(run.best))
     result = {
         "split": split,
         "digest": digest,
@@ -97,10 +114,11 @@ def evaluate(
         "dropped": dropped,
         "scores": asdict(scores),
         **{metric: asdict(of) for metric, of in others.items()},
+        "curves": asdict(evaluation.curves),
         "environment": asdict(environment(next(detector.parameters()).device)),
     }
-    write_whole(run.folder / f"{name}.json", json.dumps(result, indent=2).encode())
-    return Evaluation(detector, records, digest, found, scores, others, dropped)
+    write_json(run.folder / f"{name}.json", result)
+    return evaluation
 
 
 def dropped_shares(records: Sequence[Record], found: Mapping[int, Detections]) -> dict[str, dict[str, float]]:

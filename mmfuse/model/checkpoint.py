@@ -151,6 +151,29 @@ def _begin_doubts(detector: Detector, tensors: Mapping[str, Tensor]) -> None:
         detector.begin_doubt()
 
 
+def thresholds(path: str | Path) -> dict[str, float]:
+    """Returns the score by class that training chose on validation, of a run folder or checkpoint; {} if none was.
+
+    Raises:
+        UserError: the file is missing or isn't a checkpoint, or what it says are no scores of its classes.
+    """
+    path = _file_of(path)
+    header = read(path, with_tensors=False)[1]
+    noted = header.get("notes", {}).get("thresholds", {})
+    classes = Spec.read(header, str(path)).classes if noted else ()
+    if not isinstance(noted, dict) or any(
+        name not in classes or not isinstance(score, float) or not 0 <= score <= 1 for name, score in noted.items()
+    ):
+        raise UserError(f"{path}: its thresholds aren't scores of its classes; restore or retrain it")
+    return noted
+
+
+def _file_of(path: str | Path) -> Path:
+    """Returns the checkpoint that is meant: of a run folder its best."""
+    path = Path(path)
+    return path / "best.safetensors" if path.is_dir() else path
+
+
 def is_checkpoint(path: str | Path) -> bool:
     """Whether a path is a run folder, or a file of tensors and a header of ours."""
     path = Path(path)
@@ -174,9 +197,7 @@ def load(
         UserError: the device can't be used, the file is missing or isn't a checkpoint.
     """
     device = usable(device)
-    path = Path(path)
-    if path.is_dir():
-        path = path / "best.safetensors"
+    path = _file_of(path)
     tensors, header = read(path)
     if "spec" not in header or "step" in header:
         raise UserError(f"{path}: holds a training state, not a detector; give best.safetensors beside it")

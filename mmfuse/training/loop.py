@@ -25,7 +25,9 @@ from mmfuse.data.measuring import SMALLEST_STD, measure
 from mmfuse.environment import environment
 from mmfuse.errors import UserError
 from mmfuse.evaluation.coco import coco_scores
+from mmfuse.evaluation.curves import best_thresholds
 from mmfuse.evaluation.inference import collect
+from mmfuse.evaluation.significance import match
 from mmfuse.files import sole_writer, write_whole
 from mmfuse.model import checkpoint
 from mmfuse.model.detector import Detector
@@ -344,10 +346,12 @@ class Training:
             found = collect_calibrated(detector, batches, self.val_records, progress="validating")
         else:
             found = collect(detector, batches, progress="validating")
-        scores = coco_scores(self.val_records, found, self.detector.classes)
+        scores = coco_scores(self.val_records, found, detector.classes)
         if scores.ap > self.best:
             self.best = scores.ap
-            notes = {"name": self.recipe.name, "epoch": done, "val": asdict(scores)}
+            classes = detector.classes
+            thresholds = best_thresholds(match(self.val_records, found, classes), classes)
+            notes = {"name": self.recipe.name, "epoch": done, "val": asdict(scores), "thresholds": thresholds}
             checkpoint.save_detector(self.run.best, self.average.module, notes)
         return {"val_ap": scores.ap, "val_ap50": scores.ap50 or 0.0}
 

@@ -1,10 +1,13 @@
 import json
 import shutil
+from dataclasses import asdict
 
 import pytest
 
 from mmfuse.errors import UserError
+from mmfuse.evaluation.curves import THRESHOLD, best_thresholds
 from mmfuse.evaluation.score import evaluate
+from mmfuse.model import checkpoint
 from mmfuse.strict_yaml import read_yaml
 from mmfuse.training.loop import train
 
@@ -54,3 +57,23 @@ def test_a_modality_to_be_moved_is_in_the_card(recipe_file, tmp_path, key):
         train(recipe_file("rgb"), [f"data.{key}={{termal: 3}}"], folder=tmp_path / "run")
     run = train(recipe_file("rgb"), [f"data.{key}={{thermal: 3}}", "train.epochs=1"], folder=tmp_path / "run")
     assert run.finished
+
+
+def test_thresholds_are_chosen_on_validation_alone(recipe_file, tmp_path):
+    run = train(recipe_file("rgb"), ["train.epochs=3", "train.ema_decay=0"], folder=tmp_path / "run")
+    chosen = checkpoint.thresholds(run.best)
+    on_val, on_test = evaluate(run, split="val"), evaluate(run)
+    assert chosen == best_thresholds(on_val.matches, on_val.detector.classes) != {}
+    assert chosen != best_thresholds(on_test.matches, on_test.detector.classes)
+    for found in (on_val, on_test):
+        told = found.curves.confusion
+        assert told.chosen_on == "val"
+        assert told.thresholds == {name: chosen.get(name, THRESHOLD) for name in found.detector.classes}
+    written = (run.folder / "test.json").read_text()
+    assert json.loads(written)["curves"] == json.loads(json.dumps(asdict(on_test.curves)))
+    assert max(map(len, written.splitlines())) > 400  # a curve is a line
+    tensors, header = checkpoint.read(run.best)
+    del header["notes"]["thresholds"]
+    checkpoint.save(run.best, tensors, header)
+    told = evaluate(run).curves.confusion
+    assert (told.chosen_on, set(told.thresholds.values())) == (None, {THRESHOLD})

@@ -157,3 +157,21 @@ def test_a_header_that_is_no_json_is_one_line(tmp_path, text):
     safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "x.safetensors", {"mmfuse": text})
     with pytest.raises(UserError, match=r"x.safetensors: can't be read as a checkpoint \(.*\); restore or retrain it"):
         checkpoint.load(tmp_path / "x.safetensors")
+
+
+def test_thresholds_travel_in_the_notes(detector, tmp_path):
+    path = tmp_path / "best.safetensors"
+    checkpoint.save_detector(path, detector, {"thresholds": {detector.classes[0]: 0.25}})
+    assert checkpoint.thresholds(path) == checkpoint.thresholds(tmp_path) == {detector.classes[0]: 0.25}
+    checkpoint.save_detector(path, detector, {})
+    assert checkpoint.thresholds(path) == {}
+    with pytest.raises(UserError, match=r"none\.safetensors: does not exist"):
+        checkpoint.thresholds(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize("value", [[0.5], {"nobody": 0.5}, {"": 0.5}, "high", 1.5, -0.1, float("nan"), None, True])
+def test_a_stranger_s_thresholds_are_refused(detector, tmp_path, value):
+    wrong = value if isinstance(value, list | dict | str) else {detector.classes[0]: value}
+    checkpoint.save_detector(tmp_path / "x.safetensors", detector, {"thresholds": wrong})
+    with pytest.raises(UserError, match=r"x\.safetensors: its thresholds aren't scores of its classes; restore"):
+        checkpoint.thresholds(tmp_path / "x.safetensors")

@@ -8,6 +8,7 @@ define HELP
 make demo     make .venv, install, run the main job on an embedded paired set (needs no root)
 make test     the same with the test tools, then format, lint, type and unit tests
 make bench    the same tools, then measure what docs/performance.md shows and rewrite its tables: wants a quiet machine
+make docs     the same tools, then the pages as a site in site/, with every link checked (needs no network after the install)
 make system   the system libraries of Open3D, which the tests need (apt-get when root, else says what to install)
 make clean    remove .venv and what the tools left; runs stay
 
@@ -39,7 +40,7 @@ endef
 export HELP CHECK_PYTHON CHECK_LIBRARIES
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench system clean
+.PHONY: help demo test bench docs system clean
 .NOTPARALLEL:
 
 help:
@@ -59,6 +60,9 @@ bench: .venv/.installed-dev
 	    .venv/bin/python -m benchmarks $$name || exit 1; \
 	done
 	.venv/bin/python -m benchmarks tables
+
+docs: .venv/.installed-dev
+	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict
 
 system: .venv/.made
 	@if ! .venv/bin/python -c "$$CHECK_LIBRARIES" 2>/dev/null \
@@ -86,5 +90,5 @@ system: .venv/.made
 	@touch .venv/.installed $@
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find mmfuse tests -name __pycache__ -type d -prune -exec rm -rf {} +

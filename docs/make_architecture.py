@@ -159,9 +159,9 @@ def table() -> str:
     rows = []
     for name in sorted(rooms, key=lambda name: (-levels[name], name)):
         reads = sorted((read for by, read in edges if by == name), key=lambda read: (-levels[read], read))
-        parts = ", ".join(f"`{part}`" for part in rooms[name].parts)
-        title = rooms[name].name if name in JOBS else f"`{rooms[name].name}`"
-        rows.append((title, " ".join(filter(None, (rooms[name].job, parts))), ", ".join(reads) or None))
+        rows.append(
+            (name, " ".join(filter(None, (rooms[name].job, ", ".join(rooms[name].parts)))), ", ".join(reads) or None)
+        )
     return markdown_table(("room", "what it is there for", "imports"), rows, numbers_from=3)
 
 

@@ -1,4 +1,4 @@
-"""Draws a scene of the embedded set in every encoding, for data.md: .venv/bin/python docs/make_encodings.py."""
+"""Draws a scene of the embedded set in every encoding, for units.md: .venv/bin/python docs/make_encodings.py."""
 
 import io
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Prints how often `mmfuse.lift` is right on ray-cast streets, for data.md: .venv/bin/python docs/measure_lift.py."""
+"""Prints how often `mmfuse.lift` is right on ray-cast streets, for depth.md: .venv/bin/python docs/measure_lift.py."""
 
 import runpy
 from pathlib import Path

@@ -63,7 +63,7 @@ def calibrate(run: str | Path | Run, *, most: int = 512, seed: int = 0) -> dict[
 
     Raises:
         UserError: the run has one modality or one backbone for all, too few images have all sensors, or one can't be
-        read.
+            read.
     """
     run = run if isinstance(run, Run) else Run(Path(run))
     recipe = run.recipe

@@ -10,7 +10,7 @@ from mmfuse.cli import main
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-STANDS_FOR_ANY = re.compile("my_rig|MODEL|NAME")
+STANDS_FOR_ANY = re.compile("my_rig|my_set|MODEL|NAME|^tools/")  # tools/ is MMDetection's
 
 
 def named(pattern):

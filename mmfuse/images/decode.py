@@ -4,8 +4,9 @@ import io
 import os
 import struct
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from mmfuse.errors import UserError
 from mmfuse.files import open_regular
+from mmfuse.images.tiff import Page, bands_of, pages_of
 from mmfuse.sensor import Sensor
 
 _MODES = {1: "L", 3: "RGB"}
@@ -142,7 +144,10 @@ def _decoded(path: str | os.PathLike[str], sensor: Sensor) -> Tensor:
     with _decoding(path):
         with open_regular(path) as opened:
             content = np.fromfile(opened, np.uint8)
-        with Image.open(io.BytesIO(content.tobytes())) as file:
+        whole = content.tobytes()
+        if pages := pages_of(io.BytesIO(whole)):
+            return _as_tensor(_of_tiff(whole, pages, path, sensor), path)
+        with Image.open(io.BytesIO(whole)) as file:
             pixels = _fast(file, content, sensor)
             return _as_tensor(_careful(file, path, sensor) if pixels is None else pixels, path)
 
@@ -155,6 +160,8 @@ def _as_tensor(pixels: np.ndarray, place: str | os.PathLike[str]) -> Tensor:
         pixels = pixels.astype(np.uint16)
     if pixels.dtype == bool:
         pixels = pixels.astype(np.uint8)
+    if pixels.dtype.kind == "f":
+        pixels = pixels.astype(np.float32, copy=False)
     return torch.from_numpy(pixels if pixels.ndim == 3 else pixels[:, :, None]).permute(2, 0, 1)
 
 
@@ -177,8 +184,6 @@ def _careful(file: Image.Image, path: str | os.PathLike[str], sensor: Sensor) ->
     deep = file.mode in ("I", "F") or file.mode.startswith("I;16")
     if not deep and ";16" in str(getattr(file, "tile", "")):
         raise UserError(f"{path}: holds several 16-bit channels, which can't be read; write PNG, or a file for each")
-    if file.format == "TIFF" and (pages := getattr(file, "n_frames", 1)) > 1:
-        return _pages(file, pages, path, sensor)
     image = ImageOps.exif_transpose(file)
     if not deep and not sensor.is_depth and sensor.channels in _MODES:
         image = image.convert(_MODES[sensor.channels])
@@ -187,17 +192,31 @@ def _careful(file: Image.Image, path: str | os.PathLike[str], sensor: Sensor) ->
     return np.array(image)
 
 
-def _pages(file: Image.Image, pages: int, path: str | os.PathLike[str], sensor: Sensor) -> np.ndarray:
-    """Returns the pages (H, W, C) of a TIFF that has one for each channel, as writers of many bands make it."""
-    bands = []
-    for page in range(pages if pages == sensor.channels else 0):
-        file.seek(page)
-        bands.append(np.array(ImageOps.exif_transpose(file)))
-    alike = {(band.shape, band.dtype) for band in bands}
-    if len(alike) != 1 or bands[0].ndim != 2:
+def _of_tiff(content: bytes, pages: Sequence[Page], path: str | os.PathLike[str], sensor: Sensor) -> np.ndarray:
+    """Returns the bands (H, W, C) of a TIFF, all in one page or one in each, as writers of many bands make it."""
+    if len(pages) == 1:
+        return _of_page(content, pages[0], path, sensor)
+    alike = {(page.upright, page.bands, page.bits, page.kind) for page in pages}
+    if len(pages) != sensor.channels or len(alike) > 1 or pages[0].bands != 1:
         fix = "write one page, or one of a single channel for each"
-        raise UserError(f"{path}: holds {pages} pages; the sensor has {sensor.channels} channels: {fix}")
-    return np.stack(bands, -1)
+        raise UserError(f"{path}: holds {len(pages)} pages; the sensor has {sensor.channels} channels: {fix}")
+    single = replace(sensor, channels=1, mean=(), std=())
+    return np.concatenate([np.atleast_3d(_of_page(content, page, path, single)) for page in pages], -1)
+
+
+def _of_page(content: bytes, page: Page, path: str | os.PathLike[str], sensor: Sensor) -> np.ndarray:
+    if page.size[0] * page.size[1] > (Image.MAX_IMAGE_PIXELS or float("inf")):
+        raise Image.DecompressionBombError
+    if page.is_pillows:
+        with suppress(UnidentifiedImageError), Image.open(io.BytesIO(content)) as file:
+            file.seek(page.index)
+            return _careful(file, path, sensor)
+    if not page.is_plain:
+        raise UserError(f"{path}: is {page.to_text()}, which can't be read; write it without a loss, or as PNG")
+    bands = bands_of(content, page)
+    if page.bands - len(page.alpha) == sensor.channels < page.bands:
+        bands = np.delete(bands, page.alpha, -1)
+    return bands
 
 
 def _read_points(path: Path, sensor: Sensor) -> Tensor:

@@ -9,7 +9,6 @@ from itertools import compress
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
-from PIL.TiffImagePlugin import TiffImageFile
 
 from mmfuse.data.annotations.calibration_files import read_calibration
 from mmfuse.data.annotations.cards import Card, Layout, Split, inside
@@ -21,11 +20,10 @@ from mmfuse.data.annotations.templates import fill, matcher, placeholders, wildc
 from mmfuse.data.annotations.timestamps import match
 from mmfuse.errors import UserError
 from mmfuse.files import open_regular, read_regular
+from mmfuse.images.tiff import TURNED, pages_of
 from mmfuse.sensor import Calibration
 
-_TURNED = (5, 6, 7, 8)
 _ORIENTATION = 0x0112
-_TIFF_SIZE = (0x0100, 0x0101)
 
 
 @dataclass(frozen=True)
@@ -212,16 +210,17 @@ def image_size(path: Path, border: tuple[int, int, int, int] = (0, 0, 0, 0)) -> 
         UserError: it isn't an image, or nothing of it is left.
     """
     try:
-        with open_regular(path) as file, Image.open(file) as image:
-            width, height = image.size
-            if isinstance(image, TiffImageFile):  # Pillow tells it turned already, or not, by its version
-                width, height = (int(image.tag_v2[tag]) for tag in _TIFF_SIZE)
-            turned = image.getexif().get(_ORIENTATION) in _TURNED
+        with open_regular(path) as file:
+            if pages := pages_of(file):
+                width, height = pages[0].upright
+            else:
+                with Image.open(file) as image:
+                    turned = image.getexif().get(_ORIENTATION) in TURNED
+                    width, height = image.size[::-1] if turned else image.size
     except Image.DecompressionBombError as error:
         raise UserError(f"{path}: can't be decoded: {error}; give a whole image file") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
         raise UserError(f"{path}: is not an image; give a PNG, JPEG, TIFF or WebP file") from None
-    width, height = (height, width) if turned else (width, height)
     left, top, right, bottom = border
     if width <= left + right or height <= top + bottom:
         raise UserError(f"{path}: is {width} x {height}, so nothing is left within the border {list(border)}; mend it")

@@ -104,7 +104,8 @@ def named_like(out: str | Path, *suffixes: str) -> Path:
 def sole_writer(folder: Path) -> Iterator[None]:
     """Makes a folder and holds it, so that no other process that asks for it writes there at the same time.
 
-    The hold ends with the process, however that ends. A folder that is left empty is removed.
+    The hold ends with the process, however that ends, and whatever children it leaves behind. A folder that is left
+    empty is removed.
 
     Raises:
         UserError: another process holds it, or it can't be made.
@@ -127,13 +128,29 @@ def sole_writer(folder: Path) -> Iterator[None]:
             except OSError as error:
                 if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
                     raise
+        _held.add(descriptor)
         try:
             yield
         finally:
             with suppress(OSError):
                 folder.rmdir()
     finally:
+        _held.discard(descriptor)
         os.close(descriptor)
+
+
+_held: set[int] = set()
+
+
+def _let_go() -> None:
+    """Closes what a forked child has of its parent's folders: it would hold them when the parent is gone."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def require_name(name: str, place: str) -> None:

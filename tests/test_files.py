@@ -186,13 +186,19 @@ def test_no_reader_waits_for_a_pipe(tmp_path, read):
 
 
 def test_a_folder_has_one_writer_at_a_time(tmp_path):
-    """Another process is kept out while one writes, and no longer than that lives, however it ends."""
+    """Another process is kept out while one writes, and no longer than that lives, however it ends.
+
+    What it forked, such as the workers of a loader, lives on for a while.
+    """
     program = (
-        "import sys, time; from pathlib import Path; from mmfuse.files import sole_writer\n"
-        "with sole_writer(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(600)"
+        "import os, sys, time; from pathlib import Path; from mmfuse.files import sole_writer\n"
+        "with sole_writer(Path(sys.argv[1])):\n"
+        "    if os.fork(): time.sleep(600)\n"
+        "    else: print('held', flush=True); sys.stdin.read(); os._exit(0)"
     )
     folder = tmp_path / "run"
-    holder = subprocess.Popen([sys.executable, "-c", program, folder], stdout=subprocess.PIPE, text=True)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    holder = subprocess.Popen([sys.executable, "-c", program, folder], text=True, **pipes)
     try:
         assert holder.stdout.readline() == "held\n"
         told = r"run: another process is writing there; wait for it, or choose another"
@@ -200,9 +206,10 @@ def test_a_folder_has_one_writer_at_a_time(tmp_path):
             pytest.fail("two at once")
     finally:
         holder.kill()
-        holder.communicate()
+        holder.wait()
     with sole_writer(folder):
         (folder / "file").write_text("")
+    holder.communicate()
     with sole_writer(folder):
         pass
     assert [p.name for p in folder.iterdir()] == ["file"]

@@ -1,13 +1,16 @@
 """Processes that train together under torchrun; one process alone is a world of one."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import count
+from pathlib import Path
 from types import TracebackType
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mmfuse.environment import usable
@@ -43,20 +46,11 @@ class World:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         if self.size > 1:
-            agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-            store = dist.TCPStore(
-                os.environ["MASTER_ADDR"],
-                int(os.environ["MASTER_PORT"]),
-                self.size,
-                is_master=self.is_first and not agent,
-                timeout=timedelta(minutes=10),
-            )
             # torchrun restarts all processes when one dies, but keeps the store: without a name of its own for each
-            # attempt, these would read the addresses of processes that are gone, and hang
-            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            # time that they join, these would read the addresses of processes that are gone, and hang
             dist.init_process_group(
                 "nccl" if self.device.type == "cuda" else "gloo",
-                store=dist.PrefixStore(f"attempt{attempt}", store),
+                store=dist.PrefixStore(f"attempt{_attempt()}/{next(_JOINED)}", _store(self.is_first)),
                 rank=self.rank,
                 world_size=self.size,
             )
@@ -82,3 +76,47 @@ class World:
         """Returns when every process has come here."""
         if self.size > 1:
             dist.barrier()
+
+    def mean(self, values: Mapping[str, Tensor]) -> dict[str, float]:
+        """Returns the mean over all processes of numbers () that each of them has."""
+        numbers = torch.stack([value.double() for value in values.values()])
+        if self.size > 1:
+            dist.all_reduce(numbers)
+        return dict(zip(values, (numbers / self.size).tolist(), strict=True))
+
+
+def note_begun(folder: Path) -> None:
+    """Notes where torchrun can be asked that it has begun a run in a folder, so that it goes on when it restarts."""
+    if _agent_stores():
+        _store().set(_begun(folder), "")
+
+
+def was_begun(folder: Path) -> bool:
+    """Whether torchrun restarted these processes after they had begun a run in a folder; see `note_begun`."""
+    return _attempt() > 0 and _agent_stores() and _store().check([_begun(folder)])
+
+
+_JOINED = count()
+
+
+def _begun(folder: Path) -> str:
+    return f"begun {folder.absolute()}"
+
+
+def _attempt() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
+def _agent_stores() -> bool:
+    """Whether torchrun itself keeps the store, which then outlives the processes."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _store(is_first: bool = False) -> dist.TCPStore:
+    return dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        int(os.environ["WORLD_SIZE"]),
+        is_master=is_first and not _agent_stores(),
+        timeout=timedelta(minutes=10),
+    )

@@ -19,6 +19,7 @@ from mmfuse.errors import UserError
 from mmfuse.evaluation.coco import coco_scores
 from mmfuse.evaluation.inference import collect
 from mmfuse.evaluation.results import DoubtRow
+from mmfuse.files import sole_writer
 from mmfuse.model import checkpoint
 from mmfuse.model.detector import Detector
 from mmfuse.model.doubt import describe
@@ -62,10 +63,17 @@ def calibrate(run: str | Path | Run, *, most: int = 512, seed: int = 0) -> dict[
         seed: of the faults.
 
     Raises:
-        UserError: the run has one modality or one backbone for all, too few images have all sensors, or one can't be
-            read.
+        UserError: the run has one modality or one backbone for all, too few images have all sensors, one can't be
+            read, or another process writes into the folder.
     """
     run = run if isinstance(run, Run) else Run(Path(run))
+    run.recipe  # noqa: B018 - a folder that holds no run isn't made
+    with sole_writer(run.folder):
+        return fit_doubt(run, most=most, seed=seed)
+
+
+def fit_doubt(run: Run, *, most: int = 512, seed: int = 0) -> dict[str, DoubtRow]:
+    """Does what `calibrate` does in a folder that this process holds; see `files.sole_writer`."""
     recipe = run.recipe
     card = card_of(recipe)
     header = checkpoint.read(run.best, with_tensors=False)[1]

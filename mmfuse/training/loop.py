@@ -39,8 +39,8 @@ from mmfuse.sample import Batch
 from mmfuse.sensor import Sensor
 from mmfuse.strict_yaml import save_yaml
 from mmfuse.training.branches import StepLoss
-from mmfuse.training.distributed import World
-from mmfuse.training.doubt_calibration import calibrate, can_doubt, is_calibrated
+from mmfuse.training.distributed import World, note_begun, was_begun
+from mmfuse.training.doubt_calibration import can_doubt, fit_doubt, is_calibrated
 from mmfuse.training.faults import Strikes
 from mmfuse.training.freezing import freeze, hold
 from mmfuse.training.optim import build_optimizer, rate_at
@@ -68,7 +68,7 @@ def train(
     several sensors is fitted, see `doubt_calibration`. A `BoxEnsemble` is calibrated on the validation split each time
     that it is scored, before its AP is taken. Under torchrun all processes call this; the first one writes. With
     `resume` a run that was cut short goes on from its last whole epoch, with the samples that it would have seen, and
-    one that is finished is returned as it is.
+    one that is finished is returned as it is; so does a run that this torchrun began, where it restarts its processes.
 
     A loss or a gradient that isn't finite stops the run in its own epoch, and what lies in the folder is still that of
     the last whole one: nothing is scored or saved before all losses of the epoch are known to be finite.
@@ -89,15 +89,14 @@ def train(
     first = _trained_first(recipe, run)
     if first:
         recipe = replace(recipe, init=recipe.singles | {m: str(folder) for m, (_, folder) in first.items()})
+    resume, finished = resume or was_begun(run.folder), False
     if not resume:
         _check_new(run)
     elif (run.folder / "config.yaml").exists():
         _check_same(run.recipe, recipe, run.folder)
-        if run.finished:
-            _doubt(recipe, run)
-            return run
+        finished = run.finished
     for single, beside in first.values():
-        if not Run(beside).finished:
+        if not finished and not Run(beside).finished:
             train(single, folder=beside, resume=True)
     with (
         World.from_environment(recipe.train.device) as world,
@@ -105,11 +104,14 @@ def train(
     ):
         if world.is_first and not resume:
             _check_new(run)  # another process may have been faster
-        training = prepare_training(recipe, run, world)
-        training.run_epochs()
+            note_begun(run.folder)
+        if not finished:
+            training = prepare_training(recipe, run, world)
+            training.run_epochs()
+            if world.is_first:
+                _report_left_out(training.loader, recipe.modalities)
         if world.is_first:
             _doubt(recipe, run)
-            _report_left_out(training.loader, recipe.modalities)
         world.wait()
     return run
 
@@ -123,7 +125,7 @@ def _doubt(recipe: Recipe, run: Run) -> None:
     """Fits the doubt of a trained detector of several sensors, once; where it can't be, says why."""
     if can_doubt(recipe) and not is_calibrated(run):
         try:
-            calibrate(run)
+            fit_doubt(run)
         except UserError as error:
             print(f"no sensor will be doubted: {error}")
 
@@ -290,7 +292,7 @@ class Training:
         self.world.wait()
 
     def _train_epoch(self, epoch: int, bar: "tqdm[Any]") -> dict[str, float]:
-        """Takes the steps of an epoch, counted from 0, and returns the mean of each loss."""
+        """Takes the steps of an epoch, counted from 0, and returns the mean of each loss, of all processes."""
         self.model.train()
         hold(self.held)
         sums: dict[str, Tensor] = {}
@@ -301,9 +303,8 @@ class Training:
             bar.update()
         self.watch.finish()
         count = len(self.loader)
-        return {
-            ("loss" if k == "total" else f"{k}_loss"): float(v) / count for k, v in sorted(sums.items(), reverse=True)
-        }
+        means = self.world.mean(sums)
+        return {("loss" if k == "total" else f"{k}_loss"): v / count for k, v in sorted(means.items(), reverse=True)}
 
     def _step(self, step: int, batch: Batch) -> dict[str, Tensor]:
         """Trains on a batch; asks the host for nothing that the device has to be done for."""

@@ -8,6 +8,7 @@ from mmfuse.cli import main
 from mmfuse.data.annotations.records import Record
 from mmfuse.embedded.dataset import generate
 from mmfuse.errors import UserError
+from mmfuse.files import sole_writer
 from mmfuse.model import checkpoint
 from mmfuse.run import Run
 from mmfuse.sample import Detections
@@ -144,3 +145,17 @@ def test_a_threshold_is_finite_or_there_is_none():
         {i: seen(0, hit=False) for i in range(20)},
     )
     assert row.threshold is None
+
+
+def test_calibrating_and_training_do_not_write_at_once(runs, tmp_path):
+    best = Run(runs / "fused").best
+    before = best.read_bytes()
+    with sole_writer(runs / "fused"):
+        with pytest.raises(UserError, match=r"fused: another process is writing there; wait for it"):
+            calibrate(runs / "fused")
+        with pytest.raises(UserError, match=r"fused: another process is writing there; wait for it"):
+            train(runs / "fused.yaml", folder=runs / "fused", resume=True)
+    assert best.read_bytes() == before
+    with pytest.raises(UserError, match="is not a run folder"):
+        calibrate(tmp_path / "none" / "run")
+    assert not (tmp_path / "none").exists()

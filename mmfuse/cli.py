@@ -335,6 +335,8 @@ def _predict(options: argparse.Namespace, rest: list[str]) -> int:
     for one in found:
         counts.update(["scenes"] if one.answered else ["scenes", "scenes without an answer"])
         counts.update([*(f"{m} is missing" for m in one.lost), *(f"{m} isn't believed" for m in one.found.dropped)])
+        if len(one.found.disagreeing) > 1:
+            counts[f"{' and '.join(one.found.disagreeing)} show different scenes"] += 1
         counts["objects"] += len(one.found)
         problems += one.problems[: 1 - len(problems)]
         if options.json:
@@ -353,9 +355,8 @@ def _predict(options: argparse.Namespace, rest: list[str]) -> int:
 def _tell_scenes(counts: Mapping[str, int], problems: Sequence[str], out: str | None) -> None:
     """Prints what became of many scenes, and of one what went wrong."""
     scenes = counts.get("scenes", 0)
-    rest = [
-        f"{name} in {n}" for name, n in sorted(counts.items()) if name not in ("scenes", "objects") and " is" in name
-    ]
+    numbers = ("scenes", "scenes without an answer", "objects")
+    rest = [f"{name} in {n}" for name, n in sorted(counts.items()) if name not in numbers]
     if unanswered := counts.get("scenes without an answer", 0):
         rest.append(f"no answer for {unanswered}")
     if scenes != 1 or out or rest:

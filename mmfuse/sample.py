@@ -162,7 +162,8 @@ class Detections:
 
     All are tensors on the detector's device, float32 but for int64 labels. `classes` are the names of all labels.
     `doubt` says of each sensor that was judged how far its image is from what training saw, 1 where belief ends;
-    `dropped` names those that were left out for it.
+    `dropped` names those that were left out for it, `disagreeing` those of which no other shows the same scene: a good
+    image of another moment, or of another place.
     """
 
     boxes: Tensor
@@ -170,6 +171,7 @@ class Detections:
     labels: Tensor
     doubt: Mapping[str, float] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
+    disagreeing: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -258,8 +260,9 @@ class Detections:
         """Returns a PIL image: the images of the scene by modality, at their own resolution, side by side, with boxes.
 
         An image is a tensor (C, H, W), an array (H, W) or (H, W, C) or a PIL image. Boxes have the colour of their
-        class, and captions, by default class and score; a sensor that was left out is told, and so is it where nothing
-        was found. `sensors`, such as `detector.sensors`, say what the images measure; by default, intensities.
+        class, and captions, by default class and score; a sensor that was left out or disagrees is told, and so is it
+        where nothing was found. `sensors`, such as `detector.sensors`, say what the images measure; by default,
+        intensities.
 
         Raises:
             UserError: there is no image, one is something else, sizes differ, or captions aren't one for each object.
@@ -272,7 +275,8 @@ class Detections:
             captions = [f"{name} {score:.2f}" for name, score in zip(self.names, self.scores.tolist(), strict=True)]
         if len(captions) != len(self):
             raise UserError(f"captions: {len(captions)} of {len(self)} objects; give one for each")
-        notes = {m: f"{m}: not believed" for m in self.dropped if m in shown}
+        notes = {m: f"{m}: shows another scene" for m in self.disagreeing if m in shown}
+        notes |= {m: f"{m}: not believed" for m in self.dropped if m in shown}
         if not len(self):
             notes = {m: f"nothing found; {notes[m]}" if m in notes else "nothing found" for m in shown}
         return draw(shown, known, self.boxes.tolist(), self.labels.tolist(), captions, notes)

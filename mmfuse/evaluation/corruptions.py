@@ -387,7 +387,7 @@ def _sign(generator: torch.Generator) -> int:
 _SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
 
 MISSING = Corruption("missing", _SHARES, "of the images lack the sensor", _any)
-FROZEN = Corruption("frozen", _SHARES, "of the images show the sensor's previous frame", _any)
+FROZEN = Corruption("frozen", _SHARES, "of the images show the sensor's previous frame, whose bits are the same", _any)
 ANOTHER_SCENE = Corruption("another_scene", _SHARES, "of the images show the sensor's frame of another scene", _any)
 
 _WAYS = (0.5, 0.7, 0.85, 0.95, 1.0)

@@ -1,6 +1,6 @@
 """Runs a detector over the images of a split."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from tqdm import tqdm
@@ -19,12 +19,14 @@ def collect(
     without: Collection[str] = (),
     soft: bool = False,
     doubt: Doubting = "drop",
+    repeated: Mapping[str, Collection[int]] | None = None,
     progress: str | None = None,
 ) -> dict[int, Detections]:
     """Returns the detections of every image, by its id, in original pixels, on the CPU.
 
     `without` names modalities to leave out; an image that has no other is left without detections. `soft` uses
-    Soft-NMS, `doubt` is as for `detect`. `progress` is the title of a progress bar, None for none.
+    Soft-NMS, `doubt` is as for `detect`. `repeated` maps a modality to the ids of the images in which its frame has the
+    bits of its frame before. `progress` is the title of a progress bar, None for none.
 
     Raises:
         UserError: `without` leaves the detector nothing to read.
@@ -44,6 +46,7 @@ def collect(
             batch.contents[seen],
             Selection(soft=soft),
             doubt,
+            {m: torch.tensor([i in ids for i in batch.image_ids])[seen] for m, ids in (repeated or {}).items()},
         )
         scales = batch.scale[seen].tolist()
         for row, detections, scale in zip(seen.nonzero()[:, 0].tolist(), results, scales, strict=True):

@@ -236,10 +236,20 @@ class Robustness:
 
 
 @dataclass(frozen=True)
+class AgreementRow:
+    """What is told of one sensor on validation: the share of sound images that are said to show another scene than all
+    other sensors', by condition, and the same of images that do; None where there are none to say it of.
+    """
+
+    sound: Mapping[str, float | None]
+    swapped: float | None
+
+
+@dataclass(frozen=True)
 class DoubtRow:
     """What was found of one sensor: the `threshold` in distances of a usual training image, None if nothing is dropped;
     the share that it drops of the sound validation images of each condition, and of those that a fault struck; AP over
-    struck and sound images with it, and with doubt off.
+    struck and sound images with it, and with doubt off; and how it agrees with other sensors.
     """
 
     threshold: float | None
@@ -247,6 +257,7 @@ class DoubtRow:
     dropped_struck: float
     ap: float
     ap_off: float
+    agreement: AgreementRow | None = None
 
 
 def write_json(path: Path, result: Comparison | Shares | Robustness | Mapping[str, Any]) -> None:

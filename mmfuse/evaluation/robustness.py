@@ -121,12 +121,15 @@ class Trial:
         ids = {r.image_id for r in self.scored}
         if corruption is MISSING:
             return self.lacking[modality]
+        repeated: Collection[int] = ()
         if corruption is FROZEN:
             changed = frozen(self.records, modality, ids)
+            repeated = {a.image_id for a, b in zip(changed, self.records, strict=True) if a.files != b.files}
         else:
             assert corruption is ANOTHER_SCENE
             changed = of_another_scene(self.records, modality, ids, self.seed)
-        return self._found([record for record in changed if record.image_id in ids], progress)
+        records = [record for record in changed if record.image_id in ids]
+        return self._found(records, progress, repeated={modality: repeated})
 
     def _changed(
         self, corruption: ImageCorruption, modality: str, severity: int, progress: Callable[[int], object]
@@ -137,11 +140,17 @@ class Trial:
         change = Corrupted(corruption, modality, sensor, severity, self.seed, boxes)
         return self._found(self.scored, progress, partial(read_record, change=change))
 
-    def _found(self, records: Sequence[Record], progress: Callable[[int], object], read: Read | None = None) -> Found:
+    def _found(
+        self,
+        records: Sequence[Record],
+        progress: Callable[[int], object],
+        read: Read | None = None,
+        repeated: Mapping[str, Collection[int]] | None = None,
+    ) -> Found:
         loader = eval_loader(
             records, self.detector.sensors, self.detector.input_size, self.batch_size, self.workers, read
         )
-        return collect(self.detector, _told(loader, progress))
+        return collect(self.detector, _told(loader, progress), repeated=repeated)
 
 
 class Trials:

@@ -149,6 +149,8 @@ def _begin_doubts(detector: Detector, tensors: Mapping[str, Tensor]) -> None:
     """Gives a detector what judges its sensors, where a calibrated one was saved."""
     if not detector.doubts and any("judges." in key for key in tensors):
         detector.begin_doubt()
+        if not any(key.startswith("agreement.") for key in tensors):  # it was calibrated before there was any
+            detector.agreement = None
 
 
 def thresholds(path: str | Path) -> dict[str, float]:

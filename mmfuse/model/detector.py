@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.export import register_dataclass
 
 from mmfuse.errors import UserError, unknown_name
+from mmfuse.model.agreement import Agreement, Witness
 from mmfuse.model.doubt import Doubt, Doubting, Judgement, blank, broken_sensors, check_doubting
 from mmfuse.model.heads import Head, Heads, anchors, grids
 from mmfuse.model.layers import Exact, Foldable
@@ -72,6 +73,7 @@ class Detector(Exact, ABC):
             shape = (1, -1, 1, 1)
             self.register_buffer(f"mean_{modality}", torch.tensor(sensor.mean).view(shape))
             self.register_buffer(f"std_{modality}", torch.tensor(sensor.std).view(shape))
+        self.agreement: Agreement | None = None
         self.frozen = False
         self._anchors: dict[tuple[int, int, torch.device], Tensor] = {}
 
@@ -101,6 +103,7 @@ class Detector(Exact, ABC):
         present: Mapping[str, Tensor] | None = None,
         *,
         doubt: Doubting = "drop",
+        repeated: Mapping[str, Tensor] | None = None,
     ) -> Any:
         """Runs the network on encoded, normalised images (see `normalise`) and returns what `loss` and `decode` take.
 
@@ -108,20 +111,32 @@ class Detector(Exact, ABC):
         pixels are encoded, and what judges sensors, stay in float32.
 
         In eval mode, and where the detector was calibrated for it (`mmfuse.calibrate`), each sensor of each image is
-        judged by its features, and `doubt` says what comes of it: see `doubt.Doubting`. On a CPU the rest of the
-        network doesn't run for what was dropped; elsewhere, and compiled, its weights are zero and the host doesn't
-        wait.
+        judged by its features and by what the others show, and `doubt` says what comes of it: see `doubt.Doubting`. On
+        a CPU the rest of the network doesn't run for what was dropped; elsewhere, and compiled, its weights are zero
+        and the host doesn't wait. `repeated` maps a modality to (B,) bool, True where its frame has the very bits of
+        its frame before: unless it clearly shows what the others show, it is an old one.
 
         Raises:
             UserError: an unknown modality, a shape that doesn't fit, an image without any sensor.
         """
         size, presence = self.checked(images, present or {})
+        doubt = "off" if self.training else doubt
+        witness = None
+        if self.agreement is not None and doubt != "off":
+            witness = self.agreement.witness(images, repeated or {})
         images = {m: x.to(self.dtype) for m, x in images.items()}
-        return self.run(images, size, presence, "off" if self.training else doubt)
+        return self.run(images, size, presence, doubt, witness)
 
     @abstractmethod
-    def run(self, images: Mapping[str, Tensor], size: tuple[int, int], presence: Presence, doubt: Doubting) -> Any:
-        """Does what `forward` does with what `checked` returns."""
+    def run(
+        self,
+        images: Mapping[str, Tensor],
+        size: tuple[int, int],
+        presence: Presence,
+        doubt: Doubting,
+        witness: Witness | None = None,
+    ) -> Any:
+        """Does what `forward` does with what `checked` returns, and what is known of the images besides."""
 
     @abstractmethod
     def maps(self, images: Mapping[str, Tensor]) -> dict[str, Sequence[Tensor]]:
@@ -137,7 +152,7 @@ class Detector(Exact, ABC):
 
     @abstractmethod
     def begin_doubt(self) -> None:
-        """Gives every sensor a fresh `Doubt`, to be fitted.
+        """Gives every sensor a fresh `Doubt`, and several a fresh `Agreement`, to be fitted.
 
         Raises:
             UserError: one backbone reads all sensors.
@@ -191,7 +206,8 @@ class Detector(Exact, ABC):
         The detector sees them as in training: scaled to fit into `input_size`, padded by the sensor's fill; without
         `resize` at their own scale. Runs in inference mode. See `Selection` for `threshold` to `soft`.
 
-        A sensor that isn't believed counts as missing in its scene, which the result tells; see `forward` for `doubt`.
+        A sensor that isn't believed counts as missing in its scene, which the result tells, and also whether sensors
+        show different scenes; see `forward` for `doubt`, and `predict` for scenes that follow one another.
         One whose values aren't finite never is, unless `doubt` is "off"; NaN is a gap only where a sensor had
         gaps in training, or is registered.
 
@@ -213,11 +229,12 @@ class Detector(Exact, ABC):
         contents: Tensor | None = None,
         selection: Selection = DEFAULT,
         doubt: Doubting = "drop",
+        repeated: Mapping[str, Tensor] | None = None,
     ) -> list[Detections]:
         """Does what `detect` does once images are prepared, fitted and stacked: (B, C, H, W), of any type.
 
-        `present` is as for `forward`; `contents` (B, 2) is the height and width of what isn't padding, to which boxes
-        are clipped, all if None.
+        `present` and `repeated` are as for `forward`; `contents` (B, 2) is the height and width of what isn't padding,
+        to which boxes are clipped, all if None.
         """
         check_doubting(doubt)
         training = [module for module in self.modules() if module.training]
@@ -229,7 +246,7 @@ class Detector(Exact, ABC):
                 broken = None if doubt == "off" else broken_sensors(images, encoded, present)
                 if broken is not None and doubt == "drop":
                     present = {m: ~gone & present.get(m, ~gone) for m, gone in broken.items()}
-                outputs = self(encoded, present, doubt=doubt)
+                outputs = self(encoded, present, doubt=doubt, repeated=repeated)
                 found = [replace(one, classes=self.classes) for one in self.decode(outputs, contents, selection)]
                 judgement = outputs.judgement
                 if broken is not None:
@@ -349,12 +366,19 @@ class FusionDetector(Detector):
     def _backbone(self, modality: str) -> nn.Module:
         return self.backbones[modality if modality in self.backbones else SHARED]
 
-    def run(self, images: Mapping[str, Tensor], size: tuple[int, int], presence: Presence, doubt: Doubting) -> Outputs:
+    def run(
+        self,
+        images: Mapping[str, Tensor],
+        size: tuple[int, int],
+        presence: Presence,
+        doubt: Doubting,
+        witness: Witness | None = None,
+    ) -> Outputs:
         """Runs backbones, pyramid and heads on what `checked` let pass."""
         features = self.features(images, presence)
         if doubt == "off" or not self.doubts:
             return self.merge(features, size, presence)
-        judgement = self._judge(images, features, presence, doubt)
+        judgement = self._judge(images, features, presence, doubt, witness)
         return replace(self.merge(features, size, self._believed(judgement, presence)), judgement=judgement)
 
     def maps(self, images: Mapping[str, Tensor]) -> dict[str, Sequence[Tensor]]:
@@ -372,6 +396,7 @@ class FusionDetector(Detector):
             raise UserError("placement: channels has one backbone for all sensors, which can't judge one; use first")
         device = next(self.parameters()).device
         self.judges = nn.ModuleDict({m: Doubt(self.pyramid.channels[m][0]).to(device) for m in self.modalities})
+        self.agreement = Agreement(self.modalities).to(device) if len(self.modalities) > 1 else None
 
     def _judge(
         self,
@@ -379,6 +404,7 @@ class FusionDetector(Detector):
         features: Mapping[str, Sequence[Tensor]],
         presence: Presence,
         doubt: Doubting,
+        witness: Witness | None,
     ) -> Judgement:
         device = next(iter(features.values()))[0].device
         there = torch.stack([presence.rows[m].on(device).expand(presence.batch) for m in self.modalities], 1)
@@ -387,7 +413,7 @@ class FusionDetector(Detector):
             self.doubts[m](features[m][0]).masked_fill(blank(images[m]), torch.inf) if m in features else unknown
             for m in self.modalities
         ]
-        return Judgement.of(torch.stack(doubts, 1).masked_fill(~there, torch.nan), there, doubt)
+        return Judgement.of(torch.stack(doubts, 1).masked_fill(~there, torch.nan), there, doubt, witness)
 
     def _believed(self, judgement: Judgement, presence: Presence) -> Presence:
         """Returns the presence less what was dropped: on a CPU the host reads it, elsewhere it isn't waited for."""

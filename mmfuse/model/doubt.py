@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.export import register_dataclass
 
 from mmfuse.errors import UserError, unknown_name
+from mmfuse.model.agreement import Witness, strangers
 from mmfuse.model.layers import Exact
 from mmfuse.sample import Detections
 
@@ -106,24 +107,40 @@ def blank(images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What is thought of the sensors of a batch: their `doubts` (B, M), NaN where one isn't there, and which of them
-    are `dropped` (B, M) bool for it.
+    """What is thought of the sensors of a batch: their `doubts` (B, M), NaN where one isn't there, which of them are
+    `dropped` (B, M) bool, and which are `disagreeing` (B, M) bool: believed by themselves, but none of the other
+    believed ones shows the same scene.
     """
 
     doubts: Tensor
     dropped: Tensor
+    disagreeing: Tensor
 
     @staticmethod
-    def of(doubts: Tensor, there: Tensor, doubting: Doubting) -> "Judgement":
+    def of(doubts: Tensor, there: Tensor, doubting: Doubting, witness: Witness | None = None) -> "Judgement":
         """Drops, if so asked, all sensors that are `there` (B, M) and doubted, from 1 on; where no other is left, all
         but the one that is doubted least.
+
+        Of the believed ones those are dropped too that disagree while others agree with one another, and those whose
+        frame is that of before, to the bit, unless they clearly agree with another or no other is fresh. Which of two
+        sensors shows the wrong scene nothing else tells.
         """
-        if doubting != "drop":
-            return Judgement(doubts, torch.zeros_like(there))
         doubted = there & (doubts >= 1)
+        disagreeing = stale = torch.zeros_like(there)
+        if witness is not None:
+            believed = there & ~doubted
+            itself = torch.eye(there.shape[1], dtype=torch.bool, device=there.device)
+            others = believed[:, :, None] & believed[:, None] & ~itself
+            disagreeing = strangers(witness.agrees, others)
+            others_agree = (others & witness.agrees).flatten(1).any(1, keepdim=True)
+            stale = (disagreeing & others_agree) | (witness.repeated & strangers(witness.clearly, others))
+            stale = stale & (believed & ~stale).any(1, keepdim=True)
+        if doubting != "drop":
+            return Judgement(doubts, torch.zeros_like(there), disagreeing)
         least = torch.where(there, doubts, torch.inf).argmin(1, keepdim=True)
         alone = (there & ~doubted).sum(1, keepdim=True) == 0
-        return Judgement(doubts, doubted & ~torch.zeros_like(doubted).scatter(1, least, alone))
+        dropped = doubted & ~torch.zeros_like(doubted).scatter(1, least, alone)
+        return Judgement(doubts, dropped | stale, disagreeing)
 
     @staticmethod
     def with_broken(
@@ -133,19 +150,28 @@ class Judgement:
         sound = torch.zeros_like(next(iter(broken.values())))
         gone = torch.stack([broken.get(m, sound) for m in modalities], 1)
         doubts = torch.full(gone.shape, torch.nan) if judgement is None else judgement.doubts.float().cpu()
-        dropped = torch.zeros_like(gone) if judgement is None else judgement.dropped.cpu()
-        return Judgement(doubts.masked_fill(gone, torch.inf), dropped | (gone & (doubting == "drop")))
+        dropped, disagreeing = (
+            (torch.zeros_like(gone), torch.zeros_like(gone))
+            if judgement is None
+            else (judgement.dropped.cpu(), judgement.disagreeing.cpu())
+        )
+        return Judgement(doubts.masked_fill(gone, torch.inf), dropped | (gone & (doubting == "drop")), disagreeing)
 
     def tell(self, found: Sequence[Detections], modalities: Sequence[str]) -> list[Detections]:
         """Returns the detections of the batch's images with what is thought of the sensors of each."""
-        doubts, dropped = self.doubts.tolist(), self.dropped.tolist()
+
+        def named(rows: Tensor) -> list[tuple[str, ...]]:
+            return [tuple(m for m, one in zip(modalities, row, strict=True) if one) for row in rows.tolist()]
+
+        each = zip(found, self.doubts.tolist(), named(self.dropped), named(self.disagreeing), strict=True)
         return [
             replace(
                 one,
                 doubt={m: value for m, value in zip(modalities, values, strict=True) if not math.isnan(value)},
-                dropped=tuple(m for m, gone in zip(modalities, lost, strict=True) if gone),
+                dropped=dropped,
+                disagreeing=disagreeing,
             )
-            for one, values, lost in zip(found, doubts, dropped, strict=True)
+            for one, values, dropped, disagreeing in each
         ]
 
 

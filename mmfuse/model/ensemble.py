@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mmfuse import boxes as box_maths
 from mmfuse.errors import UserError
+from mmfuse.model.agreement import Agreement, Witness
 from mmfuse.model.detector import CLASS_PRIOR, Detector, Outputs
 from mmfuse.model.doubt import Doubt, Doubting, Judgement
 from mmfuse.model.postprocess import DEFAULT, Selection, suppress
@@ -68,23 +69,34 @@ class BoxEnsemble(Detector):
         return member
 
     def run(
-        self, images: Mapping[str, Tensor], size: tuple[int, int], presence: Presence, doubt: Doubting
+        self,
+        images: Mapping[str, Tensor],
+        size: tuple[int, int],
+        presence: Presence,
+        doubt: Doubting,
+        witness: Witness | None = None,
     ) -> EnsembleOutputs:
         """Runs each modality's detector on the images that have it; the boxes of one that is dropped aren't merged."""
         rows = {m: presence.rows[m] for m in presence.there}
         members = {m: self.member(m)({m: own.take(images[m])}, doubt=doubt) for m, own in rows.items()}
         places = {m: own.places(torch.device("cpu")) for m, own in rows.items()}
-        judgement = self._judge(members, places, presence, doubt) if doubt != "off" and self.doubts else None
+        judgement = self._judge(members, places, presence, doubt, witness) if doubt != "off" and self.doubts else None
         return EnsembleOutputs(members, places, presence.batch, size, judgement)
 
     def _judge(
-        self, members: Mapping[str, Outputs], places: Mapping[str, Tensor], presence: Presence, doubt: Doubting
+        self,
+        members: Mapping[str, Outputs],
+        places: Mapping[str, Tensor],
+        presence: Presence,
+        doubt: Doubting,
+        witness: Witness | None,
     ) -> Judgement:
         doubts = torch.full((presence.batch, len(self.modalities)), torch.nan)
         for modality, member in members.items():
             assert member.judgement is not None
             doubts[places[modality], self.modalities.index(modality)] = member.judgement.doubts[:, 0].cpu()
-        return Judgement.of(doubts, torch.stack([presence.rows[m].host for m in self.modalities], 1), doubt)
+        there = torch.stack([presence.rows[m].host for m in self.modalities], 1)
+        return Judgement.of(doubts, there, doubt, None if witness is None else witness.to(doubts.device))
 
     def maps(self, images: Mapping[str, Tensor]) -> dict[str, Sequence[Tensor]]:
         """Returns what the members' backbones say of images; see `Detector.maps`."""
@@ -99,6 +111,7 @@ class BoxEnsemble(Detector):
         """Gives every member a fresh `Doubt`; see `Detector.begin_doubt`."""
         for modality in self.modalities:
             self.member(modality).begin_doubt()
+        self.agreement = Agreement(self.modalities).to(self.prior.device)
 
     def loss(self, outputs: EnsembleOutputs, targets: Targets) -> dict[str, Tensor]:
         """Returns "class", "box" and "total", added over the members, each on its own images."""

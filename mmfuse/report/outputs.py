@@ -66,7 +66,9 @@ class Prediction:
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values for JSON."""
         doubt = {m: round(v, 2) if math.isfinite(v) else None for m, v in self.found.doubt.items()}
-        lists = {"dropped": self.found.dropped, "lost": self.lost, "problems": self.problems}
+        found = self.found
+        lists = {"dropped": found.dropped, "disagreeing": found.disagreeing}
+        lists |= {"lost": self.lost, "problems": self.problems}
         told = {"doubt": doubt} | {key: list(values) for key, values in lists.items()}
         head = {"name": self.scene.name, "image_id": self.scene.image_id}
         return {key: value for key, value in head.items() if value not in ("", None)} | {

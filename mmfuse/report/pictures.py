@@ -65,6 +65,8 @@ def gallery(
             _draw_detections(ax, found, threshold)
             if found.dropped:
                 _note(ax, f"{', '.join(found.dropped)} left out, doubted")
+            elif found.disagreeing:
+                _note(ax, f"{', '.join(found.disagreeing)} disagree")
         axes[0].set_ylabel(row.title, fontsize=9)
     found_by = [f"found by {model}" for model in shown_on]
     for ax, name in zip(grid[0], [*(f"{m}: ground truth" for m in modalities), *found_by], strict=True):

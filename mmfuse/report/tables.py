@@ -125,6 +125,8 @@ def doubt_text(rows: Mapping[str, DoubtRow]) -> str:
         "struck dropped",
         "AP",
         "AP, doubt off",
+        *(f"sound strange, {c}" for c in conditions),
+        "swapped strange",
     ]
     table = [
         [
@@ -134,10 +136,15 @@ def doubt_text(rows: Mapping[str, DoubtRow]) -> str:
             _percent(row.dropped_struck),
             _figure(row.ap),
             _figure(row.ap_off),
+            *(None if row.agreement is None else _percent(row.agreement.sound.get(c)) for c in conditions),
+            None if row.agreement is None else _percent(row.agreement.swapped),
         ]
         for m, row in rows.items()
     ]
-    return f"{markdown_table(header, table).strip()}\n\nAP on validation, the mean of sound and of struck images."
+    return (
+        f"{markdown_table(header, table).strip()}\n\nAP on validation, the mean of sound and of struck images. Strange "
+        "is what shows another scene than the other sensors; swapped images do."
+    )
 
 
 def robustness_markdown(robustness: Robustness) -> str:

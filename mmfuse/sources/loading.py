@@ -1,10 +1,14 @@
 """Makes views of many scenes, in worker processes where these are a list, and goes on past what can't be read."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from itertools import islice
 from typing import TypeVar
 
+import numpy as np
+import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mmfuse.data.loader import one_thread
@@ -18,7 +22,8 @@ Item = TypeVar("Item")
 class Loaded:
     """Some scenes, and the `views` of those that can be shown, which are `rows` of them.
 
-    `lost` names the sensors of which each has no image that is shown, `problems` says why.
+    `lost` names the sensors of which each has no image that is shown, `problems` says why. `digests` tell the frames of
+    its sensors from any others, where they are on the host.
     """
 
     scenes: Sequence[Scene]
@@ -26,6 +31,27 @@ class Loaded:
     rows: Sequence[int]
     lost: Sequence[tuple[str, ...]]
     problems: Sequence[tuple[str, ...]]
+    digests: Sequence[Mapping[str, bytes]]
+
+
+class LastFrames:
+    """What each sensor showed last, of scenes that follow one another."""
+
+    def __init__(self) -> None:
+        self._digests: dict[str, bytes] = {}
+
+    def repeated(self, loaded: Loaded) -> dict[str, Tensor]:
+        """Returns which of the scenes that are shown (B,) bool have a frame of a sensor with the very bits of the one
+        before, by modality, and goes on past them.
+
+        A sensor that works never gives the same bits twice, but where its scene is drawn or its frames are coded.
+        """
+        rows = []
+        for digests in loaded.digests:
+            rows.append({m: self._digests.get(m) == digest for m, digest in digests.items()})
+            self._digests.update(digests)
+        shown = [rows[row] for row in loaded.rows]
+        return {m: torch.tensor([row.get(m, False) for row in shown]) for m in {m: None for row in shown for m in row}}
 
 
 def groups(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
@@ -69,7 +95,12 @@ def load(scenes: Sequence[Scene], sight: Sight) -> Loaded:
         views = sight.shown([scenes[r] for r in rows], [raw[r] for r in rows]) if rows else None
     shown = [raw[row] if row in rows else {} for row in range(len(scenes))]
     lost = [tuple(m for m in sight.sensors if m not in images) for images in shown]
-    return Loaded(scenes, views, rows, lost, [tuple(wrong) for wrong in problems])
+    digests = [{m: _digest(image) for m, image in images.items() if not image.is_cuda} for images in raw]
+    return Loaded(scenes, views, rows, lost, [tuple(wrong) for wrong in problems], digests)
+
+
+def _digest(image: Tensor) -> bytes:
+    return blake2b(np.ascontiguousarray(image).data, digest_size=8).digest()
 
 
 class _Batches(Dataset[tuple[int, Loaded]]):

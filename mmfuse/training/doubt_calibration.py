@@ -1,7 +1,7 @@
-"""Fits when the sensors of a trained run are doubted: `calibrate`."""
+"""Fits when the sensors of a trained run are doubted, each by itself and one beside the other: `calibrate`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from mmfuse.recipes import Recipe
 from mmfuse.run import Run
 from mmfuse.sample import Detections
 from mmfuse.sensor import Sensor
+from mmfuse.training.agreement_calibration import fit_agreement
 from mmfuse.training.faults import Strikes
 
 FEWEST = 16
@@ -55,7 +56,8 @@ def calibrate(run: str | Path | Run, *, most: int = 512, seed: int = 0) -> dict[
     that the data says a fault struck. A sensor's threshold is the one with the best mean of two APs on validation: of
     its images as they are, and of the same with the sensor struck by faults that training may know (`training.faults`),
     where what is above the threshold is detected without the sensor. It drops at most 1 % of the sound images in any
-    condition. Of all that are nearly as good (`AS_GOOD`) it is the lowest, raised by a `MARGIN`. No test image is read.
+    condition. Of all that are nearly as good (`AS_GOOD`) it is the lowest, raised by a `MARGIN`. Agreement is fitted
+    on the same images, see `agreement_calibration`. No test image is read.
 
     Args:
         run: a run of several modalities, or its folder.
@@ -114,6 +116,8 @@ def fit_doubt(run: Run, *, most: int = 512, seed: int = 0) -> dict[str, DoubtRow
         thresholds[m] = torch.inf if (chosen := rows[m].threshold) is None else chosen
     for m, threshold in thresholds.items():
         detector.doubts[m].threshold.fill_(threshold)
+    agreement = fit_agreement(detector, usual, records, loaded, seed)
+    rows = {m: replace(row, agreement=agreement[m]) for m, row in rows.items()}
     fitted = {"split": "val", "images": len(records), "seed": seed, **{m: asdict(row) for m, row in rows.items()}}
     checkpoint.save_detector(run.best, detector, header["notes"] | {"doubt": fitted})
     return rows

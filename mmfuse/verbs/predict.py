@@ -20,7 +20,7 @@ from mmfuse.model.postprocess import Selection
 from mmfuse.report.outputs import Output, Prediction
 from mmfuse.run import Run
 from mmfuse.sample import Detections, Scene
-from mmfuse.sources.loading import Loaded, groups, load_each
+from mmfuse.sources.loading import LastFrames, Loaded, groups, load_each
 from mmfuse.sources.opening import scenes as open_scenes
 from mmfuse.training.distributed import World
 
@@ -65,7 +65,9 @@ def predict(  # type: ignore[misc]
       call goes on after them. Under torchrun each process takes its share of the parts, and the file is the same as
       one process writes.
 
-    A scene that lacks a sensor, or an image that can't be read, is gone on with and told; see `Prediction`.
+    A scene that lacks a sensor, or an image that can't be read, is gone on with and told; see `Prediction`. Scenes are
+    taken to follow one another: a sensor whose frame has the bits of its frame before, while the sensors show different
+    scenes, is frozen and isn't believed.
 
     Raises:
         UserError: the model or source can't be opened, an option isn't allowed, the only scene can't be read, images
@@ -130,11 +132,12 @@ class _Finder:
         (found,) = self.detector.detect(scene, threshold=s.threshold, max_detections=s.max_detections, doubt=self.doubt)
         return self._chosen(found)
 
-    def each(self, loaded: Loaded) -> list[Prediction]:
+    def each(self, loaded: Loaded, last: LastFrames) -> list[Prediction]:
         found: dict[int, Detections] = {}
+        repeated = last.repeated(loaded)
         if loaded.views is not None:
             views = loaded.views
-            rows = self.detector.find(views.images, views.present, views.contents, self.selection, self.doubt)
+            rows = self.detector.find(views.images, views.present, views.contents, self.selection, self.doubt, repeated)
             self.detector.sight.check_units(views)
             found = dict(zip(loaded.rows, views.restore(rows), strict=True))
         told = []
@@ -191,12 +194,15 @@ def _each(
     with world, tqdm(total=total, unit="scene", disable=not progress or not world.is_first) as bar:
         current: list[Prediction] = []
         last: int | None = None
+        frames = LastFrames()
         for part, loaded in load_each(work, finder.detector.sight, workers):
             if output and last is not None and part != last:
                 output.write(last, current)
                 current = []
+            if part != last:
+                frames = LastFrames()
             last = part
-            for prediction in finder.each(loaded):
+            for prediction in finder.each(loaded, frames):
                 if output:
                     current.append(prediction)
                 yield prediction

@@ -2,7 +2,7 @@ import numpy as np
 import torch
 
 from mmfuse.sample import Scene
-from mmfuse.sources.loading import groups, load, load_each
+from mmfuse.sources.loading import LastFrames, groups, load, load_each
 
 
 def rgb(value=0, size=(64, 96)):
@@ -52,3 +52,27 @@ def test_processes_give_what_one_gives_in_order(detector, tmp_path, write):
         assert number == other_number
         assert [s.name for s in one.scenes] == [s.name for s in other.scenes]
         assert torch.equal(one.views.images["rgb"], other.views.images["rgb"])
+
+
+def test_a_frame_repeats_that_has_the_bits_of_its_sensors_last(detector):
+    grey = rgb()[..., 0]
+    views = [
+        {"rgb": rgb(), "thermal": grey},
+        {"rgb": rgb(1), "thermal": grey.copy()},
+        {"rgb": rgb(1)},
+        {"rgb": rgb(size=(9, 9)), "thermal": grey},  # can't be shown, but was there
+        {"rgb": rgb(2), "thermal": grey},
+        {"rgb": rgb(1), "thermal": grey + 1},
+    ]
+    last = LastFrames()
+    found = {"rgb": [], "thermal": []}
+    for group in groups([Scene(images) for images in views], 2):
+        loaded = load(group, detector.sight)
+        repeated = last.repeated(loaded)
+        for m, told in found.items():
+            told += repeated.get(m, torch.zeros(len(loaded.rows), dtype=torch.bool)).tolist()
+    assert found == {
+        "rgb": [False, False, True, False, False],
+        "thermal": [False, True, False, True, False],
+    }
+    assert not LastFrames().repeated(load([Scene(views[0])], detector.sight))["rgb"].any()

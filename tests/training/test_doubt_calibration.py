@@ -45,6 +45,11 @@ def test_a_run_is_calibrated_in_its_checkpoint_and_detects_as_before_what_is_sou
         assert detector.doubts[m].threshold == pytest.approx(wanted)
         assert set(row.dropped) <= {"day", "night"}
         assert max(row.dropped.values()) <= 0.01
+        assert max(row.agreement.sound.values()) <= 0.01
+        assert 0 <= row.agreement.swapped <= 1
+    assert detector.agreement.least[0, 1].isfinite()
+    assert detector.agreement.least[0, 1] <= detector.agreement.clear[0, 1]
+    assert detector.agreement.usual.abs().sum() > 0
     assert calibrate(runs / "fused") == rows
     assert main(["calibrate", str(runs / "fused")]) == 0
     out = capsys.readouterr().out

@@ -444,3 +444,43 @@ def test_positions_need_depth_and_its_camera(trained, tmp_path):
         next(predict(run, [Scene(image)], positions=True, threshold=0.0))
     (one,) = predict(run, [Scene(image, {"depth": CAMERA})], positions=True, threshold=0.0)
     assert any(position.known for position in one.positions)
+
+
+def test_a_frozen_sensor_of_a_stream_is_not_believed_and_a_disagreement_is_told(trained, tmp_path, capsys):
+    run = trained(rgb=Sensor(3), thermal=Sensor(1))
+    detector = load(run.best)
+    detector.begin_doubt()
+    detector.agreement.least.fill_(0.3)
+    detector.agreement.clear.fill_(0.4)
+
+    def frame(number):
+        grey = np.zeros((128, 128), np.uint8)
+        rng = np.random.default_rng(number)
+        for _ in range(6):
+            y, x, h, w = rng.integers((0, 0, 10, 10), (90, 90, 40, 40))
+            grey[y : y + h, x : x + w] = rng.integers(80, 250)
+        return grey
+
+    shown = [(0, 0), (1, 1), (2, 1), (3, 1), (4, 4), (4, 4), (6, 5)]
+    rig = [
+        Scene({"rgb": np.stack([frame(a)] * 3, 2), "thermal": frame(b)}, name=str(i)) for i, (a, b) in enumerate(shown)
+    ]
+    for source in (rig, iter(rig)):
+        found = [one.found for one in predict(detector, source, workers=0, batch_size=2)]
+        assert [one.dropped for one in found] == [(), (), ("thermal",), ("thermal",), (), (), ()]
+        assert [len(one.disagreeing) for one in found] == [0, 0, 2, 2, 0, 0, 2]
+    without = detector.detect({"rgb": rig[2].images["rgb"]}, threshold=0.3)[0]
+    assert torch.equal(found[2].boxes, without.boxes)
+    (last,) = predict(detector, rig[-1:])
+    assert last.to_dict()["disagreeing"] == ["rgb", "thermal"]
+
+    save_detector(run.best, detector, {})
+    for m in ("rgb", "thermal"):
+        for scene in rig:
+            (tmp_path / m).mkdir(exist_ok=True)
+            Image.fromarray(scene.images[m]).save(tmp_path / m / f"{scene.name}.png")
+    source = [word for m in ("rgb", "thermal") for word in (f"--{m}", str(tmp_path / m))]
+    assert main(["predict", str(run.folder), *source, "--out", str(tmp_path / "found.jsonl")]) == 0
+    told = capsys.readouterr().out
+    assert "thermal isn't believed in 2" in told
+    assert "rgb and thermal show different scenes in 3" in told

@@ -128,7 +128,7 @@ def opened_from(module: str) -> list[str]:
 
 def test_the_model_can_be_read_in_one_sitting():
     opened = set(opened_from("mmfuse.model.detector")) - {"mmfuse.drawing"}  # detections draw themselves with it
-    assert len(opened) <= 14, opened
+    assert len(opened) <= 15, opened
 
 
 MODEL = [path for path in FILES if path.parent == PACKAGE / "model"]

@@ -141,7 +141,7 @@ class Recipe:
     data: DataRecipe = field(default_factory=DataRecipe)
     train: TrainRecipe = field(default_factory=TrainRecipe)
     init: dict[str, str] | str = field(default_factory=dict)
-    doubt: Literal["drop", "report", "off"] = "drop"
+    doubt: Literal["drop", "weigh", "report", "off"] = "drop"
 
     def __post_init__(self) -> None:
         modalities, model, train = self.modalities, self.model, self.train

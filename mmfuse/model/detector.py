@@ -244,7 +244,7 @@ class Detector(Exact, ABC):
                 device = next(self.parameters()).device
                 encoded = self.normalise({m: to_device(x, device) for m, x in images.items()})
                 broken = None if doubt == "off" else broken_sensors(images, encoded, present)
-                if broken is not None and doubt == "drop":
+                if broken is not None and doubt in ("drop", "weigh"):
                     present = {m: ~gone & present.get(m, ~gone) for m, gone in broken.items()}
                 outputs = self(encoded, present, doubt=doubt, repeated=repeated)
                 found = [replace(one, classes=self.classes) for one in self.decode(outputs, contents, selection)]
@@ -418,9 +418,13 @@ class FusionDetector(Detector):
     def _believed(self, judgement: Judgement, presence: Presence) -> Presence:
         """Returns the presence less what was dropped: on a CPU the host reads it, elsewhere it isn't waited for."""
         off = dict(zip(self.modalities, judgement.dropped.unbind(1), strict=True))
-        if judgement.dropped.is_cpu and not torch.compiler.is_compiling():
-            return presence.without(off) if bool(judgement.dropped.any()) else presence
-        return presence.doubted(off)
+        if not judgement.dropped.is_cpu or torch.compiler.is_compiling():
+            presence = presence.doubted(off)
+        elif bool(judgement.dropped.any()):
+            presence = presence.without(off)
+        if judgement.belief is None:
+            return presence
+        return presence.weighed(dict(zip(self.modalities, judgement.belief.unbind(1), strict=True)))
 
     def features(self, images: Mapping[str, Tensor], presence: Presence) -> dict[str, Sequence[Tensor]]:
         """Runs the backbones on those of `images` that are there; returns maps, finest first, by modality."""

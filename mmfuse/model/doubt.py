@@ -14,8 +14,10 @@ from mmfuse.model.agreement import Witness, strangers
 from mmfuse.model.layers import Exact
 from mmfuse.sample import Detections
 
-Doubting = Literal["drop", "report", "off"]
-"""What comes of doubt: a doubted sensor counts as missing, or is only told, or nobody looks."""
+Doubting = Literal["drop", "weigh", "report", "off"]
+"""What comes of doubt: a doubted sensor counts as missing, or for less the more it is doubted, or is only told, or
+nobody looks.
+"""
 
 SHRINKAGE = 0.2
 """How far the covariance is drawn to that of features that are independent."""
@@ -109,12 +111,14 @@ def blank(images: Tensor) -> Tensor:
 class Judgement:
     """What is thought of the sensors of a batch: their `doubts` (B, M), NaN where one isn't there, which of them are
     `dropped` (B, M) bool, and which are `disagreeing` (B, M) bool: believed by themselves, but none of the other
-    believed ones shows the same scene.
+    believed ones shows the same scene. `belief` (B, M) is what each counts for, from 0 to 1 for the one that is
+    believed most; None where all that aren't dropped count alike.
     """
 
     doubts: Tensor
     dropped: Tensor
     disagreeing: Tensor
+    belief: Tensor | None = None
 
     @staticmethod
     def of(doubts: Tensor, there: Tensor, doubting: Doubting, witness: Witness | None = None) -> "Judgement":
@@ -124,6 +128,9 @@ class Judgement:
         Of the believed ones those are dropped too that disagree while others agree with one another, and those whose
         frame is that of before, to the bit, unless they clearly agree with another or no other is fresh. Which of two
         sensors shows the wrong scene nothing else tells.
+
+        To "weigh", only what is doubted beyond all measure is dropped so; of all others the belief is 1 / (1 + d^4) of
+        a doubt d: a half where else belief ends.
         """
         doubted = there & (doubts >= 1)
         disagreeing = stale = torch.zeros_like(there)
@@ -135,12 +142,16 @@ class Judgement:
             others_agree = (others & witness.agrees).flatten(1).any(1, keepdim=True)
             stale = (disagreeing & others_agree) | (witness.repeated & strangers(witness.clearly, others))
             stale = stale & (believed & ~stale).any(1, keepdim=True)
-        if doubting != "drop":
+        if doubting not in ("drop", "weigh"):
             return Judgement(doubts, torch.zeros_like(there), disagreeing)
+        lost = doubted if doubting == "drop" else there & doubts.isinf()
         least = torch.where(there, doubts, torch.inf).argmin(1, keepdim=True)
-        alone = (there & ~doubted).sum(1, keepdim=True) == 0
-        dropped = doubted & ~torch.zeros_like(doubted).scatter(1, least, alone)
-        return Judgement(doubts, dropped | stale, disagreeing)
+        alone = (there & ~lost).sum(1, keepdim=True) == 0
+        dropped = (lost & ~torch.zeros_like(lost).scatter(1, least, alone)) | stale
+        if doubting == "drop":
+            return Judgement(doubts, dropped, disagreeing)
+        log_belief = -torch.log1p(doubts.clamp(max=1e6) ** 4).masked_fill(dropped | ~there, torch.inf)
+        return Judgement(doubts, dropped, disagreeing, (log_belief - log_belief.amax(1, keepdim=True)).exp())
 
     @staticmethod
     def with_broken(
@@ -155,7 +166,8 @@ class Judgement:
             if judgement is None
             else (judgement.dropped.cpu(), judgement.disagreeing.cpu())
         )
-        return Judgement(doubts.masked_fill(gone, torch.inf), dropped | (gone & (doubting == "drop")), disagreeing)
+        left_out = gone & (doubting in ("drop", "weigh"))
+        return Judgement(doubts.masked_fill(gone, torch.inf), dropped | left_out, disagreeing)
 
     def tell(self, found: Sequence[Detections], modalities: Sequence[str]) -> list[Detections]:
         """Returns the detections of the batch's images with what is thought of the sensors of each."""

@@ -142,7 +142,14 @@ class BoxEnsemble(Detector):
             for row, one in zip(rows.tolist(), detections, strict=True):
                 if outputs.judgement is None or not outputs.judgement.dropped[row, column]:
                     found[modality][row] = one
+                if outputs.judgement is not None and outputs.judgement.belief is not None:
+                    found[modality][row] = self._weighed(found[modality][row], outputs.judgement.belief[row, column])
         return self.merge(found, selection)
+
+    def _weighed(self, one: Detections, belief: Tensor) -> Detections:
+        """Returns detections whose evidence, what their log-odds are above the prior, counts for `belief` ()."""
+        logits = self.prior + belief.to(self.prior) * (one.scores.logit(CLAMP) - self.prior)
+        return replace(one, scores=logits.sigmoid())
 
     def merge(self, found: Mapping[str, Sequence[Detections]], selection: Selection = DEFAULT) -> list[Detections]:
         """Merges what each modality's detector found, an entry for each image, empty where it saw nothing."""

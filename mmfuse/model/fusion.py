@@ -47,7 +47,9 @@ class Merge(nn.Module):
 
     @staticmethod
     def normalise(weight: Tensor, present: Tensor) -> Tensor:
-        """Returns the weights (…, n, 1 or W) of merges of n inputs, given `present` (…, n, 1) as 0 or 1."""
+        """Returns the weights (…, n, 1 or W) of merges of n inputs, given what these count for: `present` (…, n, 1),
+        0 to 1.
+        """
         raise NotImplementedError
 
     def factors(self) -> tuple[Tensor, Tensor] | None:
@@ -119,11 +121,11 @@ class Merge(nn.Module):
         return total
 
     def _present(self, rows: Sequence[Rows]) -> Tensor:
-        """Returns which inputs are there (B or 1, count), as 0 or 1."""
+        """Returns what inputs count for (B or 1, count): 0 where absent, 1 where there, less where not believed."""
         if all(own.everything for own in rows):
             return self.weight.new_ones(1, self.count)
-        masks = torch.broadcast_tensors(*(own.on(self.weight.device) for own in rows))
-        return torch.stack(masks, 1).to(self.weight.dtype)
+        shares = torch.broadcast_tensors(*(own.share(self.weight.device) for own in rows))
+        return torch.stack(shares, 1).to(self.weight.dtype)
 
     def shares(self) -> Tensor:
         """Returns the share of each input (count,) when all are present, adding up to 1."""
@@ -172,7 +174,7 @@ class Softmax(Merge):
 
     @staticmethod
     def normalise(weight: Tensor, present: Tensor) -> Tensor:
-        return weight.masked_fill(present == 0, -torch.inf).softmax(-2)
+        return (weight + present.log()).softmax(-2)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         return self.weight.detach().softmax(0), self.weight.new_ones(())
@@ -331,8 +333,8 @@ class MergeWeights(nn.Module):
         weight = torch.cat([*(merge.weight for merge in merges), last.new_zeros(1, *last.shape[1:])])[self._edges]
         present = self._merged
         if not all(rows.everything for rows in presence.rows.values()):
-            masks = [presence.any(group).on(present.device) for group in self._groups]
-            there = torch.stack(torch.broadcast_tensors(*masks), 1)[:, self._group_of]
+            shares = [presence.any(group).share(present.device) for group in self._groups]
+            there = torch.stack(torch.broadcast_tensors(*shares), 1)[:, self._group_of]
             masked = present * there[..., None]
             present = torch.where(masked.any(2, keepdim=True), masked, present)
         gain = torch.stack([merge.gain for merge in merges]).view(-1, 1, 1, 1, 1)

@@ -15,26 +15,29 @@ class Rows:
 
     The host knows them: `mask` is (B,) bool there, or True for all of them and False for none. What it leaves out isn't
     run at all. `trusted` (B,) bool, if given, may leave out more, on the device, which the host doesn't read: that is
-    run, and must count for nothing.
+    run, and must count for nothing. `belief` (B,), if given, is what it counts for in each image, from 0 to 1.
     """
 
-    def __init__(self, batch: int, mask: Tensor | bool, trusted: Tensor | None = None) -> None:
+    def __init__(
+        self, batch: int, mask: Tensor | bool, trusted: Tensor | None = None, belief: Tensor | None = None
+    ) -> None:
         self.batch = batch
         self.mask = mask
         self.trusted = trusted
+        self.belief = belief
         self._on: dict[torch.device, Tensor] = {}
         self._places: dict[torch.device, Tensor] = {}
 
     @classmethod
-    def of(cls, mask: Tensor, trusted: Tensor | None = None) -> "Rows":
+    def of(cls, mask: Tensor, trusted: Tensor | None = None, belief: Tensor | None = None) -> "Rows":
         """Reads a mask (B,) bool."""
         host = mask.cpu()
-        return cls(len(host), True if bool(host.all()) else host if bool(host.any()) else False, trusted)
+        return cls(len(host), True if bool(host.all()) else host if bool(host.any()) else False, trusted, belief)
 
     @property
     def everything(self) -> bool:
-        """Whether all images have it for certain, so that nothing needs to be masked."""
-        return self.mask is True and self.trusted is None
+        """Whether all images have it for certain and in full, so that nothing needs to be masked or weighed."""
+        return self.mask is True and self.trusted is None and self.belief is None
 
     @property
     def nothing(self) -> bool:
@@ -60,6 +63,11 @@ class Rows:
             mask = to_device(self.host, device) if known else torch.full((1,), bool(self.mask), device=device)
             self._on[device] = mask if self.trusted is None else mask & self.trusted
         return self._on[device]
+
+    def share(self, device: torch.device) -> Tensor:
+        """Returns what it counts for on a device, 0 to 1, (B,), or (1,) where it is the same for all images."""
+        there = self.on(device).float()
+        return there if self.belief is None else there * self.belief.to(device)
 
     def take(self, x: Tensor) -> Tensor:
         """Returns those of `x` (B, …) that are run."""
@@ -88,34 +96,40 @@ class Rows:
         if other.mask is True:
             return self
         count = int(other.host.sum())
-        trusted = None if self.trusted is None else other.take(self.trusted)
+        trusted, belief = (None if x is None else other.take(x) for x in (self.trusted, self.belief))
         if not isinstance(self.mask, Tensor):
-            return Rows(count, self.mask, trusted)
-        return Rows.of(self.mask[other.host], trusted)
+            return Rows(count, self.mask, trusted, belief)
+        return Rows.of(self.mask[other.host], trusted, belief)
 
     def __or__(self, other: "Rows") -> "Rows":
         if self.everything or other.nothing:
             return self
         if other.everything or self.nothing:
             return other
-        trusted = self._combined(other, torch.logical_or)
+        trusted, belief = self._combined(other, torch.logical_or, torch.maximum)
         if self.mask is True or other.mask is True:
-            return Rows(self.batch, True, trusted)
-        return Rows.of(self.host | other.host, trusted)
+            return Rows(self.batch, True, trusted, belief)
+        return Rows.of(self.host | other.host, trusted, belief)
 
     def __and__(self, other: "Rows") -> "Rows":
         if self.everything or other.nothing:
             return other
         if other.everything or self.nothing:
             return self
-        trusted = self._combined(other, torch.logical_and)
+        trusted, belief = self._combined(other, torch.logical_and, torch.minimum)
         if self.mask is True and other.mask is True:
-            return Rows(self.batch, True, trusted)
-        return Rows.of(self.host & other.host, trusted)
+            return Rows(self.batch, True, trusted, belief)
+        return Rows.of(self.host & other.host, trusted, belief)
 
-    def _combined(self, other: "Rows", combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor | None:
-        given = self.trusted if self.trusted is not None else other.trusted
-        return None if given is None else combine(self.on(given.device), other.on(given.device))
+    def _combined(
+        self, other: "Rows", join: Callable[[Tensor, Tensor], Tensor], weigh: Callable[[Tensor, Tensor], Tensor]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        trusted = next((x for x in (self.trusted, other.trusted) if x is not None), None)
+        belief = next((x for x in (self.belief, other.belief) if x is not None), None)
+        return (
+            None if trusted is None else join(self.on(trusted.device), other.on(trusted.device)),
+            None if belief is None else weigh(self.share(belief.device), other.share(belief.device)),
+        )
 
 
 class Presence:
@@ -197,3 +211,7 @@ class Presence:
         They run, and count for nothing. Batch norms in training mode count them: it is for a detector in use.
         """
         return Presence(self.rows | {m: self.rows[m] & Rows(len(mask), True, ~mask) for m, mask in off.items()})
+
+    def weighed(self, beliefs: Mapping[str, Tensor]) -> "Presence":
+        """Returns it with what the sensors count for, (B,) from 0 to 1 by modality; the best of each image has 1."""
+        return Presence({m: Rows(own.batch, own.mask, own.trusted, beliefs[m]) for m, own in self.rows.items()})

@@ -116,6 +116,64 @@ def test_training_is_not_judged():
     assert detector(blinded(usual(batch=4), "a", 1)).judgement is None
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("fusion", ["fast", "softmax", "sum", "channel", "gated", "gated_spatial"])
+@pytest.mark.parametrize("placement", PLACEMENTS[:3])
+def test_weighing_lies_between_believing_and_dropping(placement, fusion):
+    detector, images = doubtful(placement=placement, fusion=fusion), usual(batch=2)
+
+    def at(doubt, doubting):
+        for m, own in detector.doubts.items():
+            distance = (
+                detector(images, doubt="report").judgement.doubts[:, detector.modalities.index(m)] * own.threshold
+            )
+            own.threshold.copy_(distance.max() / (doubt if m == "a" else 1e-3))
+        return detector(images, doubt=doubting).class_logits
+
+    off = detector(images, doubt="off").class_logits
+    torch.testing.assert_close(at(1e-3, "weigh"), off, rtol=1e-4, atol=1e-4)
+    gone = detector(images, {"a": torch.tensor([False, False])}).class_logits
+    torch.testing.assert_close(at(1e3, "weigh"), gone, rtol=1e-3, atol=1e-3)
+    half = at(1.0, "weigh")
+    assert (half - off).abs().max() > 1e-3
+    assert (half - gone).abs().max() > 1e-3
+
+
+def test_belief_is_a_half_where_dropping_begins_and_relative_to_the_best():
+    doubts = torch.tensor([[0.0, 1.0], [2.0, 2.0], [3.0, torch.inf], [torch.nan, 9.0], [torch.inf, torch.inf]])
+    there = ~doubts.isnan()
+    judgement = Judgement.of(doubts, there, "weigh")
+    wanted = [[1, 0.5], [1, 1], [1, 0], [0, 1], [1, 0]]
+    torch.testing.assert_close(judgement.belief, torch.tensor(wanted, dtype=torch.float32))
+    assert judgement.dropped.tolist() == [[False] * 2, [False] * 2, [False, True], [False] * 2, [False, True]]
+
+
+@torch.no_grad()
+def test_weighing_is_the_same_folded_and_compiled():
+    detector = doubtful("abc")
+    for own in detector.doubts.values():
+        own.threshold.mul_(0.4)
+    images = blinded(usual("abc", batch=2), "b", 1)
+    wanted = detector(images, doubt="weigh")
+    assert 0.1 < wanted.judgement.belief.min(1).values[0] < 0.99
+    compiled = torch.compile(detector, fullgraph=True, backend="eager")
+    for made in (detector.folded(), compiled):
+        torch.testing.assert_close(made(images, doubt="weigh").class_logits, wanted.class_logits, rtol=1e-3, atol=1e-3)
+
+
+def test_members_of_an_ensemble_give_what_they_are_believed():
+    detector, images = doubtful(placement="boxes"), raw(batch=2, height=128, width=128)
+    for own in detector.doubts.values():
+        own.threshold.fill_(1e9)
+    sure = detector.detect(images, doubt="weigh")
+    same(sure, detector.detect(images, doubt="off"))
+    detector.doubts["a"].threshold.fill_(1e-9)
+    alone = detector.detect({"b": images["b"]}, doubt="off")
+    weighed = detector.detect(images, doubt="weigh")
+    for one, other in zip(weighed, alone, strict=True):
+        assert one.scores[0] == pytest.approx(other.scores[0].item(), abs=1e-3)
+
+
 def test_the_last_sensor_stays():
     doubts = torch.tensor([[3.0, 2.0, 0.5], [3.0, 2.0, 4.0], [torch.inf, torch.inf, 9.0], [5.0, torch.nan, torch.nan]])
     there = torch.tensor([[True, True, True], [True, True, True], [True, True, False], [True, False, False]])

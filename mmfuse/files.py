@@ -13,6 +13,9 @@ from pathlib import Path
 
 from mmfuse.errors import UserError, require
 
+HUB = "hub:"
+"""What the name of a detector on the Hugging Face Hub begins with, where else a path stands."""
+
 
 def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
     """Opens a file to be read; one that isn't a regular file, such as a pipe, is refused where it would be waited for.

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from mmfuse.architecture import Architecture
 from mmfuse.errors import UserError, require, unknown_name
-from mmfuse.files import require_name
+from mmfuse.files import HUB, require_name
 from mmfuse.shipped import find
 from mmfuse.strict_yaml import build, override, plain, read_yaml
 
@@ -129,9 +129,9 @@ class TrainRecipe:
 class Recipe:
     """One experiment: a dataset card, the modalities to use of it, the detector, the data path and the training.
 
-    `init` is what it starts from: one run (a folder or checkpoint) of any sensors and classes, of which what fits is
-    taken; or, by modality, runs of that modality alone, or recipes of such, which are trained first. `doubt` says what
-    comes of sensors that aren't believed, see `model.doubt`; with "off" it isn't fitted.
+    `init` is what it starts from: one run (a folder, checkpoint or hub:user/name) of any sensors and classes, of which
+    what fits is taken; or, by modality, runs of that modality alone, or recipes of such, which are trained first.
+    `doubt` says what comes of sensors that aren't believed, see `model.doubt`; with "off" it isn't fitted.
     """
 
     name: str
@@ -193,11 +193,16 @@ def _looked_up(values: dict[str, Any], folder: Path) -> dict[str, Any]:
         values = {**values, "card": str((folder / card).resolve())}
     if isinstance(model, dict):
         files = {k: v for k in ("weights", "pretrained") if isinstance(v := model.get(k), str) and Path(v).suffix}
-        found = {key: str((folder / file).resolve()) for key, file in files.items()}
+        found = {key: _within(folder, file) for key, file in files.items()}
         values = {**values, "model": {**model, **found}}
     if isinstance(init, dict):
-        runs = {m: str((folder / run).resolve()) if isinstance(run, str) else run for m, run in init.items()}
+        runs = {m: _within(folder, run) if isinstance(run, str) else run for m, run in init.items()}
         values = {**values, "init": runs}
     if isinstance(init, str):
-        values = {**values, "init": str((folder / init).resolve())}
+        values = {**values, "init": _within(folder, init)}
     return values
+
+
+def _within(folder: Path, name: str) -> str:
+    """Returns a path made absolute, and what lies on the Hub by its name."""
+    return name if name.startswith(HUB) else str((folder / name).resolve())

@@ -1,5 +1,6 @@
 """What all tests share: one thread, which is fastest for tiny tensors, and a small embedded set."""
 
+import hub_stub
 import pytest
 import torch
 
@@ -27,3 +28,18 @@ def recipe_file(paired_set, tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A stub of the Hub, which is the one that is asked, and an empty cache."""
+    from huggingface_hub import constants
+
+    with hub_stub.running() as running:
+        monkeypatch.setattr(constants, "ENDPOINT", running.address)
+        template = running.address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "AGENT_HARNESSES_PATH", str(tmp_path / "harnesses"), raising=False)
+        monkeypatch.setenv("HF_TOKEN", "token")
+        yield running

@@ -15,14 +15,16 @@ from mmfuse import strict_yaml
 from mmfuse.architecture import Architecture
 from mmfuse.environment import usable
 from mmfuse.errors import UserError, require
-from mmfuse.files import open_regular, write_whole
+from mmfuse.files import new_folder, open_regular, read_regular, write_whole
 from mmfuse.model.build import create_detector
 from mmfuse.model.detector import Detector
+from mmfuse.model.hub import CARD, CONFIG, WEIGHTS, HubName, fetch, is_hub
 from mmfuse.sensor import Sensor
 
 FORMAT = "mmfuse-3"
 _KEY = "mmfuse"
 _MOST = 16384
+_LARGEST_CONFIG = 2**20
 
 
 def save(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
@@ -82,6 +84,19 @@ def save_detector(path: Path, detector: Detector, notes: dict[str, Any]) -> None
     if detector.frozen:
         raise UserError(f"{path}: a folded detector can't be saved; save the one that it was made from")
     save(path, dict(detector.state_dict()), {"spec": detector.spec, "notes": notes})
+
+
+def save_folder(folder: Path, detector: Detector, notes: Mapping[str, Any], card: str = "") -> None:
+    """Writes a detector as a new folder for others, with the page `card` if there is one; whole or not at all.
+
+    Raises:
+        UserError: the folder isn't new or empty, the detector is folded, or a file can't be written.
+    """
+    with new_folder(folder) as partial:
+        save_detector(partial / WEIGHTS, detector, dict(notes))
+        write_whole(partial / CONFIG, json.dumps({"format": FORMAT, "spec": detector.spec}, indent=2).encode())
+        if card:
+            write_whole(partial / CARD, card.encode())
 
 
 @dataclass(frozen=True)
@@ -159,7 +174,7 @@ def thresholds(path: str | Path) -> dict[str, float]:
     Raises:
         UserError: the file is missing or isn't a checkpoint, or what it says are no scores of its classes.
     """
-    path = _file_of(path)
+    path = located(path)
     header = read(path, with_tensors=False)[1]
     noted = header.get("notes", {}).get("thresholds", {})
     classes = Spec.read(header, str(path)).classes if noted else ()
@@ -170,14 +185,10 @@ def thresholds(path: str | Path) -> dict[str, float]:
     return noted
 
 
-def _file_of(path: str | Path) -> Path:
-    """Returns the checkpoint that is meant: of a run folder its best."""
-    path = Path(path)
-    return path / "best.safetensors" if path.is_dir() else path
-
-
 def is_checkpoint(path: str | Path) -> bool:
-    """Whether a path is a run folder, or a file of tensors and a header of ours."""
+    """Whether a path is a run folder, a name on the Hub, or a file of tensors and a header of ours."""
+    if is_hub(path):
+        return True
     path = Path(path)
     if path.suffix != ".safetensors" or not path.is_file():
         return path.is_dir()
@@ -193,16 +204,61 @@ def load(
 ) -> Detector:
     """Returns the detector of a run folder (its best) or of a checkpoint file, in eval mode, its weights channels last.
 
-    `backbones` are modules of your own that it was built with, by modality.
+    Or of a folder that `mmfuse.publish` wrote, or of one like it on the Hugging Face Hub: "hub:user/name", or
+    "hub:user/name@revision" with a branch, tag or commit. `backbones` are modules of your own that it was built with,
+    by modality.
 
     Raises:
-        UserError: the device can't be used, the file is missing or isn't a checkpoint.
+        UserError: the device can't be used, the file is missing or isn't a checkpoint, or the Hub isn't reached.
     """
     device = usable(device)
-    path = _file_of(path)
+    path = located(path)
     tensors, header = read(path)
     if "spec" not in header or "step" in header:
         raise UserError(f"{path}: holds a training state, not a detector; give best.safetensors beside it")
+    if path.name == WEIGHTS and (config := path.with_name(CONFIG)).exists() and _config(config) != header["spec"]:
+        raise UserError(f"{config}: describes another detector than {WEIGHTS}; take both of one revision")
     detector = build(header["spec"], backbones, place=str(path))
     fill(detector, tensors, path)
     return detector.to(device).to(memory_format=torch.channels_last).eval()
+
+
+def located(path: str | Path) -> Path:
+    """Returns the file of a detector, given as for `load`; from the Hub both of its files are fetched, of one commit.
+
+    The small one is first and strictly read, so that nothing large is fetched that isn't a detector of ours.
+
+    Raises:
+        UserError: it isn't on the Hub, isn't one of ours, or the Hub isn't reached.
+    """
+    if is_hub(path):
+        config, commit = fetch(HubName.read(path), CONFIG)
+        try:
+            _config(config)
+        except UserError as error:
+            raise UserError(f"{path}: {str(error).removeprefix(f'{config}: ')}") from None
+        return fetch(commit, WEIGHTS)[0]
+    path = Path(path)
+    if path.is_dir():
+        best, shared = path / "best.safetensors", path / WEIGHTS
+        return shared if shared.exists() and not best.exists() else best
+    return path
+
+
+def _config(path: Path) -> object:
+    """Returns what a configuration says of its detector.
+
+    Raises:
+        UserError: it isn't one of ours, or of another version.
+    """
+    try:
+        content = read_regular(path) if path.stat().st_size <= _LARGEST_CONFIG else b""
+        values = json.loads(content)
+    except (OSError, ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict) or set(values) != {"format", "spec"}:
+        raise UserError(f"{path}: isn't the {CONFIG} of a detector of mmfuse's; give one that mmfuse published")
+    if values["format"] != FORMAT:
+        raise UserError(f"{path}: is of the format {values['format']!r}, this version reads {FORMAT}; train it again")
+    Spec.read(values, str(path))
+    return values["spec"]

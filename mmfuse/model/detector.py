@@ -14,6 +14,7 @@ from mmfuse.errors import UserError, unknown_name
 from mmfuse.model.agreement import Agreement, Witness
 from mmfuse.model.doubt import Doubt, Doubting, Judgement, blank, broken_sensors, check_doubting
 from mmfuse.model.heads import Head, Heads, anchors, grids
+from mmfuse.model.hub import OnHub
 from mmfuse.model.layers import Exact, Foldable
 from mmfuse.model.losses import detection_loss
 from mmfuse.model.postprocess import DEFAULT, Extent, Selection, decode, decode_padded
@@ -45,7 +46,7 @@ class Outputs:
 register_dataclass(Outputs)
 
 
-class Detector(Exact, ABC):
+class Detector(Exact, OnHub, ABC):
     """What every detector has: its sensors, classes and sight, the checks of what it is given, and `detect`.
 
     Images of modality m are (B, C_m, H, W), of one height and width in all modalities, multiples of

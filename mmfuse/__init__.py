@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from mmfuse.training.loop import train as train
     from mmfuse.verbs.compare import compare as compare
     from mmfuse.verbs.predict import predict as predict
+    from mmfuse.verbs.publish import publish as publish
     from mmfuse.verbs.robustness import robustness as robustness
     from mmfuse.verbs.shares import shares as shares
 
@@ -67,6 +68,7 @@ _MODULES = {
     "verbs.compare": ("compare",),
     "images.lift": ("OrientedBox", "Position", "lift"),
     "verbs.predict": ("predict",),
+    "verbs.publish": ("publish",),
     "verbs.robustness": ("robustness",),
     "verbs.shares": ("shares",),
 }

@@ -119,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     moved(add)
 
     add = verb("predict", _predict, "find objects in scenes: SOURCE, or --MODALITY PART for each sensor")
-    add.add_argument("run", metavar="RUN", help="run folder, or checkpoint")
+    add.add_argument("run", metavar="RUN", help="run folder, checkpoint, or hub:USER/NAME[@REVISION]")
     text = (
         "card (.yaml), COCO file (.json), bag, or folder with one for each sensor; default: --MODALITY PART for each, "
     )
@@ -143,6 +143,12 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--batch-size", type=int, default=8, metavar="N", help="scenes at once (default: %(default)s)")
     add.add_argument("--workers", type=int, metavar="N", help="processes that read files (default: cores to spare)")
     add.add_argument("--doubt", choices=DOUBTING, help=doubting)
+
+    add = verb("publish", _publish, "share a run's detector: as a folder, or on the Hugging Face Hub", as_json=False)
+    add.add_argument("run", help="run folder")
+    add.add_argument("--to", required=True, metavar="FOLDER|hub:USER/NAME", help="a new folder, or a name on the Hub")
+    add.add_argument("--comparison", metavar="FOLDER", help="put this report by compare on its page")
+    add.add_argument("--private", action="store_true", help="make a new repository for nobody else to see")
 
     for kind in ("recipe", "card"):
         text = f"list the {kind}s that come along; show one, or copy it"
@@ -377,6 +383,15 @@ def _parts_of(options: argparse.Namespace, rest: Sequence[str]) -> dict[str, str
             raise UserError(f"{flag}: is given twice, as {given[modality]} and {part}; give each sensor once")
         given[modality] = part
     return given
+
+
+def _publish(options: argparse.Namespace, rest: list[str]) -> int:
+    _import_libraries()
+    from mmfuse.verbs.publish import publish
+
+    _no_rest(options, rest)
+    print(publish(options.run, options.to, comparison=options.comparison, private=options.private))
+    return 0
 
 
 def _shipped(kind: Literal["recipe", "card"], options: argparse.Namespace, rest: list[str]) -> int:

@@ -86,7 +86,12 @@ def push(folder: Path, name: HubName, *, private: bool = False) -> HubName:
 
 
 class OnHub:
-    """What a detector does with the Hub and with folders like those there, by the names that are usual for it."""
+    """What a detector does with the Hub and with folders like those there, by the names that are usual for it.
+
+    These are not the methods of huggingface_hub's mixin, which reads any configuration, falls back on a pickle, takes
+    its two files of two commits where a branch moves on between, and leaves the page of an older detector beside a new
+    one.
+    """
 
     def save_pretrained(self, folder: str | Path, *, card: str = "", notes: Mapping[str, Any] | None = None) -> None:
         """Writes a new folder as it lies on the Hub: weights, configuration and, if given, the page `card`.

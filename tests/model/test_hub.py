@@ -1,5 +1,6 @@
 import json
 import shutil
+from functools import cache
 
 import pytest
 import torch
@@ -15,9 +16,10 @@ from mmfuse.training.start import read_start
 NAMES = ["config.json", "model.safetensors"]
 
 
-def tiny(seed=0, **options):
+@cache
+def tiny(seed=0, classes=("person", "car"), placement="first"):
     torch.manual_seed(seed)
-    options = {"classes": ["person", "car"], "input_size": (64, 64)} | options
+    options = {"classes": classes, "placement": placement, "input_size": (64, 64)}
     return create_detector("d-4", {"rgb": 3, "thermal": 1}, **options).eval()
 
 
@@ -131,7 +133,7 @@ def test_both_files_are_of_one_commit_though_the_branch_moves_on_between(hub, mo
     def moving(name, file):
         found = real(name, file)
         if file == "config.json":
-            tiny(1, classes=["a", "b", "c"]).push_to_hub("me/x")
+            tiny(1, classes=("a", "b", "c")).push_to_hub("me/x")
         return found
 
     monkeypatch.setattr(checkpoint, "fetch", moving)

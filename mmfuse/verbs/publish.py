@@ -35,15 +35,13 @@ def publish(
     name = HubName.read(to) if is_hub(to) else None
     if private and name is None:
         raise UserError(f"private: {to} is a folder, which is as private as you keep it; leave it out")
-    recipe = run.recipe
     detector = checkpoint.load(run.best)
     notes = checkpoint.read(run.best, with_tensors=False)[1].get("notes", {})
     place = "path/to/this/folder" if name is None else str(name)
     compared = None if comparison is None else comparison_of(run, Path(comparison))
     measured = robustness_of(run, hashlib.sha256(read_regular(run.best)).hexdigest())
     card = model_card(run, detector, notes, place, compared, measured)
-    kept = {"name": recipe.name} | {key: notes[key] for key in ("epoch", "val", "doubt") if key in notes}
     if name is not None:
-        return detector.push_to_hub(str(name).removeprefix(HUB), card=card, notes=kept, private=private)
-    detector.save_pretrained(to, card=card, notes=kept)
+        return detector.push_to_hub(str(name).removeprefix(HUB), card=card, notes=notes, private=private)
+    detector.save_pretrained(to, card=card, notes=notes)
     return str(to)

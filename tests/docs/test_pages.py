@@ -55,3 +55,12 @@ def test_benchmarks_that_pages_name_exist():
 def test_targets_of_make_that_pages_name_exist():
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
     assert [(page, target) for page, target in named(r"(?:^ *|`)make (\w+)") if target not in targets] == []
+
+
+def test_figures_of_ap_that_pages_repeat_are_those_of_the_results():
+    results = (ROOT / "docs" / "results.md").read_text()
+    repeating = [page for page in PAGES if page.name in ("README.md", "choosing.md", "your_rig.md", "reports.md")]
+    texts = {page.name: re.sub("(?ms)^```yaml.*?^```", "", page.read_text()) for page in repeating}
+    figures = [(page, f) for page in texts for f in re.findall(r"[+-]?\b0\.\d{3}(?: ± 0\.\d{3})?\b", texts[page])]
+    assert {page for page, _ in figures} == texts.keys()
+    assert [(page, figure) for page, figure in figures if figure not in results] == []

@@ -39,6 +39,18 @@ def read_regular(path: str | os.PathLike[str]) -> bytes:
         return file.read()
 
 
+def resolved(path: Path) -> Path:
+    """Returns the absolute path, links followed, of what may be there or not.
+
+    Raises:
+        UserError: its links lead round in a loop, or no file can have this name.
+    """
+    try:
+        return path.resolve()
+    except (OSError, ValueError, RuntimeError):
+        raise UserError(f"{str(path)!r}: is not a path that can be followed; check it and its links") from None
+
+
 def write_whole(path: Path, content: bytes, *, fix: str = "check the path and the space on the disk") -> None:
     """Writes a file by way of a neighbour that is renamed, so that a good file is never replaced by half of one.
 
@@ -72,7 +84,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     Raises:
         UserError: there is such a folder with something in it, or a file.
     """
-    folder = folder.resolve()
+    folder = resolved(folder)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"out: {folder} is not an empty folder; give a new one")
     made = [above for above in folder.parents if not above.exists()]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from mmfuse.architecture import Architecture
 from mmfuse.errors import UserError, require, unknown_name
-from mmfuse.files import HUB, require_name
+from mmfuse.files import HUB, require_name, resolved
 from mmfuse.shipped import find
 from mmfuse.strict_yaml import build, override, plain, read_yaml
 
@@ -190,7 +190,7 @@ def _looked_up(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Returns a recipe's values with the files in it made absolute; relative ones lie in `folder`."""
     card, model, init = values.get("card"), values.get("model"), values.get("init")
     if isinstance(card, str):
-        values = {**values, "card": str((folder / card).resolve())}
+        values = {**values, "card": str(resolved(folder / card))}
     if isinstance(model, dict):
         files = {k: v for k in ("weights", "pretrained") if isinstance(v := model.get(k), str) and Path(v).suffix}
         found = {key: _within(folder, file) for key, file in files.items()}
@@ -205,4 +205,4 @@ def _looked_up(values: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def _within(folder: Path, name: str) -> str:
     """Returns a path made absolute, and what lies on the Hub by its name."""
-    return name if name.startswith(HUB) else str((folder / name).resolve())
+    return name if name.startswith(HUB) else str(resolved(folder / name))

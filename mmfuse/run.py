@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mmfuse import scaling
 from mmfuse.errors import UserError
-from mmfuse.files import read_regular
+from mmfuse.files import read_regular, resolved
 from mmfuse.model import checkpoint
 from mmfuse.model.build import create_detector
 from mmfuse.model.detector import Detector
@@ -52,7 +52,7 @@ class Run:
         recipe = build(Recipe, read_yaml(path), str(path))
         if self.card is not None:
             data = dataclasses.replace(recipe.data, root=None)
-            recipe = dataclasses.replace(recipe, card=str(Path(self.card).resolve()), data=data)
+            recipe = dataclasses.replace(recipe, card=str(resolved(Path(self.card))), data=data)
         if self.root is not None:
             recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, root=str(self.root)))
         return recipe

@@ -1,4 +1,10 @@
-"""What all tests share: one thread, which is fastest for tiny tensors, and a small embedded set."""
+"""What all tests share: one thread, which is fastest for tiny tensors, and a small embedded set.
+
+Here, since with several workers no conftest of a folder below is read where the summary is written, is also what tells
+of the table in `faults/`.
+"""
+
+from collections import Counter
 
 import hub_stub
 import pytest
@@ -43,3 +49,22 @@ def hub(tmp_path, monkeypatch):
         monkeypatch.setattr(constants, "AGENT_HARNESSES_PATH", str(tmp_path / "harnesses"), raising=False)
         monkeypatch.setenv("HF_TOKEN", "token")
         yield running
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Prints how many faults of each kind were tried, held and fell."""
+    held, fell, names = Counter(), Counter(), []
+    for outcome, counter in (("passed", held), ("failed", fell), ("error", fell)):
+        for report in terminalreporter.stats.get(outcome, []):
+            for key, value in getattr(report, "user_properties", ()):
+                if key == "fault" and (report.when == "call" or report.failed):
+                    counter[value[0]] += 1
+                    names += [value[1]] if report.failed else []
+    if held or fell:
+        terminalreporter.section("faults")
+        terminalreporter.write_line("kind  tried  held  fell")
+        for kind in sorted(held.keys() | fell.keys()):
+            terminalreporter.write_line(f"{kind:4}  {held[kind] + fell[kind]:5}  {held[kind]:4}  {fell[kind]:4}")
+        terminalreporter.write_line(f" all  {(held + fell).total():5}  {held.total():4}  {fell.total():4}")
+        for name in names:
+            terminalreporter.write_line(f"fell: {name}")

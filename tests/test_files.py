@@ -12,7 +12,7 @@ from mmfuse.convert.archives import unpack
 from mmfuse.data.annotations.calibration_files import read_calibration
 from mmfuse.data.annotations.layout import image_size
 from mmfuse.errors import UserError
-from mmfuse.files import new_folder, read_regular, sole_writer, write_whole
+from mmfuse.files import new_folder, read_regular, resolved, sole_writer, write_whole
 from mmfuse.images.decode import read_image
 from mmfuse.model import checkpoint
 from mmfuse.model.effdet_weights import read_checkpoint
@@ -223,3 +223,12 @@ def test_a_writer_leaves_no_empty_folder(tmp_path):
     told = r"file: can't be written: File exists; check the path"
     with pytest.raises(UserError, match=told), sole_writer(tmp_path / "file"):
         pass
+
+
+def test_links_that_lead_round_are_one_line(tmp_path):
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    for path in (tmp_path / "a" / "c.yaml", Path("a\0b")):
+        with pytest.raises(UserError, match=r"is not a path that can be followed|symbolic links"):
+            read_yaml(resolved(path))
+    assert resolved(tmp_path / "none") == tmp_path.resolve() / "none"

@@ -10,7 +10,7 @@ from mmfuse.data.annotations.cards import load_card
 from mmfuse.data.annotations.coco import coco_card, coco_split
 from mmfuse.data.annotations.readers import read_split
 from mmfuse.errors import UserError
-from mmfuse.files import named_like, new_folder, write_whole
+from mmfuse.files import named_like, new_folder, resolved, write_whole
 from mmfuse.strict_yaml import save_yaml
 
 
@@ -42,7 +42,7 @@ def to_coco(card: str | Path, out: str | Path, *, root: str | None = None) -> Co
         UserError: the card or a split has a mistake, or a file that isn't such a conversion would be replaced.
     """
     out, source = named_like(out, ".yaml"), load_card(card, root)
-    if out.resolve() == Path(card).resolve():
+    if resolved(out) == resolved(Path(card)):
         raise UserError(f"out: {out} is the card itself; give another name")
     names = {split: f"{out.stem}_{split}.json" for split in source.splits}
     taken = {split.file for split in source.splits.values()} & set(names.values())
@@ -92,7 +92,7 @@ def from_ultralytics(data: str | Path, out: str | Path) -> ConvertedCard:
         UserError: the file or the layout has a mistake, or `out` is the file itself.
     """
     out = named_like(out, ".yaml")
-    if out.resolve() == Path(data).resolve():
+    if resolved(out) == resolved(Path(data)):
         raise UserError(f"out: {out} is the file itself; give another name")
     save_yaml(out, ultralytics.card_values(Path(data)))
     return ConvertedCard(str(out), {})

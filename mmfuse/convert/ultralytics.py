@@ -9,7 +9,7 @@ from mmfuse.data.annotations.cards import inside
 from mmfuse.data.annotations.formats import decode
 from mmfuse.data.annotations.layout import slashed
 from mmfuse.errors import UserError
-from mmfuse.files import read_regular
+from mmfuse.files import read_regular, resolved
 from mmfuse.strict_yaml import read_yaml
 
 _SPLITS = ("train", "val", "test")
@@ -30,7 +30,7 @@ def card_values(path: Path) -> dict[str, Any]:
             template of a card names.
     """
     values = read_yaml(path)
-    root = (path.parent / str(values.get("path") or "")).resolve()
+    root = resolved(path.parent / str(values.get("path") or ""))
     if not root.is_dir():
         raise UserError(f"{path}: path: {root} is not a folder; write it relative to the folder of {path.name}")
     channels = values.get("channels", 3)

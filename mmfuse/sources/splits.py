@@ -7,6 +7,7 @@ from mmfuse.data.annotations.cards import Card, inside
 from mmfuse.data.annotations.coco import read_images
 from mmfuse.data.annotations.readers import read_split
 from mmfuse.errors import UserError
+from mmfuse.files import resolved
 from mmfuse.sample import Scene
 
 
@@ -37,7 +38,7 @@ def scenes_of_coco(path: Path, modalities: tuple[str, ...]) -> list[Scene]:
     Raises:
         UserError: it is no COCO file, or an image names no file or one outside of the folder.
     """
-    root = path.parent.resolve()
+    root = resolved(path.parent)
     scenes = []
     for image_id, image in read_images(path).items():
         where = f"{path}: image {image_id}"

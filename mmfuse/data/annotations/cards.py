@@ -8,7 +8,7 @@ from typing import Literal
 from mmfuse.data.annotations.patterns import check_pattern
 from mmfuse.data.annotations.templates import placeholders
 from mmfuse.errors import UserError, require, unknown_name
-from mmfuse.files import require_name
+from mmfuse.files import require_name, resolved
 from mmfuse.recipes import Recipe
 from mmfuse.sensor import Sensor
 from mmfuse.strict_yaml import build, read_yaml
@@ -302,7 +302,7 @@ def load_card(path: str | Path, root: str | None = None) -> Card:
     if isinstance(splits := values.get("splits"), dict):
         values["splits"] = _written_out(splits)
     file = build(_CardFile, values, str(path))
-    folder = (Path(root) if root is not None else path.parent / file.root).resolve()
+    folder = resolved(Path(root) if root is not None else path.parent / file.root)
     if not folder.is_dir():
         raise UserError(f"{path}: root: {folder} is not a folder; put the dataset there, or give --root or data.root")
     owners: dict[tuple[Path, Split], str] = {}

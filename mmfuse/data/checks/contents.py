@@ -183,8 +183,10 @@ def _grey(image: Tensor) -> np.ndarray:
     """Returns the grey of an image, of mean 0 and deviation 1; zeros where it is constant or isn't finite."""
     values = image.to(torch.float64).numpy()
     grey: np.ndarray = np.tensordot(_LUMA, values, 1) if len(values) == 3 else values.mean(0)
-    grey = grey - grey.mean()
-    return grey / deviation if np.isfinite(deviation := grey.std()) and deviation > 0 else np.zeros_like(grey)
+    if not np.isfinite(grey).all() or not (deviation := grey.std()) > 0:
+        return np.zeros_like(grey)
+    whole: np.ndarray = (grey - grey.mean()) / deviation
+    return whole
 
 
 def _count(channels: Sequence[np.ndarray], value: float) -> int:

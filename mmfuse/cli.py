@@ -136,7 +136,8 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--out", metavar="OUT", help=text)
     text = "say where objects are, by the depth sensor and its calibration"
     add.add_argument("--3d", action="store_true", dest="positions", help=text)
-    add.add_argument("--threshold", type=float, default=0.3, help="lowest score (default: %(default)s)")
+    text = "lowest score, or best: for each class that of the highest F1 on validation (default: %(default)s)"
+    add.add_argument("--threshold", type=_threshold, default=0.3, metavar="SCORE", help=text)
     add.add_argument("--max-detections", type=int, default=100, metavar="N", help="in a scene (default: %(default)s)")
     add.add_argument("--classes", metavar="NAME,NAME", help="tell these alone (default: all)")
     add.add_argument("--device", help="cpu, cuda or cuda:0 (default: cuda if there is one)")
@@ -199,6 +200,10 @@ def _run(options: argparse.Namespace, folder: str) -> "Run":
     return Run(Path(folder), options.card, options.root)
 
 
+def _threshold(text: str) -> float | str:
+    return text if text == "best" else float(text)
+
+
 def _no_rest(options: argparse.Namespace, rest: list[str]) -> None:
     if rest:
         options.usage(f"unrecognized arguments: {' '.join(rest)}")
@@ -238,7 +243,8 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
 def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
     _import_libraries()
     from mmfuse.evaluation.score import evaluate
-    from mmfuse.report.tables import dropped_text, other_scores_text, scores_text
+    from mmfuse.report.charts import confusion_matrices, threshold_curves
+    from mmfuse.report.tables import dropped_text, other_scores_text, scores_text, thresholds_text
 
     _no_rest(options, rest)
     found = evaluate(
@@ -248,10 +254,19 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
         soft=options.soft_nms,
         doubt=options.doubt,
     )
-    parts = scores_text(found.scores), other_scores_text(found.others), dropped_text(found.dropped)
-    text = "\n\n".join(part for part in parts if part)
+    curves, taken = found.curves, found.curves.confusion
+    place, title = Path(options.run), f"{Path(options.run).name}, {found.name}"
+    known = {name: curve for name, curve in curves.per_class.items() if curve is not None}
+    pictures = [place / f"{found.name}-{kind}.png" for kind in ("curves", "confusion")]
+    lines = {"all classes": curves.overall} | known
+    threshold_curves(lines, pictures[0], title, strong="all classes", chosen=taken.thresholds)
+    confusion_matrices({"": taken}, pictures[1], title)
+    parts = scores_text(found.scores), thresholds_text(taken), other_scores_text(found.others)
+    text = "\n\n".join(part for part in (*parts, dropped_text(found.dropped)) if part)
+    text += f"\n\nwritten: {', '.join(map(str, (place / f'{found.name}.json', *pictures)))}"
     others = {metric: dataclasses.asdict(scores) for metric, scores in found.others.items()}
-    _print(options, dataclasses.asdict(found.scores) | others | {"dropped": found.dropped}, text)
+    values = dataclasses.asdict(found.scores) | others | {"curves": dataclasses.asdict(curves)}
+    _print(options, values | {"dropped": found.dropped}, text)
     return 0
 
 
@@ -314,10 +329,14 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> int:
 
 def _predict(options: argparse.Namespace, rest: list[str]) -> int:
     _import_libraries()
+    from mmfuse.model.checkpoint import thresholds
     from mmfuse.sources.opening import scenes as open_scenes
     from mmfuse.verbs.predict import open_model, predict
 
     given = _parts_of(options, rest)
+    threshold = thresholds(options.run) if options.threshold == "best" else options.threshold
+    if not threshold and options.threshold == "best":
+        raise UserError(f"--threshold: none were chosen for {options.run}, by training on validation; give a score")
     detector, doubt = open_model(options.run, options.device)
     source, topics = (options.source, given) if options.source else (given, None)
     scenes = open_scenes(
@@ -326,7 +345,7 @@ def _predict(options: argparse.Namespace, rest: list[str]) -> int:
     found = predict(
         detector,
         scenes,
-        threshold=options.threshold,
+        threshold=threshold,
         max_detections=options.max_detections,
         classes=options.classes.split(",") if options.classes else (),
         doubt=options.doubt or doubt,

@@ -64,6 +64,11 @@ class Run:
         return checkpoint.Spec.read(header, str(self.best)).classes
 
     @property
+    def thresholds(self) -> dict[str, float]:
+        """The score by class at which F1 was highest on the validation split; a class that wasn't found has none."""
+        return checkpoint.thresholds(self.best)
+
+    @property
     def metrics(self) -> list[dict[str, float]]:
         """A row for each epoch; a number that wasn't measured in an epoch is left out.
 

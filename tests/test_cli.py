@@ -84,15 +84,21 @@ def test_a_card_s_own_metrics_are_scored_too(paired_set, tmp_path, capsys):
     capsys.readouterr()
     assert main(["evaluate", str(tmp_path / "run"), "--soft-nms"]) == 0
     text = capsys.readouterr().out
-    for words in ("miss rate reasonable, %", "miss rate all, %", "voc 11 point", "| night"):
+    told = (
+        "At IoU 0.5. Thresholds are those of the highest F1 on val.",
+        "test-soft-curves.png",
+        "test-soft-confusion.png",
+    )
+    for words in (*told, "miss rate reasonable, %", "miss rate all, %", "voc 11 point", "| night"):
         assert words in text
     assert main(["evaluate", str(tmp_path / "run"), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     stored = json.loads((tmp_path / "run" / "test.json").read_text())
-    for name in ("miss_rate_reasonable", "miss_rate_all", "voc_11_point"):
+    for name in ("miss_rate_reasonable", "miss_rate_all", "voc_11_point", "curves"):
         assert printed[name] == stored[name]
     assert 0 <= printed["miss_rate_all"]["miss_rate"] <= 1
-    assert (tmp_path / "run" / "test-soft.json").exists()
+    for suffix in (".json", "-curves.png", "-confusion.png"):
+        assert (tmp_path / "run" / f"test-soft{suffix}").exists()
     card["metrics"] = ["mr2"]
     (tmp_path / "card.yaml").write_text(yaml.safe_dump(card))
     assert main(["evaluate", str(tmp_path / "run")]) == 2

@@ -10,6 +10,7 @@ from typing import Any
 
 from mmfuse.environment import Environment
 from mmfuse.evaluation.coco import Scores
+from mmfuse.evaluation.curves import Curves
 from mmfuse.evaluation.significance import Difference
 from mmfuse.files import write_whole
 
@@ -58,10 +59,10 @@ class Fault:
 class ModelRow:
     """One recipe of a comparison: its scores for each of `seeds`, what it costs and what it is ahead of.
 
-    `ap`, `ap50` and `scores` have an entry a seed. `gmacs` are billions of multiply-adds, `latency_ms` milliseconds, of
-    one image. `difference` is the one that the table shows; `differences` are those to each rival by name, on all
-    images and, as `per_condition`, on those of each condition alone. `subsets` is empty where there is one modality,
-    and so is `faults`, or where no corruption was tried.
+    `ap`, `ap50`, `scores` and `curves` have an entry a seed. `gmacs` are billions of multiply-adds, `latency_ms`
+    milliseconds, of one image. `difference` is the one that the table shows; `differences` are those to each rival
+    by name, on all images and, as `per_condition`, on those of each condition alone. `subsets` is empty where there
+    is one modality, and so is `faults`, or where no corruption was tried.
     """
 
     name: str
@@ -79,6 +80,7 @@ class ModelRow:
     per_condition: dict[str, dict[str, Difference]]
     subsets: tuple[SubsetRow, ...]
     faults: tuple[Fault, ...]
+    curves: tuple[Curves, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class Evaluation:
     `records` hold the objects that counted, `digest` is that of the split whichever these are. `others` are the scores
     by the card's own `metrics`, by name. `dropped` has for each sensor that was judged the share of the images, "all"
     and by condition, in which it was left out because it was doubted. `thresholds` are those by class that training
-    chose on validation, empty where it didn't.
+    chose on validation, empty where it didn't; `name` is that of its file in the run folder.
     """
 
     detector: Detector
@@ -46,6 +46,7 @@ class Evaluation:
     others: dict[str, MissRates | VocScores]
     dropped: dict[str, dict[str, float]] = field(default_factory=dict)
     thresholds: Mapping[str, float] = field(default_factory=dict)
+    name: str = ""
 
     @cached_property
     def matches(self) -> Matches:
@@ -102,7 +103,8 @@ def evaluate(
     name += f"-doubt-{doubt}" if doubt != recipe.doubt else ""
     dropped = dropped_shares(records, found)
     others = _other_scores(card, records, found)
-    evaluation = Evaluation(detector, records, digest, found, scores, others, dropped, checkpoint.thresholds(run.best))
+    thresholds = checkpoint.thresholds(run.best)
+    evaluation = Evaluation(detector, records, digest, found, scores, others, dropped, thresholds, name)
     result = {
         "split": split,
         "digest": digest,

@@ -1,4 +1,4 @@
-"""Charts of comparisons, training, fusion shares and robustness."""
+"""Charts of comparisons, training, thresholds, confusion, fusion shares and robustness."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmfuse.evaluation.curves import STEPS, ClassCurve, Confusion
 from mmfuse.evaluation.results import Comparison, Robustness, Shares
 from mmfuse.report.figures import legend, new_figure, patch, plain_axes, write
 
@@ -93,6 +94,83 @@ def training_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path)
         plain_axes(ax, "y")
     legend(figure, [patch(_series_colour(i), name) for i, name in enumerate(runs)])
     figure.suptitle("Training", fontsize=12)
+    write(figure, path)
+
+
+def threshold_curves(
+    lines: Mapping[str, ClassCurve],
+    path: Path,
+    title: str,
+    *,
+    strong: str | None = None,
+    chosen: Mapping[str, float] | None = None,
+) -> None:
+    """Writes precision over recall and F1 over threshold at IoU 0.5, a line for each name, that of `strong` black.
+
+    A dot marks the threshold of those in `chosen`. Where there are more lines than colours, all others are grey.
+    """
+    figure = new_figure(10, 4.4)
+    left, right = figure.subplots(1, 2)
+    others = [name for name in lines if name != strong]
+    coloured = len(others) <= len(SERIES_COLOURS)
+    shown = []
+    for name, curve in lines.items():
+        colour = "black" if name == strong else _series_colour(others.index(name)) if coloured else "#bbbbbb"
+        style: dict[str, Any] = {
+            "color": colour,
+            "linewidth": 2.4 if name == strong else 1.5,
+            "zorder": 2 + (name == strong),
+        }
+        left.plot(STEPS, curve.precision50, **style)
+        right.plot(STEPS, curve.f1, **style)
+        if chosen and name in chosen:
+            right.plot(chosen[name], np.interp(chosen[name], STEPS, curve.f1), "o", color=colour, markersize=6)
+        if coloured or name == strong:
+            shown.append(patch(colour, f"{name}, AP50 {np.mean(curve.precision50):.3f}"))
+    for ax, x, y in ((left, "recall", "precision"), (right, "threshold", "F1")):
+        ax.set_xlabel(x)
+        ax.set_ylabel(y)
+        ax.set_xlim(0, 1)
+        ax.set_ylim(0, 1.02)
+        plain_axes(ax, "both")
+    if shown:
+        legend(figure, shown)
+    figure.suptitle(title, fontsize=11)
+    write(figure, path)
+
+
+def confusion_matrices(confusions: Mapping[str, Confusion], path: Path, title: str) -> None:
+    """Writes what was taken for what: a matrix for each name, with counts, shaded by the share of a row's objects."""
+    size = max(len(of.classes) for of in confusions.values()) + 1
+    columns = min(len(confusions), 3)
+    rows = -(-len(confusions) // columns)
+    side = min(max(2.6, 0.55 * size + 1.2), 11.0)
+    figure = new_figure(max(columns * side, 4.5), rows * side + 0.7)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax, (name, of) in zip(grid, confusions.items(), strict=False):
+        counts = np.array(of.counts)
+        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        shares[-1] = 0  # what is found on background is no share of any objects
+        ax.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+        names = [*of.classes, "background"]
+        if size <= 21:
+            for (row, column), count in np.ndenumerate(counts):
+                text = "" if row == column == size - 1 else str(count)
+                colour = "white" if shares[row, column] > 0.55 else "#222222"
+                ax.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+        small = {"fontsize": 8 if size <= 21 else max(2, 170 / size)}
+        ax.set_xticks(range(len(names)), names, rotation=90 if size > 4 else 0, **small)
+        ax.set_yticks(range(len(names)), names, **small)
+        ax.axhline(size - 1.5, color="#888888", linewidth=1)
+        ax.axvline(size - 1.5, color="#888888", linewidth=1)
+        ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
+        ax.set_xlabel("found as")
+        ax.set_ylabel("is")
+        ax.set_title(name, fontsize=10)
+    for ax in grid[len(confusions) :]:
+        ax.set_axis_off()
+    figure.suptitle(title, fontsize=11)
     write(figure, path)
 
 

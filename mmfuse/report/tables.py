@@ -7,6 +7,7 @@ import numpy as np
 
 from mmfuse.environment import Environment
 from mmfuse.evaluation.coco import Scores
+from mmfuse.evaluation.curves import Confusion
 from mmfuse.evaluation.miss_rate import MissRates
 from mmfuse.evaluation.results import (
     Comparison,
@@ -91,6 +92,31 @@ def scores_text(scores: Scores) -> str:
         rows = [(c, _figure(s["ap"]), _figure(s["ap50"]), s["images"]) for c, s in scores.per_condition.items()]
         parts.append(markdown_table(("condition", "AP", "AP50", "images"), rows))
     return "\n\n".join(part.strip() for part in parts)
+
+
+def thresholds_text(confusion: Confusion) -> str:
+    """Returns precision, recall and F1 of each class at its threshold as a Markdown table, and who chose these."""
+    rows = [
+        [
+            name,
+            f"{threshold:.3f}",
+            *(_figure(of(name)) for of in (confusion.precision, confusion.recall, confusion.f1)),
+        ]
+        for name, threshold in confusion.thresholds.items()
+    ]
+    table = markdown_table(("class", "threshold", "precision", "recall", "F1"), rows)
+    if confusion.chosen_on is None:
+        return f"{table}\nAt IoU 0.5. No thresholds were chosen on validation."
+    return f"{table}\nAt IoU 0.5. Thresholds are those of the highest F1 on {confusion.chosen_on}."
+
+
+def f1_table(models: Sequence[ModelRow]) -> str:
+    """Returns F1 of each class for each model, at the thresholds of `Confusion`, as a Markdown table."""
+    rows = [
+        [name, *(mean_and_spread([of.confusion.f1(name) for of in model.curves]) for model in models)]
+        for name in models[0].curves[0].confusion.classes
+    ]
+    return markdown_table(["class", *(model.name for model in models)], rows)
 
 
 def other_scores_text(others: Mapping[str, MissRates | VocScores]) -> str:

@@ -17,6 +17,7 @@ from mmfuse.data.samples import load_sample
 from mmfuse.environment import environment
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.evaluation.corruptions import CORRUPTIONS, MISSING, SEVERITIES
+from mmfuse.evaluation.curves import THRESHOLD
 from mmfuse.evaluation.results import Comparison, DifferenceTo, Fault, ModelRow, SubsetRow, Verdict, write_json
 from mmfuse.evaluation.robustness import Trial, Trials, check_names, suiting
 from mmfuse.evaluation.score import Evaluation, evaluate
@@ -25,9 +26,15 @@ from mmfuse.evaluation.verdicts import SEEDS_NEEDED, fault_verdict, verdict_on
 from mmfuse.files import write_whole
 from mmfuse.model.detector import Detector, FusionDetector
 from mmfuse.recipes import Recipe, load_recipe
-from mmfuse.report.charts import comparison_bars, share_heatmap, training_curves
+from mmfuse.report.charts import (
+    comparison_bars,
+    confusion_matrices,
+    share_heatmap,
+    threshold_curves,
+    training_curves,
+)
 from mmfuse.report.pictures import GalleryRow, gallery
-from mmfuse.report.tables import comparison_markdown
+from mmfuse.report.tables import comparison_markdown, f1_table
 from mmfuse.run import Run, input_size
 from mmfuse.training.loop import train
 
@@ -203,6 +210,7 @@ def _comparison(
                 per_condition=per_condition,
                 subsets=_subsets(model, models, lacking) if model.fused else (),
                 faults=_faults(model, lacking, rounds, corruptions, severities) if model.fused and corruptions else (),
+                curves=tuple(e.curves for e in model.evaluations),
             )
         )
     facts = environment(next(models[0].evaluations[0].detector.parameters()).device)
@@ -362,8 +370,13 @@ def _report(comparison: Comparison, models: Sequence[_Model]) -> str:
     if not comparison.same_budget:
         text += "\nThe models differ in more than their modalities: see the recipes below `runs`.\n"
     shares = "![Share of each modality](shares.png)\n\n" if _weighing(models) else ""
+    chosen = "that training chose on validation" if models[0].evaluations[0].thresholds else f"{THRESHOLD}"
+    text += (
+        f"\n## F1 per class\n\n{f1_table(comparison.models)}\nAt IoU 0.5 and the threshold of each class, {chosen}.\n"
+    )
     return (
         f"{text}\n## Pictures\n\n![AP of each model](ap.png)\n\n![Training](training.png)\n\n{shares}"
+        "![Precision over recall, F1 over threshold](curves.png)\n\n![What is taken for what](confusion.png)\n\n"
         "![Ground truth and what each model found](gallery.png)\n"
     )
 
@@ -371,6 +384,10 @@ def _report(comparison: Comparison, models: Sequence[_Model]) -> str:
 def _pictures(out: Path, comparison: Comparison, models: Sequence[_Model], records: Sequence[Record]) -> None:
     comparison_bars(comparison, out / "ap.png")
     training_curves({run.folder.name: run.metrics for model in models for run in model.runs}, out / "training.png")
+    title = f"{comparison.card}, {comparison.split} split, first seed of each model"
+    first = {row.name: row.curves[0] for row in comparison.models}
+    threshold_curves({name: of.overall for name, of in first.items()}, out / "curves.png", title)
+    confusion_matrices({name: of.confusion for name, of in first.items()}, out / "confusion.png", title)
     detector = models[-1].evaluations[0].detector
     for weighing in _weighing(models)[-1:]:
         share_heatmap(weighing.fusion_shares(), out / "shares.png")

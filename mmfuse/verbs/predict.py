@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from mmfuse.data.loader import spare_cores
 from mmfuse.errors import UserError, unknown_name
+from mmfuse.evaluation.curves import THRESHOLD
 from mmfuse.images.lift import UNKNOWN, depth_of, lift
 from mmfuse.images.scenes import corner_of
 from mmfuse.model.checkpoint import load
@@ -38,7 +39,7 @@ def predict(  # type: ignore[misc]
     model: Model,
     source: Scene | Mapping[str, Any] | str | Path | Iterable[Scene],
     *,
-    threshold: float = 0.3,
+    threshold: float | Mapping[str, float] = THRESHOLD,
     max_detections: int = 100,
     classes: Sequence[str] = (),
     doubt: Doubting | None = None,
@@ -54,7 +55,8 @@ def predict(  # type: ignore[misc]
     - `model`: a run, its folder, a checkpoint or a detector, which can be kept for many calls.
     - `source`: one scene, a `Scene` or a mapping of modalities to images as for `Detector.detect`; or many: scenes,
       such as `mmfuse.scenes` opens, or a source that it can open by name.
-    - `threshold`, `max_detections`, `classes`: what to tell; all classes where none is named.
+    - `threshold`, `max_detections`, `classes`: what to tell; all classes where none is named. A threshold by class,
+      such as `Run.thresholds` of the highest F1 on validation, leaves 0.3 to the others.
     - `doubt`: as for `Detector.detect`; None takes the recipe's of a run, else "drop".
     - `device`: where to run a model that isn't loaded yet; None takes CUDA where there is one.
     - `batch_size` scenes run at once, a camera's one by one; `workers` read files, None for as many as there are cores
@@ -73,23 +75,17 @@ def predict(  # type: ignore[misc]
         UserError: the model or source can't be opened, an option isn't allowed, the only scene can't be read, images
             are in another unit than in training, or `out` can't be written.
     """
-    if not 0 <= threshold <= 1:
-        raise UserError(f"threshold: {threshold} is not allowed; use a score from 0 to 1")
     for name, value in (("max_detections", max_detections), ("batch_size", batch_size)):
         if value < 1:
             raise UserError(f"{name}: {value} is not allowed; use 1 or more")
     world = World.from_environment(device)
     detector, doubting = open_model(model, device)
-    for name in classes:
-        if name not in detector.classes:
-            raise UserError(f"classes: {unknown_name(name, detector.classes, 'class of this detector')}")
-    wanted = tuple(detector.classes.index(name) for name in classes)
-    selection = Selection(threshold, max_detections=max_detections)
+    limits = _limits(threshold, classes, detector.classes)
     if positions and not any(sensor.is_depth for sensor in detector.sensors.values()):
         raise UserError(
             f"positions: need depth, which none of {', '.join(detector.modalities)} measures; leave them out"
         )
-    finder = _Finder(detector, selection, wanted, doubt or doubting, positions)
+    finder = _Finder(detector, limits, max_detections, doubt or doubting, positions)
     one = isinstance(source, Scene | Mapping)
     scenes: Iterable[Scene]
     if isinstance(source, Scene | Mapping):
@@ -99,7 +95,7 @@ def predict(  # type: ignore[misc]
     output = None
     if out is not None:
         names = [scene.name for scene in scenes] if isinstance(scenes, Sequence) else [str(source)]
-        options = (threshold, max_detections, wanted, finder.doubt, positions)
+        options = (limits, max_detections, finder.doubt, positions)
         key = {"detector": _digest(detector), "scenes": names, "options": options}
         several = not isinstance(scenes, Sequence) or len(scenes) != 1
         output = Output(Path(out), key, detector.sensors, getattr(scenes, "fps", 10.0), several=several)
@@ -119,11 +115,11 @@ class _Finder:
     """A detector with what it is asked for."""
 
     def __init__(
-        self, detector: Detector, selection: Selection, wanted: tuple[int, ...], doubt: Doubting, positions: bool
+        self, detector: Detector, limits: tuple[float, ...], max_detections: int, doubt: Doubting, positions: bool
     ) -> None:
         self.detector = detector
-        self.selection = selection
-        self.wanted = wanted
+        self.limits = torch.tensor(limits)
+        self.selection = Selection(min(limits), max_detections=max_detections)
         self.doubt = doubt
         self.positions = positions
 
@@ -164,9 +160,25 @@ class _Finder:
         return Prediction(scene, found, lost, problems, positions=tuple(places))
 
     def _chosen(self, found: Detections) -> Detections:
-        if not self.wanted:
-            return found
-        return found[torch.isin(found.labels, torch.tensor(self.wanted, device=found.labels.device))]
+        """Leaves out what scores no higher than the limit of its class."""
+        return found[found.scores > self.limits.to(found.scores)[found.labels]]
+
+
+def _limits(threshold: float | Mapping[str, float], wanted: Sequence[str], classes: Sequence[str]) -> tuple[float, ...]:
+    """Returns which score each class has to exceed; 1 where it isn't wanted.
+
+    Raises:
+        UserError: a class isn't known, or a threshold isn't a score.
+    """
+    by_class = threshold if isinstance(threshold, Mapping) else dict.fromkeys(classes, threshold)
+    for place, names in (("classes", wanted), ("threshold", by_class)):
+        for name in names:
+            if name not in classes:
+                raise UserError(f"{place}: {unknown_name(name, classes, 'class of this detector')}")
+    for score in by_class.values():
+        if not 0 <= score <= 1:
+            raise UserError(f"threshold: {score} is not allowed; use a score from 0 to 1")
+    return tuple(by_class.get(name, THRESHOLD) if name in wanted or not wanted else 1.0 for name in classes)
 
 
 def _each(

@@ -4,6 +4,7 @@ from png import pixels
 
 from mmfuse.environment import Environment
 from mmfuse.evaluation.coco import Scores
+from mmfuse.evaluation.curves import ClassCurve, Confusion
 from mmfuse.evaluation.results import (
     Clean,
     Comparison,
@@ -16,7 +17,15 @@ from mmfuse.evaluation.results import (
     Shares,
     Verdict,
 )
-from mmfuse.report.charts import comparison_bars, robustness_curves, share_heatmap, share_panels, training_curves
+from mmfuse.report.charts import (
+    comparison_bars,
+    confusion_matrices,
+    robustness_curves,
+    share_heatmap,
+    share_panels,
+    threshold_curves,
+    training_curves,
+)
 
 MADE_ON = Environment("2026-01-01", "3.11", {"torch": "2.10"}, "a card", 1)
 
@@ -60,6 +69,44 @@ def test_training_curves_read_rows_of_a_csv(tmp_path):
     ]
     training_curves({"rgb": rows, "both": rows[:1], "new": []}, tmp_path / "curves.png")
     assert pixels(tmp_path / "curves.png").size
+
+
+def curve(height):
+    return ClassCurve((height,) * 101, (height / 2,) * 101, tuple(height * i / 100 for i in range(101)))
+
+
+def test_threshold_curves_mark_what_was_chosen(tmp_path):
+    lines = {"all classes": curve(0.5), "car": curve(0.7), "bus": curve(0.3)}
+    threshold_curves(lines, tmp_path / "none.png", "street", strong="all classes")
+    threshold_curves(lines, tmp_path / "one.png", "street", strong="all classes", chosen={"car": 0.4, "plane": 0.1})
+    plain, marked = pixels(tmp_path / "none.png"), pixels(tmp_path / "one.png")
+    changed = (plain != marked).any(-1).nonzero()
+    assert 10 < len(changed[0]) < 500
+    assert changed[1].min() > plain.shape[1] / 2  # a dot in the right panel alone
+    many = {f"class {i}": curve(i / 80) for i in range(80)}
+    threshold_curves(many, tmp_path / "many.png", "street")
+    assert pixels(tmp_path / "many.png").shape == plain.shape
+
+
+def test_confusion_matrices_are_shaded_by_the_share_of_objects(tmp_path):
+    confusion = Confusion(("car", "bus"), {}, None, ((90, 0, 10), (4, 4, 0), (0, 700, 0)))
+    confusion_matrices({"": confusion}, tmp_path / "one.png", "street")
+    image = pixels(tmp_path / "one.png")[..., :3]
+    confusion_matrices(
+        {"": replace(confusion, counts=((90, 0, 10), (4, 4, 0), (0, 0, 0)))}, tmp_path / "b.png", "street"
+    )
+    changed = (image != pixels(tmp_path / "b.png")[..., :3]).any(-1)
+    assert 0 < changed.sum() < 400  # what is found on background changes its number, no colour
+    confusion_matrices(
+        {"": replace(confusion, counts=((10, 0, 90), (4, 4, 0), (0, 700, 0)))}, tmp_path / "c.png", "street"
+    )
+    assert (image != pixels(tmp_path / "c.png")[..., :3]).any(-1).mean() > 0.02
+    confusion_matrices(dict.fromkeys("abcd", confusion), tmp_path / "four.png", "street")
+    assert pixels(tmp_path / "four.png").shape[1] > 1.5 * image.shape[1]
+    names = tuple(f"class {i}" for i in range(80))
+    many = Confusion(names, {}, None, ((1,) * 81,) * 81)
+    confusion_matrices({"": many}, tmp_path / "many.png", "street")
+    assert pixels(tmp_path / "many.png").size
 
 
 def test_share_heatmap(tmp_path):

@@ -152,9 +152,13 @@ def test_recipes_are_trained_for_each_seed_and_set_in_one_table(report, folder):
     assert report.models[2].parameters > 1.5 * report.models[0].parameters
     text = (folder / "report.md").read_text()
     assert f"**{report.verdicts[0].text}**" in text
-    for picture in ("ap.png", "training.png", "shares.png", "gallery.png"):
+    for picture in ("ap.png", "training.png", "shares.png", "curves.png", "confusion.png", "gallery.png"):
         assert picture in text
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
+    for name, *figures in table(text, "F1 per class"):
+        expected = [np.mean([of.confusion.f1(name) for of in model.curves]) for model in report.models]
+        assert [figure.split()[0] for figure in figures] == [f"{f1:.3f}" for f1 in expected]
+    assert "the threshold of each class, that training chose on validation." in text
 
 
 def test_real_runs_have_a_row_for_each_subset(report, folder):

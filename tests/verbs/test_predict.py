@@ -119,6 +119,8 @@ def test_another_pixel_type_than_in_training_is_refused(trained, tmp_path):
         ({"batch_size": 0}, r"batch_size: 0 is not allowed; use 1 or more"),
         ({"classes": ["thin"]}, r"classes: 'thin' is not a known class of this detector; .*'thing'"),
         ({"device": "foo"}, r"device: 'foo' can't be used here"),
+        ({"threshold": {"thing": 1.5}}, r"threshold: 1.5 is not allowed; use a score from 0 to 1"),
+        ({"threshold": {"thin": 0.5}}, r"threshold: 'thin' is not a known class of this detector; .*'thing'"),
     ],
 )
 def test_options_that_are_not_allowed_are_one_line(trained, tmp_path, options, message):
@@ -243,6 +245,29 @@ def test_processes_share_the_scenes_and_write_the_same_file(trained, folders, tm
 
 
 # ---- the command line
+
+
+def test_each_class_has_a_threshold_of_its_own(trained, tmp_path, capsys):
+    run, path = trained(x=Sensor(1)), write(tmp_path / "x.png")
+    every = predict(run, {"x": path}, threshold=0.0)
+    lowest = {name: every.scores[every.labels == k].median().item() for k, name in enumerate(("thing", "other"))}
+    own = predict(run, {"x": path}, threshold=lowest)
+    for k, limit in enumerate(lowest.values()):
+        expected = every.scores[(every.labels == k) & (every.scores > limit)]
+        assert 0 < len(expected) == (own.labels == k).sum()
+    one = predict(run, {"x": path}, threshold={"other": 0.0})
+    assert (one.labels == 1).sum() == (every.labels == 1).sum()
+    assert (one.labels == 0).sum() == ((every.labels == 0) & (every.scores > 0.3)).sum()
+    given = ["predict", str(run.folder), "--x", str(path), "--json"]
+    assert main([*given, "--threshold", "best"]) == 2
+    assert "none were chosen for" in capsys.readouterr().err
+    save_detector(run.best, load(run.best), {"thresholds": lowest})
+    assert run.thresholds == lowest
+    assert main([*given, "--threshold", "best"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["objects"]) == len(own)
+    with pytest.raises(SystemExit):
+        main([*given, "--threshold", "bset"])
+    assert "argument --threshold: invalid" in capsys.readouterr().err
 
 
 def test_a_line_for_each_object(trained, folders, capsys):

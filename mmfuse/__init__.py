@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mmfuse.convert.effdet import to_effdet as to_effdet
     from mmfuse.data.annotations.cards import load_card as load_card
     from mmfuse.data.checks.check import check as check
+    from mmfuse.data.new_card import new_card as new_card
     from mmfuse.errors import UserError as UserError
     from mmfuse.evaluation.score import evaluate as evaluate
     from mmfuse.images.lift import OrientedBox as OrientedBox
@@ -51,6 +52,7 @@ _MODULES = {
     "convert.effdet": ("from_effdet", "to_effdet"),
     "data.annotations.cards": ("load_card",),
     "data.checks.check": ("check",),
+    "data.new_card": ("new_card",),
     "errors": ("UserError",),
     "evaluation.score": ("evaluate",),
     "model.build": ("create_detector",),

@@ -157,6 +157,10 @@ def _parser() -> argparse.ArgumentParser:
         add.add_argument("name", nargs="?", metavar="NAME", help=f"of the {kind} to show")
         add.add_argument("--out", metavar="FOLDER", help="copy it to configs/ and datasets/ there")
 
+    add = verb("new", _new, "write a card for a folder by looking at it, and check it")
+    add.add_argument("card", metavar="CARD", help="new file (YAML)")
+    add.add_argument("folder", metavar="FOLDER", help="the dataset's folder")
+
     add = verb("check", _check, "check a dataset and its card")
     add.add_argument("card", help="dataset card (YAML)")
     add.add_argument("--root", help="the dataset's folder, in place of the card's")
@@ -426,6 +430,17 @@ def _shipped(kind: Literal["recipe", "card"], options: argparse.Namespace, rest:
         copied = [str(path) for path in copy(kind, options.name, Path(options.out))]
         _print(options, copied, "\n".join(copied))
     return 0
+
+
+def _new(options: argparse.Namespace, rest: list[str]) -> int:
+    from mmfuse.data.checks.check import check
+    from mmfuse.data.new_card import new_card
+
+    _no_rest(options, rest)
+    path = new_card(options.card, options.folder)
+    report = check(path)
+    _print(options, dataclasses.asdict(report), f"{path.read_text()}\n{report.to_text()}\ncard: {path}")
+    return 2 if report.errors else 0
 
 
 def _check(options: argparse.Namespace, rest: list[str]) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mmfuse.data.annotations.patterns import check_pattern
 from mmfuse.data.annotations.templates import placeholders
@@ -11,7 +11,7 @@ from mmfuse.errors import UserError, require, unknown_name
 from mmfuse.files import require_name, resolved
 from mmfuse.recipes import Recipe
 from mmfuse.sensor import Sensor
-from mmfuse.strict_yaml import build, read_yaml
+from mmfuse.strict_yaml import build, parse_yaml, read_yaml
 
 Metric = Literal["miss_rate", "voc_11_point", "voc_area"]
 
@@ -298,10 +298,7 @@ def load_card(path: str | Path, root: str | None = None) -> Card:
             two splits are the same.
     """
     path = Path(path)
-    values = read_yaml(path)
-    if isinstance(splits := values.get("splits"), dict):
-        values["splits"] = _written_out(splits)
-    file = build(_CardFile, values, str(path))
+    file = _built(read_yaml(path), path)
     folder = resolved(Path(root) if root is not None else path.parent / file.root)
     if not folder.is_dir():
         raise UserError(f"{path}: root: {folder} is not a folder; put the dataset there, or give --root or data.root")
@@ -322,6 +319,18 @@ def load_card(path: str | Path, root: str | None = None) -> Card:
     onto = modalities[card.reference].calibration
     moved = {m: replace(sensor, onto=onto) for m, sensor in modalities.items() if sensor.register != "none"}
     return replace(card, modalities=modalities | moved)
+
+
+def check_card(text: str, place: str | Path) -> None:
+    """Raises a UserError unless a text is a card, as far as it can be told without looking at its files."""
+    values = parse_yaml(text, str(place))
+    _built(values if isinstance(values, dict) else {}, Path(place))
+
+
+def _built(values: dict[str, Any], path: Path) -> _CardFile:
+    if isinstance(splits := values.get("splits"), dict):
+        values = values | {"splits": _written_out(splits)}
+    return build(_CardFile, values, str(path))
 
 
 def _written_out(splits: dict[str, object]) -> dict[str, object]:

@@ -114,13 +114,18 @@ def _annotations(
     return None
 
 
+PARSERS: dict[str, Parse] = {
+    "voc": formats.pascal_voc,
+    "bbgt": formats.bbgt,
+    "yolo": formats.yolo,
+    "kitti": formats.kitti,
+    "vedai": formats.vedai,
+    "centred": formats.centred,
+}
+"""What reads the annotation file of an image, by the reader's name."""
+
 READERS: dict[str, Callable[[Card, str], Reading]] = {
     "coco": read_coco,
-    "voc": partial(read_each, formats.pascal_voc),
-    "bbgt": partial(read_each, formats.bbgt),
-    "yolo": partial(read_each, formats.yolo),
-    "kitti": partial(read_each, formats.kitti),
-    "vedai": partial(read_each, formats.vedai),
-    "centred": partial(read_each, formats.centred),
+    **{name: partial(read_each, parse) for name, parse in PARSERS.items()},
     "sunrgbd": read_sunrgbd,
 }

@@ -45,8 +45,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        print(f"mmfuse: {error.filename or 'a file'}: {error.strerror or error}; check the path", file=sys.stderr)
+        print(
+            f"mmfuse: {error.filename or 'standard output'}: {error.strerror or error}; check the path", file=sys.stderr
+        )
         return 2
+    except RuntimeError as error:
+        if not (told := _lost_worker(str(error))):
+            raise
+        print(f"mmfuse: {told}", file=sys.stderr)
+        return 2
+
+
+def _lost_worker(error: str) -> str:
+    """Returns what became of a process that reads images, given torch's words for it, which come wherever the main
+    process is at that time; empty where they are about something else.
+    """
+    if "DataLoader worker" not in error:
+        return ""
+    if "Bus error" in error or "shared memory" in error or "unable to write to file </torch" in error:
+        fix = "make it larger (docker run --shm-size=8g), or let no processes read images (data.workers=0, --workers 0)"
+        return f"shared memory (/dev/shm) is too small for what the processes that read images hand over; {fix}"
+    killed = re.search(r"killed by signal: (\w+)|exited unexpectedly", error)
+    if killed is None:
+        return ""
+    fix = "use fewer (data.workers, --workers), or smaller batches"
+    how = f"was ended ({killed[1] or 'exited'})"
+    return f"a process that reads images {how}, as systems do that run out of memory; {fix}"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -78,10 +78,16 @@ class BoxEnsemble(Detector):
     ) -> EnsembleOutputs:
         """Runs each modality's detector on the images that have it; the boxes of one that is dropped aren't merged."""
         rows = {m: presence.rows[m] for m in presence.there}
-        members = {m: self.member(m)({m: own.take(images[m])}, doubt=doubt) for m, own in rows.items()}
+        members = {m: self._run(m, own.take(images[m]), size, doubt) for m, own in rows.items()}
         places = {m: own.places(torch.device("cpu")) for m, own in rows.items()}
         judgement = self._judge(members, places, presence, doubt, witness) if doubt != "off" and self.doubts else None
         return EnsembleOutputs(members, places, presence.batch, size, judgement)
+
+    def _run(self, modality: str, images: Tensor, size: tuple[int, int], doubt: Doubting) -> Outputs:
+        """Runs a member on `images` (n, C, H, W), of which there may be none."""
+        presence = Presence.whole((modality,), len(images))
+        outputs: Outputs = self.member(modality).run({modality: images}, size, presence, doubt)
+        return outputs
 
     def _judge(
         self,

@@ -130,7 +130,8 @@ class Head(nn.Module):
     def _predictions(self, rows: Tensor) -> Tensor:
         """Turns the (B, P, W) of all places into (B, A, values)."""
         last = self.predict.pointwise
-        return F.linear(rows, last.weight.flatten(1), last.bias).view(len(rows), -1, self.values)
+        count = rows.shape[1] * last.out_channels // self.values
+        return F.linear(rows, last.weight.flatten(1), last.bias).view(len(rows), count, self.values)
 
 
 class Heads:

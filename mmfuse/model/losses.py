@@ -86,6 +86,17 @@ def _focal(x: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
     return loss, torch.lerp(loss, power, p, out=out)
 
 
+def per_process(count: Tensor) -> Tensor:
+    """Returns what a process divides its loss by, given the `count` () of all that it finds: 1 more than those of all
+    processes, over the number of these, so that the mean over processes is the loss of the whole batch.
+    """
+    processes = 1
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        processes = torch.distributed.get_world_size()
+        torch.distributed.all_reduce(count)
+    return (count + 1) / processes
+
+
 class _FocalSum(torch.autograd.Function):
     """The focal loss of `logits` (B, A, K) summed, over 1 - alpha; `label` (B, A, 1) is wanted where `positive`.
 
@@ -129,20 +140,19 @@ def detection_loss(
     0.25, gamma 1.5) is over all anchors, the Huber loss (delta 0.1) over positive ones; both are divided by the
     positives of all processes plus 1, the box loss by 4 more (EfficientDet, section 5.1; google/automl). Each process's
     share is scaled so that the mean over processes, which DistributedDataParallel takes, is the loss of the whole
-    batch. Its gradient can be asked for once.
+    batch; that of no image is 0. Its gradient can be asked for once.
     """
+    if not targets.boxes:  # no image here
+        per_process(anchors.new_zeros(()))
+        nothing = {"class": class_logits.sum(), "box": box_codes.sum()}
+        return nothing | {"total": nothing["class"] + nothing["box"]}
     boxes = pad_sequence(targets.boxes, batch_first=True).to(anchors.dtype)
     labels = pad_sequence(targets.labels, batch_first=True, padding_value=-1)
     if labels.shape[1] == 0:
         boxes, labels = F.pad(boxes, (0, 0, 0, 1)), F.pad(labels, (0, 1), value=-1)
     with torch.no_grad():
         matched, positive = match(boxes, labels >= 0, anchors, grids)
-        normaliser = positive.sum(dtype=torch.float32)
-        world = 1
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            world = torch.distributed.get_world_size()
-            torch.distributed.all_reduce(normaliser)
-        normaliser = (normaliser + 1) / world
+        normaliser = per_process(positive.sum(dtype=torch.float32))
         label = labels.gather(1, matched).clamp(min=0)
         wanted = box_maths.encode(boxes.gather(1, matched[..., None].expand(-1, -1, 4)), anchors)
     class_loss = _FocalSum.apply(class_logits, label[..., None], positive[..., None]) * (1 - ALPHA) / normaliser

@@ -19,8 +19,8 @@ class NormAct(BatchNormAct2d):
     """timm's batch norm with activation; in training it normalises again in the backward pass what the activation
     read, rather than keeping it (Rota Bulò et al., In-Place Activated BatchNorm, CVPR 2018, its checkpointed form).
 
-    A second gradient is an error. `torch.compile` gets timm's own, since it recomputes by itself; synchronised batch
-    norms of several GPUs are timm's, too.
+    A second gradient is an error. `torch.compile` gets timm's own, since it recomputes by itself; several processes
+    have another, see `training.shared_norms`.
     """
 
     def forward(self, x: Tensor) -> Tensor:

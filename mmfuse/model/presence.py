@@ -1,6 +1,6 @@
 """Which sensors the images of a batch have: the one form of absence inside a detector."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,24 +15,34 @@ class Rows:
 
     The host knows them: `mask` is (B,) bool there, or True for all of them and False for none. What it leaves out isn't
     run at all. `trusted` (B,) bool, if given, may leave out more, on the device, which the host doesn't read: that is
-    run, and must count for nothing. `belief` (B,), if given, is what it counts for in each image, from 0 to 1.
+    run, and must count for nothing. `belief` (B,), if given, is what it counts for in each image, from 0 to 1. With
+    `elsewhere` other processes may have images of it: then it is run in any case, on no image if there is none here.
     """
 
     def __init__(
-        self, batch: int, mask: Tensor | bool, trusted: Tensor | None = None, belief: Tensor | None = None
+        self,
+        batch: int,
+        mask: Tensor | bool,
+        trusted: Tensor | None = None,
+        belief: Tensor | None = None,
+        elsewhere: bool = False,
     ) -> None:
         self.batch = batch
         self.mask = mask
         self.trusted = trusted
         self.belief = belief
+        self.elsewhere = elsewhere
         self._on: dict[torch.device, Tensor] = {}
         self._places: dict[torch.device, Tensor] = {}
 
     @classmethod
-    def of(cls, mask: Tensor, trusted: Tensor | None = None, belief: Tensor | None = None) -> "Rows":
+    def of(
+        cls, mask: Tensor, trusted: Tensor | None = None, belief: Tensor | None = None, elsewhere: bool = False
+    ) -> "Rows":
         """Reads a mask (B,) bool."""
         host = mask.cpu()
-        return cls(len(host), True if bool(host.all()) else host if bool(host.any()) else False, trusted, belief)
+        kept = True if bool(host.all()) else host if elsewhere or bool(host.any()) else False
+        return cls(len(host), kept, trusted, belief, elsewhere)
 
     @property
     def everything(self) -> bool:
@@ -41,7 +51,7 @@ class Rows:
 
     @property
     def nothing(self) -> bool:
-        """Whether no image has it."""
+        """Whether no image has it, here or elsewhere."""
         return self.mask is False
 
     @property
@@ -98,8 +108,8 @@ class Rows:
         count = int(other.host.sum())
         trusted, belief = (None if x is None else other.take(x) for x in (self.trusted, self.belief))
         if not isinstance(self.mask, Tensor):
-            return Rows(count, self.mask, trusted, belief)
-        return Rows.of(self.mask[other.host], trusted, belief)
+            return Rows(count, self.mask, trusted, belief, self.elsewhere)
+        return Rows.of(self.mask[other.host], trusted, belief, self.elsewhere)
 
     def __or__(self, other: "Rows") -> "Rows":
         if self.everything or other.nothing:
@@ -109,7 +119,7 @@ class Rows:
         trusted, belief = self._combined(other, torch.logical_or, torch.maximum)
         if self.mask is True or other.mask is True:
             return Rows(self.batch, True, trusted, belief)
-        return Rows.of(self.host | other.host, trusted, belief)
+        return Rows.of(self.host | other.host, trusted, belief, self.elsewhere or other.elsewhere)
 
     def __and__(self, other: "Rows") -> "Rows":
         if self.everything or other.nothing:
@@ -119,7 +129,7 @@ class Rows:
         trusted, belief = self._combined(other, torch.logical_and, torch.minimum)
         if self.mask is True and other.mask is True:
             return Rows(self.batch, True, trusted, belief)
-        return Rows.of(self.host & other.host, trusted, belief)
+        return Rows.of(self.host & other.host, trusted, belief, self.elsewhere and other.elsewhere)
 
     def _combined(
         self, other: "Rows", join: Callable[[Tensor, Tensor], Tensor], weigh: Callable[[Tensor, Tensor], Tensor]
@@ -184,7 +194,7 @@ class Presence:
 
     @property
     def there(self) -> tuple[str, ...]:
-        """The modalities that some image has."""
+        """The modalities that some image has, here or elsewhere."""
         return tuple(m for m, rows in self.rows.items() if not rows.nothing)
 
     @property
@@ -200,6 +210,19 @@ class Presence:
                 first = first | rows
             self._any[modalities] = first
         return self._any[modalities]
+
+    def elsewhere(self, there: Collection[str]) -> "Presence":
+        """Returns it where the images of some process have the modalities `there`, so that each process runs these.
+
+        For their batch norms, and the backward passes of these, wait for one another.
+        """
+        rows = {m: (own, own.host if own.nothing else own.mask) for m, own in self.rows.items()}
+        return Presence(
+            {
+                m: Rows(own.batch, mask, own.trusted, own.belief, elsewhere=True) if m in there else own
+                for m, (own, mask) in rows.items()
+            }
+        )
 
     def without(self, off: Mapping[str, Tensor]) -> "Presence":
         """Returns it less the sensors that `off` names, (B,) bool by modality, which the host reads."""

@@ -1,7 +1,7 @@
 """Processes that train together under torchrun; one process alone is a world of one."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import count
@@ -49,7 +49,8 @@ class World:
             # torchrun restarts all processes when one dies, but keeps the store: without a name of its own for each
             # time that they join, these would read the addresses of processes that are gone, and hang
             dist.init_process_group(
-                "nccl" if self.device.type == "cuda" else "gloo",
+                "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo",
+                timeout=_PATIENCE,
                 store=dist.PrefixStore(f"attempt{_attempt()}/{next(_JOINED)}", _store(self.is_first)),
                 rank=self.rank,
                 world_size=self.size,
@@ -62,20 +63,35 @@ class World:
         if self.size > 1:
             dist.destroy_process_group()
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """Returns a model whose processes share gradients and, on CUDA, the statistics of batch norms."""
+    def wrap(self, model: nn.Module, *, some_unused: bool) -> nn.Module:
+        """Returns a model whose processes share gradients and the statistics of batch norms.
+
+        With `some_unused` a step may leave out parameters, the same ones in every process.
+        """
         if self.size == 1:
             return model
-        if self.device.type == "cuda":
-            from timm.layers import convert_sync_batchnorm
+        from mmfuse.training.shared_norms import share_norms
 
-            model = convert_sync_batchnorm(model)
-        return DistributedDataParallel(model)
+        share_norms(model)
+        return DistributedDataParallel(model, find_unused_parameters=some_unused)
 
     def wait(self) -> None:
         """Returns when every process has come here."""
         if self.size > 1:
-            dist.barrier()
+            dist.all_reduce(torch.zeros(1))  # on the host: it is the first process's, so long as it takes
+
+    def any_of(self, there: Collection[str], names: Iterable[str]) -> list[str]:
+        """Returns those of `names` that are `there` in some process."""
+        names = list(names)
+        votes = torch.tensor([name in there for name in names], dtype=torch.uint8)
+        if self.size > 1:
+            dist.all_reduce(votes, dist.ReduceOp.MAX)
+        return [name for name, vote in zip(names, votes.tolist(), strict=True) if vote]
+
+    def draw_apart(self) -> None:
+        """Lets processes whose global generators of torch are alike draw differently from here on."""
+        if self.size > 1:
+            torch.manual_seed(int(torch.randint(2**62, (self.size,))[self.rank]))
 
     def mean(self, values: Mapping[str, Tensor]) -> dict[str, float]:
         """Returns the mean over all processes of numbers () that each of them has."""
@@ -83,6 +99,13 @@ class World:
         if self.size > 1:
             dist.all_reduce(numbers)
         return dict(zip(values, (numbers / self.size).tolist(), strict=True))
+
+
+ALONE = World(0, 1, torch.device("cpu"))
+"""One process that trains by itself."""
+
+_PATIENCE = timedelta(days=1)
+"""How long processes wait for the first one, which prepares files and scores; torchrun ends them if one dies."""
 
 
 def note_begun(folder: Path) -> None:

@@ -156,11 +156,6 @@ def prepare_training(recipe: Recipe, run: Run, world: World) -> "Training":
     splits = {split: read_split(card, split) for split in ("train", "val")}
     seen = {split: objects_that_count(recipe, card, records, recipe.modalities) for split, records in splits.items()}
     _check_objects(recipe, card, seen, size, world)
-    if world.size > 1 and (lacking := _lacking(seen["train"], recipe.modalities)):
-        raise UserError(
-            f"{recipe.card}: image {lacking.image_id} lacks a modality, which {world.size} processes can't train on"
-            ": each must run all backbones; use one process, or leave such images out"
-        )
     if world.is_first:
         used = {m: card.modalities[m] for m in recipe.modalities}
         fill_cache([*seen["train"], *seen["val"]], used, recipe.data)
@@ -200,7 +195,8 @@ def prepare_training(recipe: Recipe, run: Run, world: World) -> "Training":
         strike=Strikes(recipe.train.faults) if recipe.train.faults and len(recipe.modalities) > 1 else None,
     )
     val_loader = eval_loader(seen["val"], sensors, size, batch_size, data.workers, ImageCache(data.cache).images)
-    model = world.wrap(StepLoss(detector, recipe.train, keep_each=world.size > 1))
+    may_lack = recipe.train.modality_dropout > 0 or recipe.train.faults > 0 or _some_lacking(seen["train"], recipe)
+    model = world.wrap(StepLoss(detector, recipe.train, world), some_unused=may_lack)
     training = Training(
         recipe,
         run,
@@ -297,7 +293,7 @@ class Training:
         hold(self.held)
         sums: dict[str, Tensor] = {}
         for step, batch in enumerate(self.loader.epoch(epoch), epoch * len(self.loader)):
-            torch.manual_seed(self.recipe.train.seed * 1_000_003 + step * self.world.size + self.world.rank)
+            torch.manual_seed(self.recipe.train.seed * 1_000_003 + step)
             losses = self._step(step, batch)
             sums = {k: sums.get(k, 0) + v.detach() for k, v in losses.items()}
             bar.update()
@@ -400,9 +396,9 @@ def _check_objects(
         )
 
 
-def _lacking(records: list[Record], modalities: Sequence[str]) -> Record | None:
-    used = (record for record in records if any(m in record.files for m in modalities))
-    return next((record for record in used if any(m not in record.files for m in modalities)), None)
+def _some_lacking(records: Sequence[Record], recipe: Recipe) -> bool:
+    """Whether an image lacks a modality."""
+    return any(m not in record.files for record in records for m in recipe.modalities)
 
 
 def _measured(card: Card, recipe: Recipe, records: list[Record], known: dict[str, Sensor]) -> Card:

@@ -256,7 +256,9 @@ def test_a_perfect_output_costs_nothing():
 
 
 @pytest.mark.parametrize("counts", [(2, 0, 5, 1), (0, 0, 3, 2), (0, 0, 0, 0)])
-def test_the_mean_over_processes_is_the_loss_of_the_whole_batch(monkeypatch, counts):
+@pytest.mark.parametrize("first", [2, 4])
+def test_the_mean_over_processes_is_the_loss_of_the_whole_batch(monkeypatch, counts, first):
+    """The second process has the images from `first` on, which may be none."""
     (logits, codes), wanted = outputs(4), targets(*counts)
     whole = detection_loss(logits, codes, GRID, wanted)
     world, posted, barrier = 2, [], threading.Barrier(2)
@@ -273,7 +275,7 @@ def test_the_mean_over_processes_is_the_loss_of_the_whole_batch(monkeypatch, cou
     ranks = [None] * world
 
     def run(rank):
-        part = slice(2 * rank, 2 * rank + 2)
+        part = (slice(first), slice(first, None))[rank]
         own = Targets(wanted.boxes[part], wanted.labels[part])
         ranks[rank] = detection_loss(logits[part], codes[part], GRID, own)
 

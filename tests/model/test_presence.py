@@ -34,6 +34,24 @@ def test_rows_that_are_all_or_none_of_the_batch_need_no_mask():
     assert every.keep(x) is x
 
 
+def test_what_other_processes_have_is_run_on_no_image():
+    """Each process must run each batch norm, whatever its own images have; what none has stays out."""
+    none, some = torch.zeros(4, dtype=torch.bool), torch.tensor([True, False, False, False])
+    presence = Presence.of({"a": none, "b": none, "c": none, "d": ~none, "e": some}).elsewhere(["a", "b", "d", "e"])
+    assert presence.there == ("a", "b", "d", "e")
+    both = presence.any(frozenset("ab"))
+    x = torch.ones(4, 1, requires_grad=True)
+    for rows in (presence.rows["a"], both, presence.rows["a"] & presence.rows["e"], both.within(presence.rows["e"])):
+        assert not rows.nothing
+        assert on(rows) == [False] * rows.batch
+        made = rows.run(lambda y: 2 * y, x[: rows.batch])
+        assert made.grad_fn is not None
+        assert made.tolist() == [[0]] * rows.batch
+    assert presence.any(frozenset("c")).nothing
+    assert presence.rows["d"].everything
+    assert (presence.rows["c"] & presence.rows["d"]).nothing
+
+
 def test_a_function_runs_on_its_rows_alone_and_the_others_get_zero():
     seen = []
 

@@ -1,38 +1,80 @@
+from copy import deepcopy
 from datetime import timedelta
 
 import pytest
 import torch
 import torch.distributed as dist
-from timm.layers import SyncBatchNormAct
 from torch import nn
 
 from mmfuse.model.build import create_detector
-from mmfuse.training import distributed
-from mmfuse.training.distributed import World, note_begun, was_begun
+from mmfuse.training.distributed import ALONE, note_begun, was_begun
+from mmfuse.training.shared_norms import SharedNorm, SharedNormAct, share_norms
 
 
 def test_one_process_trains_the_model_itself():
-    model = nn.Conv2d(1, 1, 1)
-    assert World(0, 1, torch.device("cpu")).wrap(model) is model
+    model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))
+    assert ALONE.wrap(model, some_unused=True) is model
+    assert type(model[1]) is nn.BatchNorm2d
+    assert ALONE.any_of(["b"], ["a", "b"]) == ["b"]
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_processes_share_gradients_and_on_cuda_statistics_without_losing_activations(device, monkeypatch):
-    wrapped = []
-    monkeypatch.setattr(distributed, "DistributedDataParallel", lambda model: wrapped.append(model) or model)
+def test_shared_norms_are_the_same_objects_and_do_in_use_what_they_did():
+    """A training holds the norms of parts that are frozen, and looks for them no more."""
     torch.manual_seed(0)
     detector = create_detector("d-2", {"rgb": 3}, 2).eval()
+    norms = [part for part in detector.modules() if isinstance(part, nn.BatchNorm2d)]
     images = {"rgb": torch.randn(1, 3, 128, 128)}
     with torch.no_grad():
         before = detector(images)
-        model = World(0, 2, torch.device(device)).wrap(detector)
-        after = model(images)
-    assert wrapped == [model]
-    torch.testing.assert_close(after.class_logits, before.class_logits)
-    torch.testing.assert_close(after.box_codes, before.box_codes)
-    kinds = {type(part) for part in model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)}
-    assert any(issubclass(kind, nn.SyncBatchNorm) for kind in kinds) == (device == "cuda")
-    assert (SyncBatchNormAct in kinds) == (device == "cuda")
+        share_norms(detector)
+        after = detector(images)
+    assert torch.equal(after.class_logits, before.class_logits)
+    assert torch.equal(after.box_codes, before.box_codes)
+    kinds = [type(part) for part in detector.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    assert set(kinds) == {SharedNorm, SharedNormAct}
+    assert [part for part in detector.modules() if isinstance(part, nn.BatchNorm2d)] == norms
+
+
+@pytest.fixture
+def group():
+    """A group of one process."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("affine", [True, False])
+def test_of_one_process_a_shared_norm_is_torchs(group, momentum, affine):
+    torch.manual_seed(0)
+    wanted = nn.BatchNorm2d(3, momentum=momentum, affine=affine, dtype=torch.float64)
+    if affine:
+        nn.init.normal_(wanted.weight)
+        nn.init.normal_(wanted.bias)
+    shared = deepcopy(wanted)
+    share_norms(shared)
+    for _ in range(2):
+        x = 5 + torch.randn(4, 3, 6, 5, dtype=torch.float64)
+        found = []
+        for norm in (shared, wanted):
+            norm.zero_grad()
+            y = x.clone().requires_grad_()
+            z = norm(y)
+            (z.square() * torch.linspace(0, 1, 30, dtype=torch.float64).view(6, 5)).sum().backward()
+            found.append([z, y.grad, *(p.grad for p in norm.parameters()), *norm.buffers()])
+        torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+
+
+def test_a_norm_without_any_image_remembers_nothing_and_has_a_gradient(group):
+    norm = nn.BatchNorm2d(2)
+    share_norms(norm)
+    x = torch.zeros(0, 2, 3, 3, requires_grad=True)
+    norm(x).sum().backward()
+    assert x.grad.shape == x.shape
+    assert norm.weight.grad.tolist() == [0, 0]
+    assert norm.running_mean.tolist() == [0, 0]
+    assert norm.running_var.tolist() == [1, 1]
+    assert norm.num_batches_tracked == 0
 
 
 @pytest.fixture

@@ -110,25 +110,6 @@ def test_weights_are_read_at_the_start_alone(recipe_file, tmp_path, monkeypatch)
     assert not (tmp_path / "other").exists()
 
 
-def test_several_processes_refuse_images_without_a_sensor(paired_set, recipe_file, tmp_path):
-    """Each process must run every backbone in every step, or the others wait for it for ever."""
-    values = yaml.safe_load(paired_set.read_text())
-    listing = json.loads((paired_set.parent / "train.json").read_text())
-    del listing["images"][3]["modalities"]["thermal"]
-    name = f"{tmp_path.name}.json"
-    (paired_set.parent / name).write_text(json.dumps(listing))
-    splits = values["splits"] | {"train": name}
-    changes = {"root": str(paired_set.parent), "splits": splits, "missing": "allow"}
-    (tmp_path / "card.yaml").write_text(yaml.safe_dump(values | changes))
-    recipe = load_recipe(recipe_file("rgb", "thermal"), [f"card={tmp_path / 'card.yaml'}", "train.epochs=1"])
-    run, two = loop.Run(tmp_path / "run"), loop.World(0, 2, torch.device("cpu"))
-    with pytest.raises(
-        UserError, match=r"image 4 lacks a modality, which 2 processes can't train on: .*; use one process"
-    ):
-        loop.prepare_training(recipe, run, two)
-    assert train(recipe, folder=run.folder).finished
-
-
 def test_a_folder_that_holds_a_run_is_not_overwritten(recipe_file, tmp_path):
     path = recipe_file("rgb")
     run = train(path, folder=tmp_path / "run")

@@ -47,22 +47,22 @@ def group():
 @pytest.mark.parametrize("affine", [True, False])
 def test_of_one_process_a_shared_norm_is_torchs(group, momentum, affine):
     torch.manual_seed(0)
-    wanted = nn.BatchNorm2d(3, momentum=momentum, affine=affine, dtype=torch.float64)
+    wanted = nn.BatchNorm2d(3, momentum=momentum, affine=affine)
     if affine:
         nn.init.normal_(wanted.weight)
         nn.init.normal_(wanted.bias)
     shared = deepcopy(wanted)
     share_norms(shared)
     for _ in range(2):
-        x = 5 + torch.randn(4, 3, 6, 5, dtype=torch.float64)
+        x = 5 + torch.randn(4, 3, 6, 5)
         found = []
         for norm in (shared, wanted):
             norm.zero_grad()
             y = x.clone().requires_grad_()
             z = norm(y)
-            (z.square() * torch.linspace(0, 1, 30, dtype=torch.float64).view(6, 5)).sum().backward()
+            (z.square() * torch.linspace(0, 1, 30).view(6, 5)).sum().backward()
             found.append([z, y.grad, *(p.grad for p in norm.parameters()), *norm.buffers()])
-        torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
 
 
 def test_a_norm_without_any_image_remembers_nothing_and_has_a_gradient(group):

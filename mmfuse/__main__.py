@@ -1,7 +1,17 @@
-"""Runs the command line as `python -m mmfuse`."""
+"""Runs the command line, as `mmfuse` and as `python -m mmfuse`."""
 
 import sys
 
-from mmfuse.cli import main
 
-sys.exit(main())
+def main() -> int:
+    """Runs the command line; see `cli.main`, which takes a moment to import."""
+    try:
+        from mmfuse.cli import main as run
+    except KeyboardInterrupt:
+        print("mmfuse: interrupted", file=sys.stderr)
+        return 130
+    return run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

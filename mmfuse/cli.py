@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import errno
 import gc
 import json
 import os
@@ -45,15 +46,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        print(
-            f"mmfuse: {error.filename or 'standard output'}: {error.strerror or error}; check the path", file=sys.stderr
-        )
+        print(f"mmfuse: {_refused(error)}", file=sys.stderr)
         return 2
     except RuntimeError as error:
         if not (told := _lost_worker(str(error))):
             raise
         print(f"mmfuse: {told}", file=sys.stderr)
         return 2
+
+
+def _refused(error: OSError) -> str:
+    """Returns what the system refused: of a file where it names one, else of a stream or a process."""
+    what = error.strerror or str(error)
+    if error.filename is not None:
+        return f"{error.filename}: {what}; check the path"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG):
+        return f"standard output: {what}; check where it goes"
+    return f"the system refused: {what}; use fewer processes that read images (data.workers, --workers), or free memory"
 
 
 def _lost_worker(error: str) -> str:
@@ -65,12 +74,11 @@ def _lost_worker(error: str) -> str:
     if "Bus error" in error or "shared memory" in error or "unable to write to file </torch" in error:
         fix = "make it larger (docker run --shm-size=8g), or let no processes read images (data.workers=0, --workers 0)"
         return f"shared memory (/dev/shm) is too small for what the processes that read images hand over; {fix}"
-    killed = re.search(r"killed by signal: (\w+)|exited unexpectedly", error)
-    if killed is None:
+    if (ended := re.search(r"killed by signal: (\w+)|exited unexpectedly", error)) is None:
         return ""
-    fix = "use fewer (data.workers, --workers), or smaller batches"
-    how = f"was ended ({killed[1] or 'exited'})"
-    return f"a process that reads images {how}, as systems do that run out of memory; {fix}"
+    how = f"was ended by the system ({ended[1]})" if ended[1] else "ended by itself"
+    fix = "use fewer of them (data.workers, --workers), or smaller batches"
+    return f"a process that reads images {how}, most likely for want of memory; {fix}"
 
 
 def _parser() -> argparse.ArgumentParser:

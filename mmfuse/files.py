@@ -82,7 +82,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     On any failure it is removed, and so are the folders above it that were made for it.
 
     Raises:
-        UserError: there is such a folder with something in it, or a file.
+        UserError: there is such a folder with something in it, or a file; or the disk is full.
     """
     folder = resolved(folder)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
@@ -95,11 +95,14 @@ def new_folder(folder: Path) -> Iterator[Path]:
         if folder.exists():
             folder.rmdir()
         partial.rename(folder)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         for above in made:
             with suppress(OSError):
                 above.rmdir()
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # writes name no file
+            fix = "check the path and the space on the disk"
+            raise UserError(f"{folder}: can't be written: {error.strerror or error}; {fix}") from None
         raise
 
 

@@ -1,10 +1,12 @@
 import json
 import shutil
+import sys
 import zipfile
 
 import pytest
 import yaml
 
+from mmfuse import __main__, cli
 from mmfuse.cli import main
 from mmfuse.run import Run
 from mmfuse.verbs import demo as demo_module
@@ -180,3 +182,62 @@ def test_the_fused_recipe_of_the_demo_starts_from_the_sensors_trained_alike(tmp_
     assert recipes[2]["init"] == {"rgb": "rgb.yaml", "thermal": "thermal.yaml"}
     for key in ("card", "model", "data"):
         assert recipes[2][key] == recipes[0][key]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(28, "No space left on device"), "standard output: No space left on device; check where it goes"),
+        (OSError(28, "No space left on device", "a.png"), "a.png: No space left on device; check the path"),
+        (OSError(12, "Cannot allocate memory"), "the system refused: Cannot allocate memory; use fewer processes"),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+            "a process that reads images was ended by the system (Killed), most likely for want of memory; use fewer",
+        ),
+        (
+            RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"),
+            "a process that reads images ended by itself",
+        ),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that …"),
+            "shared memory (/dev/shm) is too small",
+        ),
+        (
+            RuntimeError(
+                "Caught RuntimeError in DataLoader worker process 0.\n…unable to write to file </torch_1_2>: …"
+            ),
+            "shared memory (/dev/shm) is too small",
+        ),
+    ],
+)
+def test_what_the_system_refuses_or_ends_is_one_line(error, told, monkeypatch, capsys):
+    def fails(*arguments):
+        raise error
+
+    monkeypatch.setattr(cli, "_check", fails)
+    assert main(["check", "card.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"mmfuse: {told}")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["CUDA error: …", "Caught KeyError in DataLoader worker process 0.\n…"])
+def test_a_mistake_of_our_own_keeps_its_traceback(text, monkeypatch):
+    def fails(*arguments):
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(cli, "_check", fails)
+    with pytest.raises(RuntimeError, match=text[:10]):
+        main(["check", "card.yaml"])
+
+
+def test_an_interrupt_while_the_command_line_is_imported_is_one_line(monkeypatch, capsys):
+    class Interrupted:
+        def find_spec(self, name, *arguments):
+            if name == "mmfuse.cli":
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    monkeypatch.delitem(sys.modules, "mmfuse.cli")
+    assert __main__.main() == 130
+    assert capsys.readouterr().err == "mmfuse: interrupted\n"

@@ -119,11 +119,23 @@ def fail(folder, error):
     raise error
 
 
-@pytest.mark.parametrize("error", [UserError("x"), FULL, KeyboardInterrupt()])
-def test_a_folder_that_fails_leaves_nothing(tmp_path, error):
+@pytest.mark.parametrize(
+    ("error", "kind", "told"),
+    [
+        (UserError("x"), UserError, "^x$"),
+        (
+            FULL,
+            UserError,
+            "{name}: can't be written: No space left on device; check the path and the space on the disk",
+        ),
+        (FileNotFoundError(2, "No such file", "a.png"), FileNotFoundError, "a.png"),
+        (KeyboardInterrupt(), KeyboardInterrupt, "^$"),
+    ],
+)
+def test_a_folder_that_fails_leaves_nothing(tmp_path, error, kind, told):
     (tmp_path / "empty").mkdir()
     for folder in (tmp_path / "deep" / "er" / "set", tmp_path / "empty"):
-        with pytest.raises(type(error)), new_folder(folder) as partial:
+        with pytest.raises(kind, match=told.replace("{name}", folder.name)), new_folder(folder) as partial:
             fail(partial, error)
         assert names(tmp_path) == ["empty"]
 

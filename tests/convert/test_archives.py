@@ -346,7 +346,7 @@ def test_a_failure_half_way_leaves_nothing(tmp_path, monkeypatch, error, name, k
     monkeypatch.setattr(kind, "extract", failing)
     with pytest.raises((UserError, KeyboardInterrupt)) as raised:
         unpack(archive, tmp_path / "new" / "out")
-    assert ("No space left on device; check the path and the disk" in str(raised.value)) == isinstance(error, OSError)
+    assert ("No space left on device; check the path and the space" in str(raised.value)) == isinstance(error, OSError)
     assert os.listdir(tmp_path) == [name]
 
 

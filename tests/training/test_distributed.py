@@ -6,8 +6,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from mmfuse.errors import UserError
 from mmfuse.model.build import create_detector
+from mmfuse.run import Run
 from mmfuse.training.distributed import ALONE, note_begun, was_begun
+from mmfuse.training.loop import train
 from mmfuse.training.shared_norms import SharedNorm, SharedNormAct, share_norms
 
 
@@ -81,10 +84,10 @@ def test_a_norm_without_any_image_remembers_nothing_and_has_a_gradient(group):
 def torchrun(monkeypatch):
     """Makes this process one that torchrun started, and returns what sets how often it restarted its processes."""
 
-    def start(restarts, agent=True):
+    def start(restarts, processes=2):
         store = dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=10))
-        names = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port, "WORLD_SIZE": 2, "RANK": 0}
-        names |= {"TORCHELASTIC_USE_AGENT_STORE": agent, "TORCHELASTIC_RESTART_COUNT": restarts}
+        names = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port, "WORLD_SIZE": processes, "RANK": 0}
+        names |= {"TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": restarts}
         for name, value in names.items():
             monkeypatch.setenv(name, str(value))
         return store
@@ -110,3 +113,16 @@ def test_only_a_run_that_this_torchrun_began_is_gone_on_with(torchrun, tmp_path,
     another = torchrun(restarts=1)
     assert not was_begun(begun)
     del another
+
+
+def test_a_restarted_training_goes_on_by_itself(torchrun, recipe_file, tmp_path, train_one_epoch, monkeypatch):
+    path, store = recipe_file("rgb"), torchrun(restarts=0, processes=1)
+    train_one_epoch(path, tmp_path / "run")
+    first = Run(tmp_path / "run").metrics
+    with pytest.raises(UserError, match="holds a run already"):
+        train(path, folder=tmp_path / "run")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    run = train(path, folder=tmp_path / "run")
+    assert run.finished
+    assert run.metrics[:1] == first
+    del store

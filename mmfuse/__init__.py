@@ -3,6 +3,10 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from mmfuse import version
+
+__version__ = version.VERSION
+
 if TYPE_CHECKING:
     from mmfuse.convert.archives import unpack as unpack
     from mmfuse.convert.datasets import from_nyu as from_nyu
@@ -15,11 +19,12 @@ if TYPE_CHECKING:
     from mmfuse.data.new_card import new_card as new_card
     from mmfuse.errors import UserError as UserError
     from mmfuse.evaluation.score import evaluate as evaluate
+    from mmfuse.exporting.loading import ExportedDetector as ExportedDetector
+    from mmfuse.exporting.loading import load as load
     from mmfuse.images.lift import OrientedBox as OrientedBox
     from mmfuse.images.lift import Position as Position
     from mmfuse.images.lift import lift as lift
     from mmfuse.model.build import create_detector as create_detector
-    from mmfuse.model.checkpoint import load as load
     from mmfuse.model.detector import Detector as Detector
     from mmfuse.model.detector import FusionDetector as FusionDetector
     from mmfuse.model.detector import Outputs as Outputs
@@ -39,12 +44,11 @@ if TYPE_CHECKING:
     from mmfuse.training.doubt_calibration import calibrate as calibrate
     from mmfuse.training.loop import train as train
     from mmfuse.verbs.compare import compare as compare
+    from mmfuse.verbs.export import export as export
     from mmfuse.verbs.predict import predict as predict
     from mmfuse.verbs.publish import publish as publish
     from mmfuse.verbs.robustness import robustness as robustness
     from mmfuse.verbs.shares import shares as shares
-
-__version__ = "0.1.0"
 
 _MODULES = {
     "convert.archives": ("unpack",),
@@ -55,8 +59,8 @@ _MODULES = {
     "data.new_card": ("new_card",),
     "errors": ("UserError",),
     "evaluation.score": ("evaluate",),
+    "exporting.loading": ("ExportedDetector", "load"),
     "model.build": ("create_detector",),
-    "model.checkpoint": ("load",),
     "model.detector": ("Detector", "FusionDetector", "Outputs"),
     "model.ensemble": ("BoxEnsemble",),
     "recipes": ("Recipe", "load_recipe"),
@@ -69,6 +73,7 @@ _MODULES = {
     "training.loop": ("train",),
     "verbs.compare": ("compare",),
     "images.lift": ("OrientedBox", "Position", "lift"),
+    "verbs.export": ("export",),
     "verbs.predict": ("predict",),
     "verbs.publish": ("publish",),
     "verbs.robustness": ("robustness",),

@@ -192,6 +192,20 @@ def _parser() -> argparse.ArgumentParser:
     add = verb("new", _new, "write a card for a folder by looking at it, and check it")
     add.add_argument("card", metavar="CARD", help="new file (YAML)")
     add.add_argument("folder", metavar="FOLDER", help="the dataset's folder")
+    add = verb("export", _export, "write a detector as an ONNX file, once it is shown to find the same")
+    add.add_argument("run", metavar="RUN", help="run folder, or checkpoint")
+    add.add_argument("--out", required=True, metavar="FILE", help="new file (.onnx)")
+    text = "at which it sees (default: as in training)"
+    add.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help=text)
+    add.add_argument(
+        "--batch", type=int, default=1, metavar="N", help="images at once, 0 for any (default: %(default)s)"
+    )
+    add.add_argument("--threshold", type=float, default=0.0, help="lowest score (default: %(default)s)")
+    text = "at which a box falls to a better one (default: %(default)s)"
+    add.add_argument("--iou-threshold", type=float, default=0.5, metavar="IOU", help=text)
+    add.add_argument("--max-detections", type=int, default=100, metavar="N", help="in an image (default: %(default)s)")
+    add.add_argument("--doubt", choices=DOUBTING, help=doubting)
+    moved(add)
 
     add = verb("check", _check, "check a dataset and its card")
     add.add_argument("card", help="dataset card (YAML)")
@@ -231,9 +245,9 @@ def _import_libraries() -> None:
 
 def _run(options: argparse.Namespace, folder: str) -> "Run":
     """Returns a run, with its data where it lies now."""
-    from mmfuse.run import Run
+    from mmfuse.exporting.runs import open_run
 
-    return Run(Path(folder), options.card, options.root)
+    return open_run(folder, options.card, options.root)
 
 
 def _threshold(text: str) -> float | str:
@@ -343,7 +357,10 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> int:
     _no_rest(options, rest)
     assignments = [text for text in options.inputs if "=" in text and not Path(text).exists()]
     named = [text for text in options.inputs if text not in assignments]
-    inputs = [_run(options, text) if (Path(text) / "config.yaml").exists() else text for text in named]
+    from mmfuse.exporting.runs import is_exported
+
+    is_run = {text: is_exported(text) or (Path(text) / "config.yaml").exists() for text in named}
+    inputs = [_run(options, text) if is_run[text] else text for text in named]
     assignments += [f"card={options.card}"] if options.card else []
     assignments += [f"data.root={options.root}"] if options.root else []
     comparison = compare(
@@ -410,6 +427,25 @@ def _predict(options: argparse.Namespace, rest: list[str]) -> int:
         raise UserError(problems[0])
     if not options.json:
         _tell_scenes(counts, problems, options.out)
+    return 0
+
+
+def _export(options: argparse.Namespace, rest: list[str]) -> int:
+    _import_libraries()
+    from mmfuse.verbs.export import export
+
+    _no_rest(options, rest)
+    made = export(
+        _run(options, options.run),
+        options.out,
+        size=tuple(options.size) if options.size else None,
+        batch=options.batch,
+        threshold=options.threshold,
+        iou_threshold=options.iou_threshold,
+        max_detections=options.max_detections,
+        doubt=options.doubt,
+    )
+    _print(options, json.loads(made.header.to_json()) | {"path": made.path, "compared": made.compared}, made.to_text())
     return 0
 
 

@@ -30,6 +30,11 @@ class Run:
     root: str | Path | None = None
 
     @property
+    def given(self) -> str:
+        """What names it on the command line: its folder."""
+        return str(self.folder)
+
+    @property
     def best(self) -> Path:
         """The detector that was best on the validation split."""
         return self.folder / "best.safetensors"
@@ -49,7 +54,10 @@ class Run:
         path = self.folder / "config.yaml"
         if not path.exists():
             raise UserError(f"{self.folder}: is not a run folder (no config.yaml); train first, or check the path")
-        recipe = build(Recipe, read_yaml(path), str(path))
+        return self.moved(build(Recipe, read_yaml(path), str(path)))
+
+    def moved(self, recipe: Recipe) -> Recipe:
+        """Returns a recipe with its data where that lies now."""
         if self.card is not None:
             data = dataclasses.replace(recipe.data, root=None)
             recipe = dataclasses.replace(recipe, card=str(resolved(Path(self.card))), data=data)

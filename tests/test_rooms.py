@@ -13,7 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 PLAIN = {
     "architecture", "drawing", "errors", "files", "strict_yaml", "boxes", "scaling", "sample", "sensor", "recipes",
-    "environment", "shipped",
+    "environment", "shipped", "version",
 }  # fmt: skip
 ALLOWED = {
     "plain": set(),
@@ -23,14 +23,18 @@ ALLOWED = {
     "data": {"plain", "images"},
     "convert": {"plain", "images", "model", "data"},
     "run": {"plain", "model", "data"},
-    "evaluation": {"plain", "images", "model", "data", "run"},
+    "exporting": {"plain", "images", "model", "run"},
+    "evaluation": {"plain", "images", "model", "data", "run", "exporting"},
     "training": {"plain", "images", "model", "data", "run", "evaluation"},
     "report": {"plain", "images", "model", "data", "run", "evaluation"},
     "sources": {"plain", "images", "model", "data"},
 }
 BELOW = {"plain", *ALLOWED}
 ALLOWED |= {"verbs": BELOW, "package": BELOW | {"verbs"}, "cli": BELOW | {"package", "verbs"}}
-FOLDERS = {"embedded", "images", "model", "data", "convert", "evaluation", "training", "report", "sources", "verbs"}
+FOLDERS = {
+    "embedded", "images", "model", "data", "convert", "exporting", "evaluation", "training", "report", "sources",
+    "verbs",
+}  # fmt: skip
 SENSOR_NAMES = {"rgb", "ir", "nir", "infrared", "thermal", "lidar", "radar", "rgbt", "rgbd"}
 
 

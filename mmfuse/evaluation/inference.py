@@ -6,14 +6,14 @@ import torch
 from tqdm import tqdm
 
 from mmfuse.errors import UserError
-from mmfuse.model.detector import Detector
+from mmfuse.model.detector import Finder
 from mmfuse.model.doubt import Doubting
 from mmfuse.model.postprocess import Selection
 from mmfuse.sample import Batch, Detections
 
 
 def collect(
-    detector: Detector,
+    detector: Finder,
     batches: Iterable[Batch],
     *,
     without: Collection[str] = (),

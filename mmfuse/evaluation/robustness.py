@@ -27,7 +27,7 @@ from mmfuse.evaluation.corruptions import (
 from mmfuse.evaluation.inference import collect
 from mmfuse.evaluation.results import Fault
 from mmfuse.evaluation.significance import Matches, difference, match, resampled_ap
-from mmfuse.model.detector import Detector
+from mmfuse.model.detector import Finder
 from mmfuse.sample import Batch, Detections
 from mmfuse.sensor import Sensor
 
@@ -75,7 +75,7 @@ class Trial:
     corruptions.
     """
 
-    detector: Detector
+    detector: Finder
     records: Sequence[Record]
     scored: Sequence[Record]
     batch_size: int

@@ -21,8 +21,9 @@ from mmfuse.evaluation.miss_rate import ALL, REASONABLE, MissRates, miss_rates
 from mmfuse.evaluation.results import write_json
 from mmfuse.evaluation.significance import Matches, match
 from mmfuse.evaluation.voc import VocScores, voc_scores
-from mmfuse.model import checkpoint
-from mmfuse.model.detector import Detector
+from mmfuse.exporting.loading import load
+from mmfuse.exporting.runs import open_run
+from mmfuse.model.detector import Finder
 from mmfuse.model.doubt import Doubting
 from mmfuse.run import Run
 from mmfuse.sample import Detections
@@ -38,7 +39,7 @@ class Evaluation:
     chose on validation, empty where it didn't; `name` is that of its file in the run folder.
     """
 
-    detector: Detector
+    detector: Finder
     records: Sequence[Record]
     digest: str
     detections: dict[int, Detections]
@@ -73,16 +74,17 @@ def evaluate(
 
     `without` names modalities to leave out, as if those sensors were broken; `soft` uses Soft-NMS; `doubt` is as for
     `Detector.detect`, the recipe's if None, and another one is named in the file's name. The file holds the
-    digest of the split, so that a result can be tied to its images.
+    digest of the split, so that a result can be tied to its images. What `mmfuse export` wrote of a run is scored as
+    one, into a folder beside it of its name without the suffix.
 
     Raises:
         UserError: the run, the split or a modality doesn't exist.
     """
-    run = run if isinstance(run, Run) else Run(Path(run))
+    run = run if isinstance(run, Run) else open_run(run)
     recipe = run.recipe
     card = card_of(recipe)
     device = recipe.train.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    detector = checkpoint.load(run.best, device)
+    detector = load(run.best, device)
     for modality in without:
         if modality not in detector.modalities:
             raise UserError(f"without: {unknown_name(modality, detector.modalities, 'modality of this run')}")
@@ -103,8 +105,7 @@ def evaluate(
     name += f"-doubt-{doubt}" if doubt != recipe.doubt else ""
     dropped = dropped_shares(records, found)
     others = _other_scores(card, records, found)
-    thresholds = checkpoint.thresholds(run.best)
-    evaluation = Evaluation(detector, records, digest, found, scores, others, dropped, thresholds, name)
+    evaluation = Evaluation(detector, records, digest, found, scores, others, dropped, run.thresholds, name)
     result = {
         "split": split,
         "digest": digest,
@@ -117,7 +118,7 @@ def evaluate(
         "scores": asdict(scores),
         **{metric: asdict(of) for metric, of in others.items()},
         "curves": asdict(evaluation.curves),
-        "environment": asdict(environment(next(detector.parameters()).device)),
+        "environment": asdict(environment(detector.device)),
     }
     write_json(run.folder / f"{name}.json", result)
     return evaluation

@@ -1,6 +1,7 @@
 """The detector: backbones, cross-modal pyramid and heads, with the verbs forward, loss, detect and folded."""
 
 import copy
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -46,8 +47,101 @@ class Outputs:
 register_dataclass(Outputs)
 
 
-class Detector(Exact, OnHub, ABC):
-    """What every detector has: its sensors, classes and sight, the checks of what it is given, and `detect`.
+class Finder(ABC):
+    """What finds objects in scenes: sensors, classes, a sight, and `detect`; a network or what it was exported to."""
+
+    sensors: dict[str, Sensor]
+    classes: tuple[str, ...]
+    sight: Sight
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width at which it sees: `detect` scales images to fit."""
+        return self.sight.size
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The modalities that the detector can read."""
+        return tuple(self.sensors)
+
+    @property
+    def doubting(self) -> Doubting:
+        """What comes of doubt where nobody asks for something else."""
+        return "drop"
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where what it finds lies."""
+
+    @property
+    @abstractmethod
+    def parameter_count(self) -> int:
+        """The number of its parameters."""
+
+    @property
+    @abstractmethod
+    def digest(self) -> str:
+        """What tells it from any other: a hash of all that it is made of."""
+
+    def detect(
+        self,
+        scenes: Scene | Mapping[str, Any] | Sequence[Scene | Mapping[str, Any]],
+        present: Mapping[str, Tensor] | None = None,
+        *,
+        resize: bool = True,
+        threshold: float = 0.0,
+        iou_threshold: float = 0.5,
+        max_detections: int = 100,
+        candidates: int = 5000,
+        soft: bool = False,
+        doubt: Doubting = "drop",
+    ) -> list[Detections]:
+        """Finds objects in images as sensors or files give them; boxes are in pixels of what was given.
+
+        A scene maps modalities to images, of one size unless its sensors are registered: files, arrays (H, W) or
+        (H, W, C), PIL images or tensors (C, H, W), of 8 or 16 bit or float in the sensor's own unit; or it is a
+        `Scene`, with calibrations. Give one, a list of scenes that may differ in size and sensors, or a mapping of
+        tensors (B, C, H, W). `present` maps a modality to (B,) bool, False where a scene has no such sensor.
+
+        The detector sees them as in training: scaled to fit into `input_size`, padded by the sensor's fill; without
+        `resize` at their own scale. Runs in inference mode. See `Selection` for `threshold` to `soft`.
+
+        A sensor that isn't believed counts as missing in its scene, which the result tells, and also whether sensors
+        show different scenes; see `Doubting` for `doubt`, and `predict` for scenes that follow one another. One whose
+        values aren't finite never is, unless `doubt` is "off"; NaN is a gap only where a sensor had gaps in training,
+        or is registered.
+
+        Raises:
+            UserError: an unknown modality, an image that its sensor can't have given (channels, type, unit), a scene
+                without any sensor, or without any whose values are finite.
+        """
+        check_doubting(doubt)
+        views = self.sight.views(scenes, present, resize=resize)
+        selection = Selection(threshold, iou_threshold, max_detections, candidates, soft)
+        found = self.find(views.images, views.present, views.contents, selection, doubt)
+        self.sight.check_units(views)
+        return views.restore(found)
+
+    @abstractmethod
+    def find(
+        self,
+        images: Mapping[str, Tensor],
+        present: Mapping[str, Tensor],
+        contents: Tensor | None = None,
+        selection: Selection = DEFAULT,
+        doubt: Doubting = "drop",
+        repeated: Mapping[str, Tensor] | None = None,
+    ) -> list[Detections]:
+        """Does what `detect` does once images are prepared, fitted and stacked: (B, C, H, W), of any type.
+
+        `present` and `repeated` are as for `Detector.forward`; `contents` (B, 2) is the height and width of what isn't
+        padding, to which boxes are clipped, all if None.
+        """
+
+
+class Detector(Exact, OnHub, Finder):
+    """What every network has: its sensors, classes and sight, the checks of what it is given, and `find`.
 
     Images of modality m are (B, C_m, H, W), of one height and width in all modalities, multiples of
     `stride`. `present` maps a modality to (B,) bool, False where that image has no such sensor; a
@@ -84,19 +178,27 @@ class Detector(Exact, OnHub, ABC):
         return 2 ** self.levels[-1]
 
     @property
-    def input_size(self) -> tuple[int, int]:
-        """Height and width at which it sees: `detect` scales images to fit."""
-        return self.sight.size
-
-    @property
     def dtype(self) -> torch.dtype:
         """The type in which the network computes: that of its weights."""
         return next(self.parameters()).dtype
 
     @property
-    def modalities(self) -> tuple[str, ...]:
-        """The modalities that the detector can read."""
-        return tuple(self.sensors)
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def parameter_count(self) -> int:
+        """The number of its parameters."""
+        return sum(p.numel() for p in self.parameters())
+
+    @property
+    def digest(self) -> str:
+        """A hash of all that it is made of; see `Finder.digest`."""
+        made = hashlib.sha256(repr(self.spec).encode())
+        for name, value in self.state_dict().items():
+            made.update(name.encode() + value.float().cpu().numpy().tobytes())
+        return made.hexdigest()
 
     def forward(
         self,
@@ -168,6 +270,12 @@ class Detector(Exact, OnHub, ABC):
         """Turns outputs into detections clipped to `contents` (B, 2), heights and widths, the whole input if None."""
 
     @abstractmethod
+    def decode_padded(
+        self, outputs: Any, contents: Tensor | None = None, selection: Selection = DEFAULT
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Does what `decode` does in shapes that don't depend on what is found; see `postprocess.decode_padded`."""
+
+    @abstractmethod
     def fusion_shares(self) -> dict[str, dict[int, float]]:
         """Returns each modality's share of what the heads read, modality by level; a level adds up to 1.
 
@@ -184,45 +292,6 @@ class Detector(Exact, OnHub, ABC):
             for m, x in images.items()
         }
 
-    def detect(
-        self,
-        scenes: Scene | Mapping[str, Any] | Sequence[Scene | Mapping[str, Any]],
-        present: Mapping[str, Tensor] | None = None,
-        *,
-        resize: bool = True,
-        threshold: float = 0.0,
-        iou_threshold: float = 0.5,
-        max_detections: int = 100,
-        candidates: int = 5000,
-        soft: bool = False,
-        doubt: Doubting = "drop",
-    ) -> list[Detections]:
-        """Finds objects in images as sensors or files give them; boxes are in pixels of what was given.
-
-        A scene maps modalities to images, of one size unless its sensors are registered: files, arrays (H, W) or
-        (H, W, C), PIL images or tensors (C, H, W), of 8 or 16 bit or float in the sensor's own unit; or it is a
-        `Scene`, with calibrations. Give one, a list of scenes that may differ in size and sensors, or a mapping of
-        tensors (B, C, H, W). `present` maps a modality to (B,) bool, False where a scene has no such sensor.
-
-        The detector sees them as in training: scaled to fit into `input_size`, padded by the sensor's fill; without
-        `resize` at their own scale. Runs in inference mode. See `Selection` for `threshold` to `soft`.
-
-        A sensor that isn't believed counts as missing in its scene, which the result tells, and also whether sensors
-        show different scenes; see `forward` for `doubt`, and `predict` for scenes that follow one another.
-        One whose values aren't finite never is, unless `doubt` is "off"; NaN is a gap only where a sensor had
-        gaps in training, or is registered.
-
-        Raises:
-            UserError: an unknown modality, an image that its sensor can't have given (channels, type, unit), a scene
-                without any sensor, or without any whose values are finite.
-        """
-        check_doubting(doubt)
-        views = self.sight.views(scenes, present, resize=resize)
-        selection = Selection(threshold, iou_threshold, max_detections, candidates, soft)
-        found = self.find(views.images, views.present, views.contents, selection, doubt)
-        self.sight.check_units(views)
-        return views.restore(found)
-
     def find(
         self,
         images: Mapping[str, Tensor],
@@ -232,11 +301,7 @@ class Detector(Exact, OnHub, ABC):
         doubt: Doubting = "drop",
         repeated: Mapping[str, Tensor] | None = None,
     ) -> list[Detections]:
-        """Does what `detect` does once images are prepared, fitted and stacked: (B, C, H, W), of any type.
-
-        `present` and `repeated` are as for `forward`; `contents` (B, 2) is the height and width of what isn't padding,
-        to which boxes are clipped, all if None.
-        """
+        """Does what `detect` does once images are prepared, fitted and stacked; see `Finder.find`."""
         check_doubting(doubt)
         training = [module for module in self.modules() if module.training]
         self.eval()
@@ -256,6 +321,47 @@ class Detector(Exact, OnHub, ABC):
         finally:
             for module in training:
                 module.training = True
+
+    def find_padded(
+        self,
+        images: Mapping[str, Tensor],
+        present: Mapping[str, Tensor],
+        contents: Tensor | None = None,
+        selection: Selection = DEFAULT,
+        doubt: Doubting = "drop",
+    ) -> tuple[Tensor, ...]:
+        """Does what `find` does, of a detector in eval mode, in shapes and steps that depend on no value: for export.
+
+        Every sensor has an image (B, C, H, W) and a mask (B,) bool, whatever the image of one that isn't there holds.
+        All run. Returns what `decode_padded` does and what is thought of the sensors: doubts, NaN where one wasn't
+        judged, and which are dropped and which disagree, (B, M) each. An image without any sensor has no detection.
+        """
+        encoded = self.normalise(images)
+        size, presence = self.checked(encoded, {})
+        floats = [m for m in self.modalities if images[m].is_floating_point() and doubt != "off"]
+        broken = {m: present[m] & ~encoded[m].flatten(1).sum(1).isfinite() for m in floats}
+        left_out = broken if doubt in ("drop", "weigh") else {}
+        there = {m: present[m] & ~left_out[m] if m in left_out else present[m] for m in self.modalities}
+        presence = presence.doubted({m: ~mask for m, mask in there.items()})
+        witness = None
+        if self.agreement is not None and doubt != "off":
+            witness = self.agreement.witness(encoded, {})
+        outputs = self.run({m: x.to(self.dtype) for m, x in encoded.items()}, size, presence, doubt, witness)
+        boxes, scores, labels = self.decode_padded(outputs, contents, selection)
+        seen = torch.stack(list(there.values()), 1).any(1, keepdim=True)
+        judged: Judgement | None = outputs.judgement
+        if judged is None:
+            unknown = boxes.new_full((boxes.shape[0], len(there)), torch.nan)
+            judged = Judgement(unknown, torch.zeros_like(unknown, dtype=torch.bool), unknown > 0)
+        gone = torch.stack([broken.get(m, torch.zeros_like(mask)) for m, mask in there.items()], 1)
+        return (
+            torch.where(seen[..., None], boxes, 0.0),
+            torch.where(seen, scores, 0.0),
+            torch.where(seen, labels, -1),
+            judged.doubts.masked_fill(gone, torch.inf),
+            judged.dropped | (gone if left_out else torch.zeros_like(gone)),
+            judged.disagreeing,
+        )
 
     def folded(self) -> Self:
         """Returns a copy for inference, as it is now: batch norms are folded into convolutions, the weights of merges

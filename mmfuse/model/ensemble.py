@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import register_dataclass
 from torch.nn.utils.rnn import pad_sequence
@@ -15,7 +16,7 @@ from mmfuse.errors import UserError
 from mmfuse.model.agreement import Agreement, Witness
 from mmfuse.model.detector import CLASS_PRIOR, Detector, Outputs
 from mmfuse.model.doubt import Doubt, Doubting, Judgement
-from mmfuse.model.postprocess import DEFAULT, Selection, suppress
+from mmfuse.model.postprocess import DEFAULT, Selection, settled, suppress
 from mmfuse.model.presence import Presence
 from mmfuse.sample import Detections, Sight, Targets
 
@@ -26,12 +27,12 @@ CLAMP = 1e-6
 @dataclass(frozen=True)
 class EnsembleOutputs:
     """What each modality's detector says of the images that have it: `members`, and these images: `rows` (n,) int64 on
-    the host.
+    the host. Only the boxes of those that are `believed` (B, M) bool, on the host too, are merged.
     """
 
     members: Mapping[str, Outputs]
     rows: Mapping[str, Tensor]
-    batch: int
+    believed: Tensor
     size: tuple[int, int]
     judgement: Judgement | None = None
 
@@ -80,8 +81,12 @@ class BoxEnsemble(Detector):
         rows = {m: presence.rows[m] for m in presence.there}
         members = {m: self._run(m, own.take(images[m]), size, doubt) for m, own in rows.items()}
         places = {m: own.places(torch.device("cpu")) for m, own in rows.items()}
-        judgement = self._judge(members, places, presence, doubt, witness) if doubt != "off" and self.doubts else None
-        return EnsembleOutputs(members, places, presence.batch, size, judgement)
+        host = torch.device("cpu")
+        there = torch.stack([presence.rows[m].on(host).expand(presence.batch) for m in self.modalities], 1)
+        if doubt == "off" or not self.doubts:
+            return EnsembleOutputs(members, places, there, size)
+        judgement = self._judge(members, places, there, doubt, witness)
+        return EnsembleOutputs(members, places, there & ~judgement.dropped, size, judgement)
 
     def _run(self, modality: str, images: Tensor, size: tuple[int, int], doubt: Doubting) -> Outputs:
         """Runs a member on `images` (n, C, H, W), of which there may be none."""
@@ -93,15 +98,15 @@ class BoxEnsemble(Detector):
         self,
         members: Mapping[str, Outputs],
         places: Mapping[str, Tensor],
-        presence: Presence,
+        there: Tensor,
         doubt: Doubting,
         witness: Witness | None,
     ) -> Judgement:
-        doubts = torch.full((presence.batch, len(self.modalities)), torch.nan)
+        doubts = torch.full(there.shape, torch.nan)
         for modality, member in members.items():
             assert member.judgement is not None
             doubts[places[modality], self.modalities.index(modality)] = member.judgement.doubts[:, 0].cpu()
-        there = torch.stack([presence.rows[m].host for m in self.modalities], 1)
+        doubts = doubts.masked_fill(~there, torch.nan)
         return Judgement.of(doubts, there, doubt, None if witness is None else witness.to(doubts.device))
 
     def maps(self, images: Mapping[str, Tensor]) -> dict[str, Sequence[Tensor]]:
@@ -136,26 +141,51 @@ class BoxEnsemble(Detector):
         Raises:
             UserError: Soft-NMS is asked for, which keeps the boxes that are to be merged.
         """
-        if selection.soft:
-            raise UserError("soft: placement boxes merges overlapping boxes, so Soft-NMS doesn't apply; leave it out")
+        _refuse_soft(selection)
         nothing = Detections.empty().to(self.prior.device)
-        found = {m: [nothing] * outputs.batch for m in self.modalities}
+        found = {m: [nothing] * len(outputs.believed) for m in self.modalities}
         every = replace(selection, threshold=0.0)
         for modality, member in outputs.members.items():
             rows = outputs.rows[modality]
             detections = self.member(modality).decode(member, None if contents is None else contents[rows], every)
             column = self.modalities.index(modality)
             for row, one in zip(rows.tolist(), detections, strict=True):
-                if outputs.judgement is None or not outputs.judgement.dropped[row, column]:
+                if outputs.believed[row, column]:
                     found[modality][row] = one
                 if outputs.judgement is not None and outputs.judgement.belief is not None:
-                    found[modality][row] = self._weighed(found[modality][row], outputs.judgement.belief[row, column])
+                    own = found[modality][row]
+                    weighed = self._weighed(own.scores, outputs.judgement.belief[row, column])
+                    found[modality][row] = replace(own, scores=weighed)
         return self.merge(found, selection)
 
-    def _weighed(self, one: Detections, belief: Tensor) -> Detections:
-        """Returns detections whose evidence, what their log-odds are above the prior, counts for `belief` ()."""
-        logits = self.prior + belief.to(self.prior) * (one.scores.logit(CLAMP) - self.prior)
-        return replace(one, scores=logits.sigmoid())
+    def _weighed(self, scores: Tensor, belief: Tensor) -> Tensor:
+        """Returns scores whose evidence, what their log-odds are above the prior, counts for `belief`."""
+        return (self.prior + belief.to(self.prior) * (scores.logit(CLAMP) - self.prior)).sigmoid()
+
+    def decode_padded(
+        self, outputs: EnsembleOutputs, contents: Tensor | None = None, selection: Selection = DEFAULT
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Does what `decode` does in shapes that don't depend on what is found; every member has run on all images."""
+        _refuse_soft(selection)
+        every = replace(selection, threshold=0.0)
+        found = []
+        for number, (modality, own) in enumerate(outputs.members.items()):
+            boxes, scores, labels = self.member(modality).decode_padded(own, contents, every)
+            believed = outputs.believed[:, number, None]
+            if outputs.judgement is not None and outputs.judgement.belief is not None:
+                scores = self._weighed(scores, outputs.judgement.belief[:, number, None])
+            labels = torch.where(believed, labels, -1)
+            scores = torch.where(labels >= 0, scores, 0.0)
+            found.append((boxes, scores, labels, torch.full_like(labels, number)))
+        boxes, scores, labels, member = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
+        boxes, scores, labels = _merged(boxes, scores, labels, member, selection, self.slopes, self.offsets, self.prior)
+        kept = scores > max(selection.threshold, 0.0)
+        lacking = selection.max_detections - scores.shape[1]
+        return (
+            F.pad(torch.where(kept[..., None], boxes, 0.0), (0, 0, 0, lacking)),
+            F.pad(torch.where(kept, scores, 0.0), (0, lacking)),
+            F.pad(torch.where(kept, labels, -1), (0, lacking), value=-1),
+        )
 
     def merge(self, found: Mapping[str, Sequence[Detections]], selection: Selection = DEFAULT) -> list[Detections]:
         """Merges what each modality's detector found, an entry for each image, empty where it saw nothing."""
@@ -193,16 +223,41 @@ def merge_boxes(
         pad_sequence(list(values), batch_first=True, padding_value=padding)
         for values, padding in zip(zip(*lists, strict=True), (0.0, 0.0, -1, -1), strict=True)
     )
+    if scores.shape[1] == 0:
+        return [image[0] for image in found]
+    boxes, fused, labels = _merged(boxes, scores, labels, member, selection, slopes, offsets, prior)
+    kept = fused > selection.threshold
+    columns = (x[kept].split(kept.sum(1).tolist()) for x in (boxes, fused, labels))
+    return [Detections(*values) for values in zip(*columns, strict=True)]
+
+
+def _merged(
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    member: Tensor,
+    selection: Selection,
+    slopes: Tensor,
+    offsets: Tensor,
+    prior: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Merges `boxes` (B, N, 4), found by detector `member` (B, N) with `scores` and `labels` (B, N); see `merge_boxes`.
+
+    What is no box has score 0 and label -1. Returns boxes, scores and labels of the `max_detections` best objects, or N
+    if less, best first; what is no object has score -1.
+    """
     exact = slopes[member] * scores.double().logit() + offsets[member]  # no two scores become one
     exact, order = exact.sort(dim=1, descending=True, stable=True)
     scores, labels, member = (x.gather(1, order) for x in (scores, labels, member))
     boxes = boxes.gather(1, order[..., None].expand(-1, -1, 4))
     batch, count = scores.shape
-    if count == 0:
-        return [image[0] for image in found]
-    heads = torch.zeros(batch * count, dtype=torch.bool, device=boxes.device)
-    heads[suppress(boxes, exact, labels, replace(selection, threshold=-math.inf, max_detections=count))] = True
-    heads = heads.view(batch, count)
+    every = replace(selection, threshold=-math.inf, max_detections=count)
+    heads = torch.zeros(batch, count, dtype=torch.bool, device=boxes.device)
+    if torch.compiler.is_exporting():
+        places = settled(boxes.double(), exact > -math.inf, labels, every)
+        heads = F.pad(heads, (0, 1)).scatter(1, places, True)[:, :count]
+    else:
+        heads.view(-1)[suppress(boxes, exact, labels, every)] = True
 
     number = torch.arange(count, device=boxes.device)
     overlap = box_maths.iou(boxes[:, :, None].double(), boxes[:, None].double())
@@ -211,13 +266,13 @@ def merge_boxes(
     owner = torch.where(heads, number, owner)
     owned = owner[:, None] == number[:, None]
     logit = slopes[member] * scores.logit(CLAMP) + offsets[member]
-    votes, places = [], []
+    votes, givers = [], []
     for one in range(len(slopes)):
         logits = torch.where(owned & (member == one)[:, None], logit[:, None], -torch.inf)
         vote, place = logits.max(2)
         votes.append(vote)
-        places.append(place)
-    vote, place = torch.stack(votes, 2), torch.stack(places, 2)
+        givers.append(place)
+    vote, place = torch.stack(votes, 2), torch.stack(givers, 2)
     voted = vote.isfinite()
     fused = torch.where(voted, vote, 0.0).sum(2) - (voted.sum(2) - 1) * prior
     theirs = boxes.gather(1, place.flatten(1)[..., None].expand(-1, -1, 4)).view(*place.shape, 4)
@@ -226,7 +281,9 @@ def merge_boxes(
 
     fused, order = torch.where(heads, fused.sigmoid(), -1.0).sort(dim=1, descending=True, stable=True)
     fused, order = fused[:, : selection.max_detections], order[:, : selection.max_detections]
-    kept = fused > selection.threshold
-    boxes = boxes.gather(1, order[..., None].expand(-1, -1, 4))
-    columns = (x[kept].split(kept.sum(1).tolist()) for x in (boxes, fused, labels.gather(1, order)))
-    return [Detections(*values) for values in zip(*columns, strict=True)]
+    return boxes.gather(1, order[..., None].expand(-1, -1, 4)), fused, labels.gather(1, order)
+
+
+def _refuse_soft(selection: Selection) -> None:
+    if selection.soft:
+        raise UserError("soft: placement boxes merges overlapping boxes, so Soft-NMS doesn't apply; leave it out")

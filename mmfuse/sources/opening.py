@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mmfuse.data.annotations.cards import load_card
 from mmfuse.errors import UserError, unknown_name
-from mmfuse.model.detector import Detector
+from mmfuse.model.detector import Finder
 from mmfuse.sample import Scene
 from mmfuse.sources.folders import SUFFIXES as IMAGES
 from mmfuse.sources.folders import scenes_of_folders
@@ -19,7 +19,7 @@ _BAGS = (".bag", ".mcap", ".db3")
 
 
 def scenes(
-    detector: Detector,
+    detector: Finder,
     source: str | Path | Mapping[str, str | Path],
     *,
     split: str = "test",
@@ -73,7 +73,7 @@ def scenes(
     raise UserError(f"{source}: isn't a card, a COCO file, a bag or a folder of {', '.join(names)}; give {fix}")
 
 
-def _of_each(detector: Detector, parts: Mapping[str, str], tolerance: float | None) -> Iterable[Scene]:
+def _of_each(detector: Finder, parts: Mapping[str, str], tolerance: float | None) -> Iterable[Scene]:
     if not parts:
         raise UserError(f"no image given; give at least one of {', '.join(detector.modalities)}")
     kinds = {m: _kind(m, part) for m, part in parts.items()}

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import statistics
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +23,10 @@ from mmfuse.evaluation.robustness import Trial, Trials, check_names, suiting
 from mmfuse.evaluation.score import Evaluation, evaluate
 from mmfuse.evaluation.significance import Difference, difference, hardest, match, resampled_ap
 from mmfuse.evaluation.verdicts import SEEDS_NEEDED, fault_verdict, verdict_on
+from mmfuse.exporting.loading import ExportedDetector
+from mmfuse.exporting.runs import is_exported, open_run
 from mmfuse.files import write_whole
-from mmfuse.model.detector import Detector, FusionDetector
+from mmfuse.model.detector import Detector, Finder, FusionDetector
 from mmfuse.recipes import Recipe, load_recipe
 from mmfuse.report.charts import (
     comparison_bars,
@@ -92,7 +94,7 @@ def compare(
     whether a fault costs no more than a sensor that is known to be missing.
 
     Args:
-        runs_or_recipes: runs or their folders, recipe files, or folders of recipe files.
+        runs_or_recipes: runs or their folders, what `mmfuse export` wrote of one, recipe files, or folders of these.
         assignments: changes to the recipe files, such as "train.epochs=20".
         seeds: training seeds for recipes.
         split: the split to score on.
@@ -128,8 +130,8 @@ def _runs(
     if isinstance(given, Run):
         return [given]
     path = Path(given)
-    if (path / "config.yaml").exists():
-        return [Run(path)]
+    if is_exported(path) or (path / "config.yaml").exists():
+        return [open_run(path)]
     files = sorted(path.glob("*.yaml")) if path.is_dir() else [path]
     if not files:
         raise UserError(f"{path}: holds neither a run nor recipes; give a run folder or a folder of *.yaml recipes")
@@ -202,7 +204,7 @@ def _comparison(
                 ap=tuple(e.scores.ap for e in model.evaluations),
                 ap50=tuple(e.scores.ap50 for e in model.evaluations),
                 scores=tuple(e.scores for e in model.evaluations),
-                parameters=sum(p.numel() for p in detector.parameters()),
+                parameters=detector.parameter_count,
                 gmacs=gmacs(detector),
                 latency_ms=latency_ms(detector),
                 difference=DifferenceTo(**dataclasses.asdict(shown), to=to) if shown else None,
@@ -213,7 +215,7 @@ def _comparison(
                 curves=tuple(e.curves for e in model.evaluations),
             )
         )
-    facts = environment(next(models[0].evaluations[0].detector.parameters()).device)
+    facts = environment(models[0].evaluations[0].detector.device)
     recipes = [model.recipe for model in models]
     budgets = [(r.train, r.data, r.model, r.init) for r in recipes]
     return Comparison(
@@ -225,7 +227,7 @@ def _comparison(
         verdicts=tuple(verdicts),
         fault_verdicts=tuple(v for row in rows if (v := fault_verdict(row.name, row.faults)) is not None),
         same_budget=all(budget == budgets[0] for budget in budgets),
-        command="mmfuse compare " + " ".join(str(run.folder) for model in models for run in model.runs),
+        command="mmfuse compare " + " ".join(run.given for model in models for run in model.runs),
         date=facts.date,
         hardware=f"{facts.hardware}, torch {facts.versions['torch']}",
     )
@@ -329,11 +331,15 @@ def _faults(
     return tuple(rows)
 
 
-def gmacs(detector: Detector) -> float:
+def gmacs(detector: Finder) -> float:
     """Returns the billions of multiply-adds of one forward pass on one image of its input size, all sensors there.
 
-    That is what runs: it has the places between packed levels too, 1 or 2 % more than the architecture.
+    That is what runs: it has the places between packed levels too, 1 or 2 % more than the architecture. Of an exported
+    detector it is that of the one that it was made from.
     """
+    if isinstance(detector, ExportedDetector):
+        return detector.header.gmacs
+    assert isinstance(detector, Detector)
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
@@ -341,27 +347,38 @@ def gmacs(detector: Detector) -> float:
     return counter.get_total_flops() / 2e9
 
 
-def latency_ms(detector: Detector, rounds: int = 15) -> float:
-    """Returns the median time in ms to find objects in one image of its input size, on the detector's device."""
-    device = next(detector.parameters()).device
-    times = []
+def latency_ms(detector: Finder, rounds: int = 15) -> float:
+    """Returns the median time in ms to find objects in one image of its input size, on the detector's device.
+
+    The images are encoded already, but of an exported detector raw.
+    """
+    device, times = detector.device, []
     with torch.inference_mode():
-        images = _blank(detector)
+        find = _finding(detector)
         for _ in range(rounds):
             if device.type == "cuda":
                 torch.cuda.synchronize()
             started = time.perf_counter()
-            detector.decode(detector(images))
+            find()
             if device.type == "cuda":
                 torch.cuda.synchronize()
             times.append(1000 * (time.perf_counter() - started))
     return statistics.median(times[3:])
 
 
+def _finding(detector: Finder) -> Callable[[], object]:
+    if isinstance(detector, ExportedDetector):
+        raw = {m: torch.zeros(1, s.prepared_channels, *detector.input_size) for m, s in detector.sensors.items()}
+        return lambda: detector.find(raw, {}, selection=detector.header.selection, doubt=detector.doubting)
+    assert isinstance(detector, Detector)
+    images = _blank(detector)
+    return lambda: detector.decode(detector(images))
+
+
 def _blank(detector: Detector) -> dict[str, torch.Tensor]:
-    device = next(detector.parameters()).device
     return {
-        m: torch.zeros(1, s.encoded_channels, *detector.input_size, device=device) for m, s in detector.sensors.items()
+        m: torch.zeros(1, s.encoded_channels, *detector.input_size, device=detector.device)
+        for m, s in detector.sensors.items()
     }
 
 

@@ -1,6 +1,5 @@
 """Finds objects in scenes of any source, and writes what was found."""
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +11,11 @@ from tqdm import tqdm
 from mmfuse.data.loader import spare_cores
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.evaluation.curves import THRESHOLD
+from mmfuse.exporting.loading import load
+from mmfuse.exporting.runs import is_exported
 from mmfuse.images.lift import UNKNOWN, depth_of, lift
 from mmfuse.images.scenes import corner_of
-from mmfuse.model.checkpoint import load
-from mmfuse.model.detector import Detector
+from mmfuse.model.detector import Finder
 from mmfuse.model.doubt import Doubting
 from mmfuse.model.postprocess import Selection
 from mmfuse.report.outputs import Output, Prediction
@@ -28,7 +28,7 @@ from mmfuse.training.distributed import World
 PART = 64
 """Scenes in a part of the output: what is lost at most when a run is stopped."""
 
-Model = str | Path | Run | Detector
+Model = str | Path | Run | Finder
 
 
 @overload
@@ -52,7 +52,8 @@ def predict(  # type: ignore[misc]
 ) -> Detections | Iterator[Prediction]:
     """Finds objects in one scene, whose detections it returns, or in many, whose predictions it yields one by one.
 
-    - `model`: a run, its folder, a checkpoint or a detector, which can be kept for many calls.
+    - `model`: a run, its folder, a checkpoint, what `mmfuse export` wrote, or a detector, which can be kept for many
+      calls.
     - `source`: one scene, a `Scene` or a mapping of modalities to images as for `Detector.detect`; or many: scenes,
       such as `mmfuse.scenes` opens, or a source that it can open by name.
     - `threshold`, `max_detections`, `classes`: what to tell; all classes where none is named. A threshold by class,
@@ -96,7 +97,7 @@ def predict(  # type: ignore[misc]
     if out is not None:
         names = [scene.name for scene in scenes] if isinstance(scenes, Sequence) else [str(source)]
         options = (limits, max_detections, finder.doubt, positions)
-        key = {"detector": _digest(detector), "scenes": names, "options": options}
+        key = {"detector": detector.digest, "scenes": names, "options": options}
         several = not isinstance(scenes, Sequence) or len(scenes) != 1
         output = Output(Path(out), key, detector.sensors, getattr(scenes, "fps", 10.0), several=several)
     elif world.size > 1:
@@ -115,7 +116,7 @@ class _Finder:
     """A detector with what it is asked for."""
 
     def __init__(
-        self, detector: Detector, limits: tuple[float, ...], max_detections: int, doubt: Doubting, positions: bool
+        self, detector: Finder, limits: tuple[float, ...], max_detections: int, doubt: Doubting, positions: bool
     ) -> None:
         self.detector = detector
         self.limits = torch.tensor(limits)
@@ -228,20 +229,14 @@ def _each(
             world.wait()
 
 
-def open_model(model: Model, device: str | None = None) -> tuple[Detector, Doubting]:
+def open_model(model: Model, device: str | None = None) -> tuple[Finder, Doubting]:
     """Returns a detector and what comes of doubt: as its recipe has it, where it is of a run; see `predict`."""
-    if isinstance(model, Detector):
-        return model, "drop"
+    if not isinstance(model, Finder) and not isinstance(model, Run) and is_exported(model):
+        model = load(model, World.from_environment(device).device)
+    if isinstance(model, Finder):
+        return model, model.doubting
     place = World.from_environment(device).device
     run = model if isinstance(model, Run) else Run(Path(model))
     if (run.folder / "config.yaml").exists():
         return load(run.best, place), run.recipe.doubt
     return load(run.folder, place), "drop"
-
-
-def _digest(detector: Detector) -> str:
-    """Returns what tells a detector from any other: a hash of all that it is made of."""
-    digest = hashlib.sha256(repr(detector.spec).encode())
-    for name, value in detector.state_dict().items():
-        digest.update(name.encode() + value.float().cpu().numpy().tobytes())
-    return digest.hexdigest()

@@ -98,7 +98,7 @@ def robustness(
         curves=(),
         faults=(),
         verdict=None,
-        environment=environment(next(detector.parameters()).device),
+        environment=environment(detector.device),
     )
     points = _known_points(path, empty)
     asked_for = sorted(set(severities)) or list(range(1, SEVERITIES + 1))

@@ -57,8 +57,8 @@ def shares(run: str | Path | Run, *, split: str = "test") -> Shares:
             f"{run.folder}: has one modality, {names[0]}, which has no share to show; give a run of several"
         )
     evaluation = evaluate(run, split=split)
+    assert isinstance(evaluation.detector, FusionDetector)
     detector = evaluation.detector
-    assert isinstance(detector, FusionDetector)
     pyramid = detector.pyramid
     images = [record for record in evaluation.records if all(m in record.files for m in names)]
     by_image = any(merge.by_image for merge in pyramid.merges)

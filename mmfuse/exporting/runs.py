@@ -1,0 +1,62 @@
+"""An exported detector in the place of the run that it was made from: to be scored and compared on its data."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mmfuse.errors import UserError
+from mmfuse.exporting.loading import ONNX, PROGRAM, header_of
+from mmfuse.recipes import Recipe
+from mmfuse.run import Run
+
+
+@dataclass(frozen=True)
+class ExportedRun(Run):
+    """A file that `mmfuse export` wrote of a run, as a run of its own; results of it go into `folder`.
+
+    Its recipe is that of the run, by a name with the file's in it.
+    """
+
+    file: Path = Path()
+
+    @property
+    def given(self) -> str:
+        """What names it on the command line: the file."""
+        return str(self.file)
+
+    @property
+    def best(self) -> Path:
+        """The file."""
+        return self.file
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe of the run that it was made from.
+
+        Raises:
+            UserError: it was made from a detector without a run.
+        """
+        recipe = header_of(self.file).recipe
+        if recipe is None:
+            raise UserError(f"{self.file}: was made from a detector without a run, so it has no recipe; export a run")
+        return self.moved(replace(recipe, name=f"{recipe.name}-{self.file.stem}"))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the labels."""
+        return header_of(self.file).classes
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """The scores, by class, that were best for the detector that it was made from."""
+        return header_of(self.file).thresholds
+
+
+def is_exported(path: str | Path) -> bool:
+    """Whether a path names a file of those that `mmfuse export` writes."""
+    return Path(path).suffix in (ONNX, PROGRAM)
+
+
+def open_run(path: str | Path, card: str | Path | None = None, root: str | Path | None = None) -> Run:
+    """Returns the run of a folder, or an exported file as one; see `Run` for `card` and `root`."""
+    path = Path(path)
+    return ExportedRun(path.with_suffix(""), card, root, path) if is_exported(path) else Run(path, card, root)

@@ -1,0 +1,219 @@
+"""Writes a detector as a file that other programs run, once it is shown to find the same."""
+
+import copy
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmfuse.data.annotations.cards import card_of
+from mmfuse.errors import UserError, require
+from mmfuse.exporting.graph import traced
+from mmfuse.exporting.header import OUTPUTS, PRESENT, Header, outside, pixel_type
+from mmfuse.exporting.loading import ONNX, onnx_session
+from mmfuse.exporting.onnx_files import to_onnx
+from mmfuse.exporting.parity import TOLERANCES, difference, masks_of, told
+from mmfuse.files import named_like, write_whole
+from mmfuse.images.scenes import mounted, prepare_scene
+from mmfuse.images.sight import Sight
+from mmfuse.model.checkpoint import load
+from mmfuse.model.detector import Detector
+from mmfuse.model.doubt import Doubting
+from mmfuse.model.postprocess import Selection
+from mmfuse.run import Run
+from mmfuse.sample import Detections, Scene
+from mmfuse.sources.splits import scenes_of_split
+from mmfuse.verbs.compare import gmacs
+from mmfuse.version import VERSION
+
+_COMPARED = 3
+"""Scenes on which a file is compared with the detector."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written, what it says of itself, and on how many scenes it was compared with the detector."""
+
+    path: str
+    header: Header
+    compared: int
+
+    def to_text(self) -> str:
+        """Says it in a line."""
+        header = self.header
+        cost = "".join(f"; AP {name} {value:.3f}" for name, value in header.val_ap.items())
+        return (
+            f"{self.path}: {header.name}, {header.precision}, {header.size[0]}x{header.size[1]}, "
+            f"{Path(self.path).stat().st_size / 1e6:.1f} MB; finds the same in {self.compared} scenes{cost}"
+        )
+
+
+def export(
+    model: str | Path | Run | Detector,
+    out: str | Path,
+    *,
+    size: tuple[int, int] | None = None,
+    batch: int = 1,
+    threshold: float = 0.0,
+    iou_threshold: float = 0.5,
+    max_detections: int = 100,
+    doubt: Doubting | None = None,
+) -> Exported:
+    """Writes a detector to `out`, an ONNX file (.onnx), and compares what that finds with what the detector finds.
+
+    The file takes images as the sensors give them, by name, (B, C, H, W) of any height and width, and for each whether
+    it is there, `present_NAME` (B,) bool. It gives `boxes` (B, D, 4) xyxy in pixels of these images, `scores` and
+    `labels` (B, D), best first, with score 0 and label -1 where there is no more; and `doubt`, `dropped` and
+    `disagreeing` (B, M), see `Detections`. What a sensor needs before is in the file's metadata; see
+    `mmfuse.exporting.header.Header`.
+
+    - `model`: a run, its folder, a checkpoint or a detector.
+    - `size`: height and width at which it sees, the detector's if None.
+    - `batch`: the number of images, 0 for any.
+    - `threshold` to `max_detections`: what is found, as for `Detector.detect`. `doubt`: the run's if None.
+
+    It is tried on scenes of the run's validation split, or drawn ones where there is none, with each sensor missing in
+    turn, too.
+
+    Raises:
+        UserError: there is such a file, the run has no best detector, an option isn't allowed, the file finds something
+            else, or it can't be written.
+    """
+    out = named_like(out, ONNX)
+    if out.exists():
+        raise UserError(f"out: {out} exists already; remove it, or give another name")
+    require(batch >= 0, "batch", batch, "use 1 or more, or 0 for any")
+    require(0 <= threshold <= 1, "threshold", threshold, "use a score from 0 to 1")
+    require(0 < iou_threshold <= 1, "iou_threshold", iou_threshold, "use an overlap from 0 to 1")
+    require(max_detections >= 1, "max_detections", max_detections, "use 1 or more")
+    detector, run, digest = _opened(model)
+    if size is not None:
+        _check_size(size, detector.stride)
+        detector.sight = Sight(detector.sensors, size, detector.stride)
+    header = Header(
+        version=VERSION,
+        name=run.recipe.name if run else "detector",
+        classes=detector.classes,
+        sensors=detector.sensors,
+        size=detector.input_size,
+        stride=detector.stride,
+        batch=batch,
+        precision="fp32",
+        suppression="loop",
+        selection=Selection(threshold, iou_threshold, max_detections),
+        doubt=doubt or (run.recipe.doubt if run else "drop"),
+        digest=digest,
+        parameters=detector.parameter_count,
+        gmacs=gmacs(detector),
+        inputs={m: outside(sensor) or "raw" for m, sensor in detector.sensors.items()},
+        recipe=run.recipe if run else None,
+        thresholds=run.thresholds if run else {},
+    )
+    program = traced(detector.folded(), header.size, batch, header.selection, header.doubt)
+    content = to_onnx(program, header).SerializeToString()
+    scenes = _scenes(detector, run)
+    _compare(detector, content, header, scenes, str(out))
+    write_whole(out, content)
+    return Exported(str(out), header, len(scenes))
+
+
+def _opened(model: str | Path | Run | Detector) -> tuple[Detector, Run | None, str]:
+    """Returns a detector of its own, its run if it has one, and what tells its weights from others."""
+    if isinstance(model, Detector):
+        if model.frozen:
+            raise UserError("export: a folded detector can't be exported; give the one that it was made from")
+        return copy.deepcopy(model).cpu().eval(), None, model.digest
+    run = model if isinstance(model, Run) else Run(Path(model))
+    if (run.folder / "config.yaml").exists():
+        detector = load(run.best)
+        return detector, run, hashlib.sha256(run.best.read_bytes()).hexdigest()
+    detector = load(run.folder)
+    path = run.folder / "best.safetensors" if run.folder.is_dir() else run.folder
+    return detector, None, hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _check_size(size: tuple[int, int], stride: int) -> None:
+    require(min(size) > 0 and not size[0] % stride and not size[1] % stride, "size", size, f"use multiples of {stride}")
+
+
+def _scenes(detector: Detector, run: Run | None) -> list[Scene]:
+    """Returns scenes to compare on, in which all sensors are there: of the validation split, or else drawn ones."""
+    if run is None:
+        return [_drawn(detector, seed) for seed in range(_COMPARED)]
+    every = scenes_of_split(card_of(run.recipe), "val")
+    own = [replace(s, images={m: s.images[m] for m in detector.modalities}) for s in every if _whole(s, detector)]
+    return own[:_COMPARED] or [_drawn(detector, seed) for seed in range(_COMPARED)]
+
+
+def _whole(scene: Scene, detector: Detector) -> bool:
+    return all(m in scene.images for m in detector.modalities)
+
+
+def _drawn(detector: Detector, seed: int) -> Scene:
+    """Returns a scene of blocks and noise, which is smaller or larger than the network's input."""
+    generator = torch.Generator().manual_seed(seed)
+    height, width = (side * (2 + seed) // 3 + 5 * seed for side in detector.input_size)
+    images = {}
+    for m, sensor in detector.sensors.items():
+        low, high = sensor.seen or (0.0, 255.0 if pixel_type(sensor) == "uint8" else 5000.0)
+        left, top, right, bottom = sensor.border
+        size = (height + top + bottom, width + left + right)
+        blocks = torch.rand(1, sensor.channels, 9, 11, generator=generator)
+        pixels = F.interpolate(blocks, size, mode="nearest")[0] + 0.1 * torch.rand(size, generator=generator)
+        images[m] = (low + (high - low) * pixels / 1.1).to(getattr(torch, pixel_type(sensor)))
+    return Scene(images)
+
+
+def _compare(detector: Detector, content: bytes, header: Header, scenes: Sequence[Scene], place: str) -> None:
+    """Runs a file on scenes, with all sensors and without each, beside the detector.
+
+    Raises:
+        UserError: it finds something else.
+    """
+    session = onnx_session(content, place)
+    tolerance, selection = TOLERANCES[header.precision], header.selection
+    for number, scene in enumerate(scenes):
+        given = _given(detector, scene)
+        for mask in masks_of(detector.modalities):
+            views = detector.sight.views([scene], mask)
+            (expected,) = detector.find(views.images, views.present, views.contents, selection, header.doubt)
+            expected = expected.rescale(float(views.scales[0]))
+            feed = {m: np.repeat(x, header.batch or 1, 0) for m, x in given.items()}
+            feed |= {PRESENT + m: np.repeat(one.numpy(), header.batch or 1, 0) for m, one in mask.items()}
+            boxes, scores, labels, *judged = (torch.from_numpy(x[-1]) for x in session.run(OUTPUTS, feed))
+            kept = labels >= 0
+            found = Detections(boxes[kept], scores[kept], labels[kept])
+            problem = difference(expected, found, tolerance, selection.iou_threshold, selection.max_detections)
+            problem = problem or _judged(expected, judged, detector.modalities)
+            if problem:
+                fix = "it isn't written; report this with the recipe"
+                raise UserError(f"{place}: scene {number}{told(mask)}: the file {problem}: {fix}")
+
+
+def _given(detector: Detector, scene: Scene) -> dict[str, np.ndarray]:
+    """Returns what a file is given of a scene, (1, C, H, W) of each sensor."""
+    raw = {m: detector.sight.read(m, image) for m, image in scene.images.items()}
+    prepared = prepare_scene(raw, mounted(scene, detector.sensors), scene.size)
+    return {
+        m: (prepared if outside(sensor) else raw)[m][None].contiguous().numpy().astype(pixel_type(sensor))
+        for m, sensor in detector.sensors.items()
+    }
+
+
+def _judged(expected: Detections, judged: Sequence[Tensor], modalities: Sequence[str]) -> str | None:
+    """Says how doubts, dropped and disagreeing sensors (M,) aren't those that are expected."""
+    for m, doubt, dropped, disagreeing in zip(modalities, *(one.tolist() for one in judged), strict=True):
+        wanted = expected.doubt.get(m, math.nan)
+        if not (math.isnan(doubt) and math.isnan(wanted)) and not math.isclose(
+            doubt, wanted, rel_tol=0.02, abs_tol=0.02
+        ):
+            return f"doubts {m} by {doubt:.3f}, not {wanted:.3f}"
+        if dropped != (m in expected.dropped) or disagreeing != (m in expected.disagreeing):
+            return f"thinks otherwise of {m}"
+    return None

@@ -1,0 +1,295 @@
+"""A run exported to ONNX: what the file says, finds and refuses, and what takes it for a model."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+
+import mmfuse
+from mmfuse import cli, strict_yaml
+from mmfuse.data.annotations.cards import card_of
+from mmfuse.errors import UserError
+from mmfuse.exporting.parity import Tolerance, difference
+from mmfuse.model import checkpoint
+from mmfuse.recipes import load_recipe
+from mmfuse.run import Run, build_detector
+from mmfuse.sample import Detections
+from mmfuse.verbs import export as export_verb
+
+PAGE = Path(__file__).parents[2] / "docs" / "export.md"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, paired_set):
+    """The run of a detector of two sensors that wasn't trained, whose outputs are spread, so that detections differ."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "recipe.yaml").write_text(
+        f"card: {paired_set}\nname: both\nmodalities: [rgb, thermal]\n"
+        "model: {size: d-4, backbone: test_resnet, width: 16}\ndata: {input_size: [96, 128], workers: 0}\n"
+    )
+    recipe = load_recipe(folder / "recipe.yaml")
+    card = card_of(recipe)
+    measured = {"rgb": ((110.0,) * 3, (60.0,) * 3, "uint8"), "thermal": ((0.4,), (0.2,), "uint16")}
+    sensors = {
+        m: replace(card.modalities[m], mean=mean, std=std, dtype=kind, range=() if m == "rgb" else (20000.0, 40000.0))
+        for m, (mean, std, kind) in measured.items()
+    }
+    torch.manual_seed(0)
+    detector = build_detector(recipe, sensors, card.classes).eval()
+    detector.class_head.predict.pointwise.weight.data *= 5
+    detector.begin_doubt()
+    for doubt in detector.doubts.values():
+        doubt.threshold.fill_(1e9)
+    checkpoint.save_detector(folder / "best.safetensors", detector, {})
+    strict_yaml.save_yaml(folder / "config.yaml", recipe.to_dict())
+    return Run(folder)
+
+
+@pytest.fixture(scope="module")
+def file(run):
+    """The run as an ONNX file."""
+    return Path(mmfuse.export(run, run.folder / "d.onnx").path)
+
+
+def scene(kinds=("rgb", "thermal"), height=70, width=150, seed=0):
+    rng = np.random.default_rng(seed)
+    images = {
+        "rgb": rng.integers(0, 256, (height, width, 3), dtype=np.uint8),
+        "thermal": rng.integers(18000, 42000, (height, width), dtype=np.uint16),
+    }
+    return {m: images[m] for m in kinds}
+
+
+def same(found, expected):
+    assert len(found) == len(expected) > 20
+    torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=0.02)
+    assert torch.equal(found.labels, expected.labels)
+    assert found.dropped == expected.dropped
+    assert found.names == expected.names
+    assert found.doubt == pytest.approx(expected.doubt, rel=1e-3)
+
+
+@pytest.mark.parametrize("kinds", [("rgb", "thermal"), ("rgb",), ("thermal",)])
+def test_it_finds_what_the_detector_finds(run, file, kinds):
+    """Also of scenes of several sizes at once, and without a sensor."""
+    scenes = [scene(kinds, 70, 150), scene(kinds, 200, 90, 1), scene(kinds, 96, 128, 2)]
+    exported = mmfuse.load(file)
+    for found, expected in zip(exported.detect(scenes), mmfuse.load(run.best).detect(scenes), strict=True):
+        same(found, expected)
+    assert exported.modalities == ("rgb", "thermal")
+    assert exported.input_size == (96, 128)
+    few = exported.detect(scenes[0], threshold=0.4, max_detections=7)[0]
+    same_few = mmfuse.load(run.best).detect(scenes[0], threshold=0.4, max_detections=7)[0]
+    torch.testing.assert_close(few.scores, same_few.scores, rtol=0, atol=1e-4)
+
+
+def test_its_graph_takes_raw_images_by_name(file):
+    model = onnx.load(file)
+    shapes = {
+        one.name: [d.dim_param or d.dim_value for d in one.type.tensor_type.shape.dim]
+        for one in (*model.graph.input, *model.graph.output)
+    }
+    assert shapes["rgb"] == [1, 3, "height", "width"]
+    assert shapes["thermal"] == [1, 1, "height", "width"]
+    assert shapes["present_rgb"] == shapes["present_thermal"] == [1]
+    assert (shapes["boxes"], shapes["scores"], shapes["labels"]) == ([1, 100, 4], [1, 100], [1, 100])
+    assert shapes["doubt"] == shapes["dropped"] == shapes["disagreeing"] == [1, 2]
+    assert len(shapes) == 10
+    kinds = {one.name: one.type.tensor_type.elem_type for one in model.graph.input}
+    assert kinds["rgb"] == onnx.TensorProto.UINT8
+    assert kinds["thermal"] == onnx.TensorProto.UINT16
+    assert [(one.domain, one.version) for one in model.opset_import] == [("", 20)]
+    assert {node.domain for node in model.graph.node} == {""}
+
+
+def test_it_says_what_it_is(run, file):
+    header = mmfuse.load(file).header
+    assert header.classes == run.classes
+    assert header.recipe == run.recipe
+    assert header.inputs == {"rgb": "raw", "thermal": "raw"}
+    assert header.sensors["thermal"].range == (20000.0, 40000.0)
+    assert (header.version, header.size, header.batch) == (mmfuse.__version__, (96, 128), 1)
+    assert len(header.digest) == 64
+    assert header.parameters == mmfuse.load(run.best).parameter_count
+
+
+def test_the_script_of_the_page_needs_no_mmfuse(file, tmp_path, run):
+    """It prints what the detector finds, and names a sensor that is missing by leaving it out."""
+    text = re.search(r"<!-- script -->\n```python\n(.*?)```", PAGE.read_text(), re.DOTALL).group(1)
+    assert len(text.strip().splitlines()) <= 30
+    assert "mmfuse" not in re.sub(r'\["mmfuse"\]', "", text)
+    (tmp_path / "run.py").write_text(text)
+    images = scene()
+    for m, pixels in images.items():
+        Image.fromarray(pixels).save(tmp_path / f"{m}.png")
+    for kinds in (("rgb", "thermal"), ("thermal",)):
+        words = [f"{m}={m}.png" for m in kinds]
+        done = subprocess.run(
+            [sys.executable, "-I", "run.py", file, *words], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        (found,) = mmfuse.load(run.best).detect({m: images[m] for m in kinds}, threshold=0.3)
+        printed = [line.split() for line in done.stdout.splitlines()]
+        assert [words[0] for words in printed] == found.names
+        boxes = torch.tensor([[float(v) for v in words[2:]] for words in printed])
+        torch.testing.assert_close(boxes, found.boxes, rtol=0, atol=0.2)
+
+
+def test_predict_evaluate_and_compare_take_it(run, file, tmp_path, capsys):
+    found = mmfuse.predict(file, scene())
+    expected = mmfuse.predict(run, scene())
+    torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-4)
+    assert cli.main(["evaluate", str(file), "--json"]) == 0
+    scored = json.loads(capsys.readouterr().out)
+    assert scored["ap"] == pytest.approx(mmfuse.evaluate(run).scores.ap, abs=0.005)
+    assert (file.parent / "d" / "test.json").exists()
+    comparison = mmfuse.compare([run, file], out=tmp_path, rounds=5)
+    assert [row.name for row in comparison.models] == ["both", "both-d"]
+    original, exported = comparison.models
+    assert (exported.parameters, exported.gmacs) == (original.parameters, original.gmacs)
+    assert exported.latency_ms > 0
+    assert [row.left for row in exported.subsets] == [row.left for row in original.subsets]
+    assert str(file) in comparison.command
+
+
+def test_an_existing_file_is_kept(run, file):
+    before = file.read_bytes()
+    with pytest.raises(UserError, match=r"d\.onnx exists already; remove it"):
+        mmfuse.export(run, file)
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": (100, 128)}, r"size: \[100, 128\] is not allowed; use multiples of \d+"),
+        ({"batch": -1}, "batch: -1 is not allowed"),
+        ({"threshold": 2}, "threshold: 2 is not allowed"),
+        ({"max_detections": 0}, "max_detections: 0 is not allowed"),
+        ({"out": "d.tflite"}, "out: 'd.tflite' is not a file name for this; end it in"),
+    ],
+)
+def test_what_can_t_be_made_is_told_before(run, tmp_path, options, message):
+    options = {"out": "d.onnx"} | options
+    with pytest.raises(UserError, match=message):
+        mmfuse.export(
+            run, tmp_path / options.pop("out") if options["out"] == "d.onnx" else options.pop("out"), **options
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_without_its_best_is_told(tmp_path, run):
+    (tmp_path / "config.yaml").write_text((run.folder / "config.yaml").read_text())
+    with pytest.raises(UserError, match=r"best\.safetensors: does not exist; train first"):
+        mmfuse.export(tmp_path, tmp_path / "d.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_what_differs_isn_t_written(run, tmp_path, monkeypatch, capsys):
+    """A file of other weights than the detector's is refused, and nothing is left."""
+    content = (run.folder / "d.onnx").read_bytes() if (run.folder / "d.onnx").exists() else None
+    if content is None:
+        pytest.skip("no file yet")
+
+    class Other:
+        def SerializeToString(self):
+            return content
+
+    monkeypatch.setattr(export_verb, "traced", lambda *_: None)
+    monkeypatch.setattr(export_verb, "to_onnx", lambda *_: Other())
+    detector = mmfuse.load(run.best)
+    detector.class_head.predict.pointwise.bias.data += 0.1
+    with pytest.raises(
+        UserError, match=r"d\.onnx: scene 0: the file lacks class \d with score 0\.\d+ at .*isn't written"
+    ):
+        mmfuse.export(detector, tmp_path / "d.onnx")
+    assert not list(tmp_path.iterdir())
+    assert mmfuse.export(mmfuse.load(run.best), tmp_path / "d.onnx").compared == 3
+
+
+def test_files_of_others_are_told(file, tmp_path):
+    other = tmp_path / "other.onnx"
+    model = onnx.load(file)
+    (told,) = model.metadata_props
+    for text, message in (
+        (
+            told.value.replace("mmfuse-export-1", "mmfuse-export-9"),
+            "is of the format mmfuse-export-9, this version reads",
+        ),
+        ("{}", "wasn't written by mmfuse export"),
+        ("[" * 10**5, "wasn't written by mmfuse export"),
+        (told.value.replace('"batch"', '"bach"'), "bach"),
+    ):
+        told.value = text
+        other.write_bytes(model.SerializeToString())
+        with pytest.raises(UserError, match=message) as error:
+            mmfuse.load(other)
+        assert "\n" not in str(error.value)
+    del model.metadata_props[:]
+    other.write_bytes(model.SerializeToString())
+    with pytest.raises(UserError, match=r"other\.onnx: wasn't written by mmfuse export"):
+        mmfuse.load(other)
+    for content in (file.read_bytes()[:-1000], b"", b"no graph at all"):
+        other.write_bytes(content)
+        with pytest.raises(UserError, match=r"other\.onnx: (can't be read as ONNX|wasn't written by)"):
+            mmfuse.load(other)
+    with pytest.raises(UserError, match=r"none\.onnx: No such file"):
+        mmfuse.load(tmp_path / "none.onnx")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"iou_threshold": 0.6}, "iou_threshold: 0.6 is asked for, the file was made for 0.5; export it so"),
+        ({"max_detections": 101}, "max_detections: 101 is asked for"),
+        ({"soft": True}, "soft: True is asked for"),
+        ({"doubt": "off"}, "doubt: off is asked for"),
+        ({"doubt": "of"}, "doubt: 'of' is not a known way to doubt"),
+        ({"resize": False}, "sees images of 96x128"),
+    ],
+)
+def test_what_was_decided_at_export_can_t_be_asked_for_otherwise(file, options, message):
+    with pytest.raises(UserError, match=message):
+        mmfuse.load(file).detect(scene(), **options)
+
+
+def test_pixels_that_a_file_can_t_take_are_told(file):
+    wrong = {"rgb": np.full((96, 128, 3), 0.5, np.float32)}
+    with pytest.raises(UserError, match=r"rgb holds torch.float32, the exported detector takes uint8"):
+        mmfuse.load(file).detect(wrong)
+
+
+def one(score, left=0.0, label=0):
+    return Detections(torch.tensor([[left, 0.0, left + 100, 100]]), torch.tensor([score]), torch.tensor([label]))
+
+
+@pytest.mark.parametrize(
+    ("found", "says"),
+    [
+        (one(0.9), None),
+        (one(0.9005), None),
+        (one(0.9, 0.2), None),
+        (one(0.902), "lacks class 0 with score 0.9000 at 0.0, 0.0, 100.0, 100.0"),
+        (one(0.9, label=1), "lacks"),
+        (one(0.9, 60.0), "lacks"),
+        (Detections.empty(), "lacks"),
+    ],
+)
+def test_boxes_without_a_partner_are_told(found, says):
+    told = difference(one(0.9), found, Tolerance(0.99, 1e-3), 0.5, 100)
+    assert told == says if says is None else told.startswith(says)
+    turned = difference(found, one(0.9), Tolerance(0.99, 1e-3), 0.5, 100)
+    assert (turned is None) == (says is None)
+
+
+def test_boxes_at_the_end_of_the_most_are_let_off():
+    assert difference(one(0.9), one(0.9, 300.0), Tolerance(0.99, 1e-3), 0.5, 1) is None
+    assert difference(one(0.91), one(0.9, 300.0), Tolerance(0.99, 1e-3), 0.5, 1).startswith("lacks")

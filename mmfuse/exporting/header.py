@@ -13,8 +13,8 @@ from mmfuse.sensor import WHOLE_IMAGE, Sensor
 
 FORMAT = "mmfuse-export-1"
 KEY = "mmfuse"
-PRESENT = "present_"
-"""What the name of a sensor's mask begins with."""
+CONTENT, PRESENT = "content", "present_"
+"""The name of an input that may be left out, see `letterboxing`, and what that of a sensor's mask begins with."""
 OUTPUTS = ("boxes", "scores", "labels", "doubt", "dropped", "disagreeing")
 
 Precision = Literal["fp32", "fp16", "int8"]

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from mmfuse.exporting.header import PRESENT, outside, pixel_type
+from mmfuse.exporting.header import CONTENT, PRESENT, outside, pixel_type
 from mmfuse.sensor import Sensor
 
 FOUND = "boxes_fitted"
@@ -23,7 +23,10 @@ _FRAME = """
     letterbox_whole = Cast <to = 7> (letterbox_rounded)
     letterbox_one = Constant <value = int64[1] {{1}}> ()
     letterbox_shown = Max (letterbox_whole, letterbox_one)
-    letterbox_content = Cast <to = 1> (letterbox_exact)
+    letterbox_measured = Cast <to = 1> (letterbox_exact)
+    letterbox_nothing = Constant <value = float[1] {{0.0}}> ()
+    letterbox_known = Greater (content, letterbox_nothing)
+    letterbox_content = Where (letterbox_known, content, letterbox_measured)
     letterbox_batch = Shape <start = 0, end = 1> ({reference})
     letterbox_two = Constant <value = int64[1] {{2}}> ()
     letterbox_rows = Concat <axis = 0> (letterbox_batch, letterbox_two)
@@ -56,7 +59,7 @@ _GAPS = """
 _MIXED = """
     {m}_leading_{to} = Shape <start = 0, end = 2> ({source})
     {m}_sizes_{to} = Concat <axis = 0> ({m}_leading_{to}, {size})
-    {made} = Resize <mode = "linear", antialias = 1> ({source}, , , {m}_sizes_{to})
+    {made} = Resize <mode = "linear", antialias = 1, exclude_outside = 1> ({source}, , , {m}_sizes_{to})
 """
 _NEAREST = """
     {m}_from_{to} = Shape <start = 2> ({source})
@@ -93,7 +96,8 @@ def with_letterbox(model: Any, sensors: Mapping[str, Sensor], size: tuple[int, i
     """Returns a network (onnx.ModelProto), whose inputs are letterboxed, as one that takes images as sensors give them.
 
     It does what `images.letterbox` does: the images of all sensors are of one size, but for those with register
-    "resize", which are brought to that of the others first.
+    "resize", which are brought to that of the others first. The input `content`, which may be left out, is the height
+    and width of what isn't padding in images that were letterboxed before.
     """
     import onnx
 
@@ -115,6 +119,8 @@ def with_letterbox(model: Any, sensors: Mapping[str, Sensor], size: tuple[int, i
         shape = [batch or "batch", sensor.prepared_channels if outside(sensor) else sensor.channels, *sides]
         made.graph.input.append(onnx.helper.make_tensor_value_info(m, kind, shape))
     made.graph.input.extend(one for name, one in given.items() if name.startswith(PRESENT))
+    made.graph.input.append(onnx.helper.make_tensor_value_info(CONTENT, onnx.TensorProto.FLOAT, [2]))
+    made.graph.initializer.append(onnx.helper.make_tensor(CONTENT, onnx.TensorProto.FLOAT, [2], [0.0, 0.0]))
     for one in made.graph.output:
         if one.name == FOUND:
             one.name = "boxes"

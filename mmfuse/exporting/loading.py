@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmfuse.errors import UserError
-from mmfuse.exporting.header import KEY, PRESENT, Header, pixel_type
+from mmfuse.exporting.header import CONTENT, KEY, OUTPUTS, PRESENT, Header, pixel_type
 from mmfuse.files import read_regular
 from mmfuse.images.sight import Sight
 from mmfuse.model import checkpoint
@@ -23,7 +23,7 @@ from mmfuse.sample import Detections
 ONNX, PROGRAM = ".onnx", ".pt2"
 
 Arrays = Mapping[str, np.ndarray]
-Run = Callable[[Arrays], list[np.ndarray]]
+Run = Callable[[Arrays, np.ndarray], list[np.ndarray]]
 
 
 def load(
@@ -117,22 +117,20 @@ class ExportedDetector(Finder):
             for m, sensor in self.sensors.items()
         }
         found: dict[int, Detections] = {}
-        for rows, (high, wide) in _alike(contents, self.header.batch):
-            part = {m: x[rows][:, :, :high, :wide] for m, x in given.items()}
+        for rows in _alike(contents, self.header.batch):
+            part = {m: x[rows] for m, x in given.items()}
             part |= {PRESENT + m: mask.numpy()[rows] for m, mask in masks.items()}
-            told = [torch.from_numpy(x) for x in self._run(part)]
-            some = self._detections(told, contents[rows], selection)
-            found |= dict(zip(rows, some, strict=True))
+            told = [torch.from_numpy(x) for x in self._run(part, contents[rows[0]].float().numpy())]
+            found |= dict(zip(rows, self._detections(told, selection), strict=True))
         return [found[row] for row in range(batch)]
 
-    def _detections(self, told: list[Tensor], contents: Tensor, selection: Selection) -> list[Detections]:
+    def _detections(self, told: list[Tensor], selection: Selection) -> list[Detections]:
         boxes, scores, labels, *judged = told
         kept = (labels >= 0) & (scores > selection.threshold)
         kept &= kept.cumsum(1) <= selection.max_detections
-        clipped = boxes.clamp(min=0).minimum(contents.flip(1).repeat(1, 2)[:, None])
         some = [
             Detections(box[row], score[row], label[row], classes=self.classes)
-            for box, score, label, row in zip(clipped, scores, labels, kept, strict=True)
+            for box, score, label, row in zip(boxes, scores, labels, kept, strict=True)
         ]
         return Judgement(*judged).tell(some, self.modalities)
 
@@ -163,16 +161,13 @@ def _pixels(images: Tensor, modality: str, kind: str) -> np.ndarray:
     return made.numpy()
 
 
-def _alike(contents: Tensor, batch: int) -> list[tuple[list[int], tuple[int, int]]]:
-    """Returns the rows of images whose content has one size in whole pixels, at most `batch` of them if not 0."""
-    groups: dict[tuple[int, int], list[int]] = {}
+def _alike(contents: Tensor, batch: int) -> list[list[int]]:
+    """Returns the rows of images whose content has one size, at most `batch` of them if not 0."""
+    groups: dict[tuple[float, ...], list[int]] = {}
     for row, sides in enumerate(contents.tolist()):
-        high, wide = (max(1, round(side)) for side in sides)
-        groups.setdefault((high, wide), []).append(row)
+        groups.setdefault(tuple(sides), []).append(row)
     return [
-        (rows[i : i + (batch or len(rows))], size)
-        for size, rows in groups.items()
-        for i in range(0, len(rows), batch or len(rows))
+        rows[i : i + (batch or len(rows))] for rows in groups.values() for i in range(0, len(rows), batch or len(rows))
     ]
 
 
@@ -199,9 +194,9 @@ def _open_onnx(path: Path, content: bytes, device: str) -> tuple[str, Run]:
     text = session.get_modelmeta().custom_metadata_map.get(KEY, "")
     batch = Header.read(text, str(path)).batch
 
-    def run(given: Arrays) -> list[np.ndarray]:
+    def run(given: Arrays, content: np.ndarray) -> list[np.ndarray]:
         filled, count = _filled(given, batch)
-        return [x[:count] for x in session.run(None, filled)]
+        return [x[:count] for x in session.run(OUTPUTS, filled | {CONTENT: content})]
 
     return text, run
 

@@ -50,7 +50,7 @@ class Agreement(Exact):
         """Returns the agreement (B, M, M) float32 of encoded images, NaN where one isn't given."""
         maps = [self._unusual(images[m], k) if m in images else None for k, m in enumerate(self.modalities)]
         given = next(iter(images.values()))
-        unknown = torch.full((len(given),), torch.nan, device=given.device)
+        unknown = torch.full((given.shape[0],), torch.nan, device=given.device)
         count = len(maps)
         pairs = [unknown] * count**2
         for i, one in enumerate(maps):
@@ -65,7 +65,7 @@ class Agreement(Exact):
         What can't be compared counts as one scene.
         """
         values = self(images)
-        fresh = torch.zeros(len(values), dtype=torch.bool)
+        fresh = torch.zeros(values.shape[0], dtype=torch.bool)
         again = torch.stack([repeated.get(m, fresh) for m in self.modalities], 1)
         return Witness(~(values < self.least), ~(values < self.clear), to_device(again, values.device))
 

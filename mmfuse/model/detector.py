@@ -422,7 +422,7 @@ class Detector(Exact, OnHub, Finder):
             if x.ndim != 4 or x.shape[1] != channels[modality]:
                 wanted = f"(B, {channels[modality]}, H, W)"
                 raise UserError(f"images: {modality} has shape {tuple(x.shape)}; give {wanted}")
-        shapes = {m: (len(x), *x.shape[2:]) for m, x in images.items()}
+        shapes = {m: (x.shape[0], *x.shape[2:]) for m, x in images.items()}
         first = next(iter(shapes.values()))
         if any(shape != first for shape in shapes.values()):
             raise UserError(f"images: (batch, height, width) differ: {shapes}; resize to one size")
@@ -545,7 +545,7 @@ class FusionDetector(Detector):
         if self.alignment is not None:
             features = self.alignment(features, presence)
         if self.stacked:
-            presence = Presence.whole([STACKED], len(features[STACKED][0]))
+            presence = Presence.whole([STACKED], features[STACKED][0].shape[0])
         class_logits, box_codes = self.heads(self.pyramid(features, presence))
         return Outputs(class_logits, box_codes, size)
 
@@ -555,7 +555,7 @@ class FusionDetector(Detector):
         channels = []
         for modality, sensor in self.sensors.items():
             if (rows := presence.rows[modality]).nothing:
-                channels.append(like.new_zeros(len(like), sensor.encoded_channels, *like.shape[2:]))
+                channels.append(like.new_zeros(like.shape[0], sensor.encoded_channels, *like.shape[2:]))
             else:
                 channels.append(rows.keep(images[modality]))
         return torch.cat(channels, 1)

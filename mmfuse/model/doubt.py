@@ -145,8 +145,8 @@ class Judgement:
         if doubting not in ("drop", "weigh"):
             return Judgement(doubts, torch.zeros_like(there), disagreeing)
         lost = doubted if doubting == "drop" else there & doubts.isinf()
-        least = torch.where(there, doubts, torch.inf).argmin(1, keepdim=True)
-        alone = (there & ~lost).sum(1, keepdim=True) == 0
+        least = torch.where(there, doubts.clamp(max=1e30), torch.inf).argmin(1, keepdim=True)  # one that is there
+        alone = (there == lost).all(1, keepdim=True)
         dropped = (lost & ~torch.zeros_like(lost).scatter(1, least, alone)) | stale
         if doubting == "drop":
             return Judgement(doubts, dropped, disagreeing)

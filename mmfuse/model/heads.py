@@ -131,7 +131,7 @@ class Head(nn.Module):
         """Turns the (B, P, W) of all places into (B, A, values)."""
         last = self.predict.pointwise
         count = rows.shape[1] * last.out_channels // self.values
-        return F.linear(rows, last.weight.flatten(1), last.bias).view(len(rows), count, self.values)
+        return F.linear(rows, last.weight.flatten(1), last.bias).view(rows.shape[0], count, self.values)
 
 
 class Heads:

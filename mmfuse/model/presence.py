@@ -173,7 +173,7 @@ class Presence:
         Raises:
             UserError: an unknown modality, a mask of another shape or type, an image without any sensor.
         """
-        batch = len(next(iter(images.values())))
+        batch = next(iter(images.values())).shape[0]  # len would fix it in a traced graph
         if not present:
             return cls({m: Rows(batch, m in images) for m in modalities})
         check_masks(present, modalities, batch)
@@ -233,7 +233,7 @@ class Presence:
 
         They run, and count for nothing. Batch norms in training mode count them: it is for a detector in use.
         """
-        return Presence(self.rows | {m: self.rows[m] & Rows(len(mask), True, ~mask) for m, mask in off.items()})
+        return Presence(self.rows | {m: self.rows[m] & Rows(mask.shape[0], True, ~mask) for m, mask in off.items()})
 
     def weighed(self, beliefs: Mapping[str, Tensor]) -> "Presence":
         """Returns it with what the sensors count for, (B,) from 0 to 1 by modality; the best of each image has 1."""

@@ -15,19 +15,20 @@ from torch import Tensor
 from mmfuse.data.annotations.cards import card_of
 from mmfuse.errors import UserError, require
 from mmfuse.exporting.graph import traced
-from mmfuse.exporting.header import OUTPUTS, PRESENT, Header, outside, pixel_type
+from mmfuse.exporting.header import CONTENT, OUTPUTS, PRESENT, Header, outside, pixel_type
 from mmfuse.exporting.loading import ONNX, onnx_session
 from mmfuse.exporting.onnx_files import to_onnx
-from mmfuse.exporting.parity import TOLERANCES, difference, masks_of, told
+from mmfuse.exporting.parity import RESIZED, TOLERANCE, difference, masks_of, told
 from mmfuse.files import named_like, write_whole
 from mmfuse.images.scenes import mounted, prepare_scene
 from mmfuse.images.sight import Sight
-from mmfuse.model.checkpoint import load
+from mmfuse.model.checkpoint import load, located
 from mmfuse.model.detector import Detector
 from mmfuse.model.doubt import Doubting
 from mmfuse.model.postprocess import Selection
 from mmfuse.run import Run
 from mmfuse.sample import Detections, Scene
+from mmfuse.sensor import Sensor
 from mmfuse.sources.splits import scenes_of_split
 from mmfuse.verbs.compare import gmacs
 from mmfuse.version import VERSION
@@ -133,9 +134,8 @@ def _opened(model: str | Path | Run | Detector) -> tuple[Detector, Run | None, s
     if (run.folder / "config.yaml").exists():
         detector = load(run.best)
         return detector, run, hashlib.sha256(run.best.read_bytes()).hexdigest()
-    detector = load(run.folder)
-    path = run.folder / "best.safetensors" if run.folder.is_dir() else run.folder
-    return detector, None, hashlib.sha256(path.read_bytes()).hexdigest()
+    path = located(model.folder if isinstance(model, Run) else model)
+    return load(path), None, hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _check_size(size: tuple[int, int], stride: int) -> None:
@@ -177,23 +177,34 @@ def _compare(detector: Detector, content: bytes, header: Header, scenes: Sequenc
         UserError: it finds something else.
     """
     session = onnx_session(content, place)
-    tolerance, selection = TOLERANCES[header.precision], header.selection
     for number, scene in enumerate(scenes):
-        given = _given(detector, scene)
+        raw = _given(detector, scene)
         for mask in masks_of(detector.modalities):
             views = detector.sight.views([scene], mask)
-            (expected,) = detector.find(views.images, views.present, views.contents, selection, header.doubt)
-            expected = expected.rescale(float(views.scales[0]))
-            feed = {m: np.repeat(x, header.batch or 1, 0) for m, x in given.items()}
-            feed |= {PRESENT + m: np.repeat(one.numpy(), header.batch or 1, 0) for m, one in mask.items()}
-            boxes, scores, labels, *judged = (torch.from_numpy(x[-1]) for x in session.run(OUTPUTS, feed))
-            kept = labels >= 0
-            found = Detections(boxes[kept], scores[kept], labels[kept])
-            problem = difference(expected, found, tolerance, selection.iou_threshold, selection.max_detections)
-            problem = problem or _judged(expected, judged, detector.modalities)
-            if problem:
-                fix = "it isn't written; report this with the recipe"
-                raise UserError(f"{place}: scene {number}{told(mask)}: the file {problem}: {fix}")
+            (expected,) = detector.find(views.images, views.present, views.contents, header.selection, header.doubt)
+            fitted = {
+                m: _numpy(views.images[m], sensor)
+                if m in views.images
+                else np.zeros((1, sensor.prepared_channels, *header.size), pixel_type(sensor))
+                for m, sensor in detector.sensors.items()
+            }
+            for given, extra, wanted, tolerance in (
+                (fitted, {CONTENT: views.contents[0].float().numpy()}, expected, TOLERANCE),
+                (raw, {}, expected.rescale(float(views.scales[0])), RESIZED),
+            ):
+                feed = given | {PRESENT + m: one.numpy() for m, one in mask.items()}
+                feed = {name: np.repeat(x, header.batch or 1, 0) for name, x in feed.items()} | extra
+                boxes, scores, labels, *judged = (torch.from_numpy(x[-1]) for x in session.run(OUTPUTS, feed))
+                found = Detections(boxes[labels >= 0], scores[labels >= 0], labels[labels >= 0])
+                most, overlap = header.selection.max_detections, header.selection.iou_threshold
+                problem = difference(wanted, found, tolerance, overlap, most)
+                if problem := problem or _judged(expected, judged, detector.modalities):
+                    fix = "it isn't written; report this with the recipe"
+                    raise UserError(f"{place}: scene {number}{told(mask)}: the file {problem}: {fix}")
+
+
+def _numpy(images: Tensor, sensor: Sensor) -> np.ndarray:
+    return images.contiguous().numpy().astype(pixel_type(sensor))
 
 
 def _given(detector: Detector, scene: Scene) -> dict[str, np.ndarray]:
@@ -201,8 +212,7 @@ def _given(detector: Detector, scene: Scene) -> dict[str, np.ndarray]:
     raw = {m: detector.sight.read(m, image) for m, image in scene.images.items()}
     prepared = prepare_scene(raw, mounted(scene, detector.sensors), scene.size)
     return {
-        m: (prepared if outside(sensor) else raw)[m][None].contiguous().numpy().astype(pixel_type(sensor))
-        for m, sensor in detector.sensors.items()
+        m: _numpy((prepared if outside(sensor) else raw)[m][None], sensor) for m, sensor in detector.sensors.items()
     }
 
 

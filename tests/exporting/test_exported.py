@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 import mmfuse
+from mmfuse import boxes as box_maths
 from mmfuse import cli, strict_yaml
 from mmfuse.data.annotations.cards import card_of
 from mmfuse.errors import UserError
@@ -39,12 +40,13 @@ def run(tmp_path_factory, paired_set):
     card = card_of(recipe)
     measured = {"rgb": ((110.0,) * 3, (60.0,) * 3, "uint8"), "thermal": ((0.4,), (0.2,), "uint16")}
     sensors = {
-        m: replace(card.modalities[m], mean=mean, std=std, dtype=kind, range=() if m == "rgb" else (20000.0, 40000.0))
+        m: replace(card.modalities[m], mean=mean, std=std, dtype=kind, range=() if m == "rgb" else (0.0, 65535.0))
         for m, (mean, std, kind) in measured.items()
     }
     torch.manual_seed(0)
     detector = build_detector(recipe, sensors, card.classes).eval()
-    detector.class_head.predict.pointwise.weight.data *= 5
+    detector.class_head.predict.pointwise.weight.data *= 8
+    detector.class_head.predict.pointwise.bias.data += 3.5
     detector.begin_doubt()
     for doubt in detector.doubts.values():
         doubt.threshold.fill_(1e9)
@@ -70,11 +72,9 @@ def scene(kinds=("rgb", "thermal"), height=70, width=150, seed=0):
 
 def same(found, expected):
     assert len(found) == len(expected) > 20
-    torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-4)
-    torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=0.02)
-    assert torch.equal(found.labels, expected.labels)
+    assert difference(expected, found, Tolerance(0.99, 1e-4), 0.5, 100) is None
     assert found.dropped == expected.dropped
-    assert found.names == expected.names
+    assert found.classes == expected.classes
     assert found.doubt == pytest.approx(expected.doubt, rel=1e-3)
 
 
@@ -87,8 +87,9 @@ def test_it_finds_what_the_detector_finds(run, file, kinds):
         same(found, expected)
     assert exported.modalities == ("rgb", "thermal")
     assert exported.input_size == (96, 128)
-    few = exported.detect(scenes[0], threshold=0.4, max_detections=7)[0]
-    same_few = mmfuse.load(run.best).detect(scenes[0], threshold=0.4, max_detections=7)[0]
+    few = exported.detect(scenes[0], threshold=0.2, max_detections=7)[0]
+    same_few = mmfuse.load(run.best).detect(scenes[0], threshold=0.2, max_detections=7)[0]
+    assert len(few) == len(same_few) == 7
     torch.testing.assert_close(few.scores, same_few.scores, rtol=0, atol=1e-4)
 
 
@@ -103,7 +104,8 @@ def test_its_graph_takes_raw_images_by_name(file):
     assert shapes["present_rgb"] == shapes["present_thermal"] == [1]
     assert (shapes["boxes"], shapes["scores"], shapes["labels"]) == ([1, 100, 4], [1, 100], [1, 100])
     assert shapes["doubt"] == shapes["dropped"] == shapes["disagreeing"] == [1, 2]
-    assert len(shapes) == 10
+    assert shapes["content"] == [2]  # which may be left out
+    assert len(shapes) == 11
     kinds = {one.name: one.type.tensor_type.elem_type for one in model.graph.input}
     assert kinds["rgb"] == onnx.TensorProto.UINT8
     assert kinds["thermal"] == onnx.TensorProto.UINT16
@@ -116,7 +118,7 @@ def test_it_says_what_it_is(run, file):
     assert header.classes == run.classes
     assert header.recipe == run.recipe
     assert header.inputs == {"rgb": "raw", "thermal": "raw"}
-    assert header.sensors["thermal"].range == (20000.0, 40000.0)
+    assert header.sensors["thermal"].range == (0.0, 65535.0)
     assert (header.version, header.size, header.batch) == (mmfuse.__version__, (96, 128), 1)
     assert len(header.digest) == 64
     assert header.parameters == mmfuse.load(run.best).parameter_count
@@ -124,7 +126,7 @@ def test_it_says_what_it_is(run, file):
 
 def test_the_script_of_the_page_needs_no_mmfuse(file, tmp_path, run):
     """It prints what the detector finds, and names a sensor that is missing by leaving it out."""
-    text = re.search(r"<!-- script -->\n```python\n(.*?)```", PAGE.read_text(), re.DOTALL).group(1)
+    text = re.search(r"<!-- not run: [^\n]*\n```python\n(.*?)```", PAGE.read_text(), re.DOTALL).group(1)
     assert len(text.strip().splitlines()) <= 30
     assert "mmfuse" not in re.sub(r'\["mmfuse"\]', "", text)
     (tmp_path / "run.py").write_text(text)
@@ -138,9 +140,11 @@ def test_the_script_of_the_page_needs_no_mmfuse(file, tmp_path, run):
         )
         (found,) = mmfuse.load(run.best).detect({m: images[m] for m in kinds}, threshold=0.3)
         printed = [line.split() for line in done.stdout.splitlines()]
-        assert [words[0] for words in printed] == found.names
+        assert abs(len(printed) - len(found)) <= 2 < len(found)  # some scores are about 0.3
+        assert {words[0] for words in printed} == set(found.names)
         boxes = torch.tensor([[float(v) for v in words[2:]] for words in printed])
-        torch.testing.assert_close(boxes, found.boxes, rtol=0, atol=0.2)
+        overlap = box_maths.iou(boxes[:, None], found.boxes).amax(0)
+        assert float((overlap > 0.95).float().mean()) > 0.9  # the script's images are resized in the graph
 
 
 def test_predict_evaluate_and_compare_take_it(run, file, tmp_path, capsys):
@@ -156,7 +160,7 @@ def test_predict_evaluate_and_compare_take_it(run, file, tmp_path, capsys):
     original, exported = comparison.models
     assert (exported.parameters, exported.gmacs) == (original.parameters, original.gmacs)
     assert exported.latency_ms > 0
-    assert [row.left for row in exported.subsets] == [row.left for row in original.subsets]
+    assert [row.modalities for row in exported.subsets] == [row.modalities for row in original.subsets]
     assert str(file) in comparison.command
 
 
@@ -193,15 +197,12 @@ def test_a_run_without_its_best_is_told(tmp_path, run):
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
-def test_what_differs_isn_t_written(run, tmp_path, monkeypatch, capsys):
-    """A file of other weights than the detector's is refused, and nothing is left."""
-    content = (run.folder / "d.onnx").read_bytes() if (run.folder / "d.onnx").exists() else None
-    if content is None:
-        pytest.skip("no file yet")
+def test_what_differs_isn_t_written(run, file, tmp_path, monkeypatch):
+    """A file of other weights than the detector's is refused, and nothing is left; it is compared on drawn scenes."""
 
     class Other:
         def SerializeToString(self):
-            return content
+            return file.read_bytes()
 
     monkeypatch.setattr(export_verb, "traced", lambda *_: None)
     monkeypatch.setattr(export_verb, "to_onnx", lambda *_: Other())
@@ -277,7 +278,8 @@ def one(score, left=0.0, label=0):
         (one(0.9), None),
         (one(0.9005), None),
         (one(0.9, 0.2), None),
-        (one(0.902), "lacks class 0 with score 0.9000 at 0.0, 0.0, 100.0, 100.0"),
+        (one(0.898), "lacks class 0 with score 0.9000 at 0.0, 0.0, 100.0, 100.0"),
+        (one(0.902), "has, and shouldn't, class 0 with score 0.9020"),
         (one(0.9, label=1), "lacks"),
         (one(0.9, 60.0), "lacks"),
         (Detections.empty(), "lacks"),
@@ -288,6 +290,24 @@ def test_boxes_without_a_partner_are_told(found, says):
     assert told == says if says is None else told.startswith(says)
     turned = difference(found, one(0.9), Tolerance(0.99, 1e-3), 0.5, 100)
     assert (turned is None) == (says is None)
+
+
+def test_a_box_that_is_suppressed_by_one_that_came_to_be_kept_is_let_off():
+    """The first two are as good as each other: with either goes what it suppresses."""
+    row = {name: one(score, left) for name, score, left in (("a", 0.9, 0.0), ("b", 0.8999, 30.0), ("c", 0.5, 60.0))}
+    expected, found = ([row[name] for name in names] for names in ("ac", "b"))
+    joined = [
+        Detections(*(torch.cat([getattr(x, part) for x in each]) for part in ("boxes", "scores", "labels")))
+        for each in (expected, found)
+    ]
+    assert difference(*joined, Tolerance(0.99, 1e-3), 0.5, 100) is None
+    assert difference(joined[0], row["c"], Tolerance(0.99, 1e-3), 0.5, 100).startswith("lacks")
+
+
+def test_lines_have_partners_too():
+    line = Detections(torch.tensor([[50.0, 0.0, 50.0, 80.0]]), torch.tensor([0.4]), torch.tensor([0]))
+    assert difference(line, line, Tolerance(0.99, 1e-3), 0.5, 100) is None
+    assert difference(line, one(0.4), Tolerance(0.99, 1e-3), 0.5, 100).startswith("lacks")
 
 
 def test_boxes_at_the_end_of_the_most_are_let_off():

@@ -268,3 +268,10 @@ def test_a_blank_sensor_that_is_the_only_one_is_kept():
     judgement = detector({"a": torch.full_like(usual(batch=1)["a"], 0.3)}).judgement
     assert judgement.doubts[0].tolist()[0] == math.inf
     assert not judgement.dropped.any()
+
+
+@pytest.mark.parametrize("doubting", ["drop", "weigh"])
+def test_the_only_sensor_that_is_there_is_kept_however_much_it_is_doubted(doubting):
+    """Also where one that isn't there comes before it."""
+    judged = Judgement.of(torch.tensor([[math.nan, math.inf]]), torch.tensor([[False, True]]), doubting)
+    assert judged.dropped.tolist() == [[False, False]]

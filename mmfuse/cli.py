@@ -297,15 +297,16 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
     from mmfuse.report.tables import dropped_text, other_scores_text, scores_text, thresholds_text
 
     _no_rest(options, rest)
+    run = _run(options, options.run)
     found = evaluate(
-        _run(options, options.run),
+        run,
         split=options.split,
         without=options.without,
         soft=options.soft_nms,
         doubt=options.doubt,
     )
     curves, taken = found.curves, found.curves.confusion
-    place, title = Path(options.run), f"{Path(options.run).name}, {found.name}"
+    place, title = run.folder, f"{run.folder.name}, {found.name}"
     known = {name: curve for name, curve in curves.per_class.items() if curve is not None}
     pictures = [place / f"{found.name}-{kind}.png" for kind in ("curves", "confusion")]
     lines = {"all classes": curves.overall} | known
@@ -382,12 +383,12 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> int:
 
 def _predict(options: argparse.Namespace, rest: list[str]) -> int:
     _import_libraries()
-    from mmfuse.model.checkpoint import thresholds
+    from mmfuse.exporting.runs import thresholds_of
     from mmfuse.sources.opening import scenes as open_scenes
     from mmfuse.verbs.predict import open_model, predict
 
     given = _parts_of(options, rest)
-    threshold = thresholds(options.run) if options.threshold == "best" else options.threshold
+    threshold = thresholds_of(options.run) if options.threshold == "best" else options.threshold
     if not threshold and options.threshold == "best":
         raise UserError(f"--threshold: none were chosen for {options.run}, by training on validation; give a score")
     detector, doubt = open_model(options.run, options.device)

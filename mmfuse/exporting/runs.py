@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mmfuse.errors import UserError
 from mmfuse.exporting.loading import ONNX, PROGRAM, header_of
+from mmfuse.model import checkpoint
 from mmfuse.recipes import Recipe
 from mmfuse.run import Run
 
@@ -60,3 +61,8 @@ def open_run(path: str | Path, card: str | Path | None = None, root: str | Path 
     """Returns the run of a folder, or an exported file as one; see `Run` for `card` and `root`."""
     path = Path(path)
     return ExportedRun(path.with_suffix(""), card, root, path) if is_exported(path) else Run(path, card, root)
+
+
+def thresholds_of(path: str | Path) -> dict[str, float]:
+    """Returns the scores, by class, that training chose for a run, a checkpoint or what was exported of one."""
+    return header_of(Path(path)).thresholds if is_exported(path) else checkpoint.thresholds(path)

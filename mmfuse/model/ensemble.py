@@ -247,7 +247,7 @@ def _merged(
     if less, best first; what is no object has score -1.
     """
     exact = slopes[member] * scores.double().logit() + offsets[member]  # no two scores become one
-    exact, order = exact.sort(dim=1, descending=True, stable=True)
+    exact, order = _ranked(exact)
     scores, labels, member = (x.gather(1, order) for x in (scores, labels, member))
     boxes = boxes.gather(1, order[..., None].expand(-1, -1, 4))
     batch, count = scores.shape
@@ -279,9 +279,18 @@ def _merged(
     weight = torch.where(voted, vote.sigmoid(), 0.0)[..., None]
     boxes = (theirs * weight).sum(2) / weight.sum(2).clamp(min=1e-9)
 
-    fused, order = torch.where(heads, fused.sigmoid(), -1.0).sort(dim=1, descending=True, stable=True)
+    fused, order = _ranked(torch.where(heads, fused.sigmoid(), -1.0))
     fused, order = fused[:, : selection.max_detections], order[:, : selection.max_detections]
     return boxes.gather(1, order[..., None].expand(-1, -1, 4)), fused, labels.gather(1, order)
+
+
+def _ranked(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns values (B, N) best first and their places, equal ones in order, which ONNX says of topk."""
+    if torch.compiler.is_exporting():
+        best, places = values.topk(values.shape[1], dim=1)
+    else:
+        best, places = values.sort(dim=1, descending=True, stable=True)
+    return best, places
 
 
 def _refuse_soft(selection: Selection) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from benchmarks import (
     epoch,
+    exported,
     forward,
     fusions,
     gpu_inference,
@@ -30,7 +31,7 @@ from mmfuse.errors import UserError
 ON_A_GPU = (gpu_inference, gpu_training)
 MODULES = {
     module.__name__.rpartition(".")[2]: module
-    for module in (forward, training, losses, postprocess, growth, epoch, fusions, loader, *ON_A_GPU)
+    for module in (forward, exported, training, losses, postprocess, growth, epoch, fusions, loader, *ON_A_GPU)
 }
 HELP = {
     "side": "pixels of the square images",

@@ -133,6 +133,13 @@ def test_the_benchmark_of_forward_runs_small(tmp_path):
     }
 
 
+def test_the_benchmark_of_the_exported_detector_runs_small(tmp_path):
+    result = run(tmp_path, "exported", "--side", "128", "--classes", "7", "--rounds", "2")
+    assert names(result, "time") == ["effdet", "mmfuse, folded", "mmfuse, exported", "mmfuse, exported, again"]
+    (bar,) = (row["bar"] for row in result["rows"] if row["bar"])
+    assert (bar["must"], bar["aim"]) == (0.42, 0.36)
+
+
 def test_outputs_that_differ_are_not_timed():
     found = forward.sides("d0", 128, 1, 3)
     forward.check(found, 3)
@@ -373,7 +380,7 @@ def test_a_table_without_result_or_end_leaves_the_page_as_it_was(tmp_path):
 
 def test_every_table_of_the_page_is_a_benchmark_s():
     text = results.PAGE.read_text()
-    for name in ("forward", "training", "losses", "postprocess", "growth", "epoch"):
+    for name in ("forward", "training", "losses", "postprocess", "exported", "growth", "epoch"):
         assert f"<!-- table: {name} -->" in text
         assert name in MODULES
 

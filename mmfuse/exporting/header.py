@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Literal
 
 from mmfuse import strict_yaml
 from mmfuse.errors import UserError
@@ -16,9 +15,6 @@ KEY = "mmfuse"
 CONTENT, PRESENT = "content", "present_"
 """The name of an input that may be left out, see `letterboxing`, and what that of a sensor's mask begins with."""
 OUTPUTS = ("boxes", "scores", "labels", "doubt", "dropped", "disagreeing")
-
-Precision = Literal["fp32", "fp16", "int8"]
-Suppression = Literal["loop", "onnx"]
 
 
 def outside(sensor: Sensor) -> str:
@@ -52,8 +48,7 @@ class Header:
     `size` is the height and width at which the detector sees, `batch` the number of images, 0 for any. `inputs` says of
     each sensor what is to be given: "raw", or why it must be prepared before. `digest` is the SHA-256 of the
     checkpoint; `parameters` counts those of the detector and `gmacs` the billions of multiply-adds for an image.
-    `recipe` is that of its run, `thresholds` the scores by class that were best on validation, and `val_ap` the AP on
-    validation images in fp32 and in the file's own precision, where that was measured.
+    `recipe` is that of its run, `thresholds` the scores by class that were best on validation.
     """
 
     version: str
@@ -63,8 +58,6 @@ class Header:
     size: tuple[int, int]
     stride: int
     batch: int
-    precision: Precision
-    suppression: Suppression
     selection: Selection
     doubt: Doubting
     digest: str
@@ -73,7 +66,6 @@ class Header:
     inputs: dict[str, str]
     recipe: Recipe | None = None
     thresholds: dict[str, float] = field(default_factory=dict)
-    val_ap: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Returns it as it lies in the file."""

@@ -20,7 +20,7 @@ from mmfuse.model.doubt import Doubting, Judgement, broken_sensors, check_doubti
 from mmfuse.model.postprocess import DEFAULT, Selection
 from mmfuse.sample import Detections
 
-ONNX, PROGRAM = ".onnx", ".pt2"
+ONNX = ".onnx"
 
 Arrays = Mapping[str, np.ndarray]
 Run = Callable[[Arrays, np.ndarray], list[np.ndarray]]
@@ -31,19 +31,19 @@ def load(
 ) -> Any:
     """Returns the detector of a run folder, its best, or of a checkpoint; see `mmfuse.model.checkpoint.load`.
 
-    Of a file that `mmfuse export` wrote, .onnx or .pt2, it returns an `ExportedDetector`, which finds objects as the
+    Of a file that `mmfuse export` wrote, .onnx, it returns an `ExportedDetector`, which finds objects as the
     detector does.
 
     Raises:
         UserError: the device can't be used, the file is missing, cut short, or of another program or version.
     """
-    if Path(path).suffix in (ONNX, PROGRAM):
+    if Path(path).suffix == ONNX:
         return ExportedDetector(Path(path), device)
     return checkpoint.load(path, device, backbones=backbones)
 
 
 class ExportedDetector(Finder):
-    """A detector that was exported to a file, run by ONNX Runtime or PyTorch.
+    """A detector that was exported to a file, run by ONNX Runtime.
 
     What was decided at export can't be asked for otherwise: the overlap at which boxes are suppressed, what comes of
     doubt, and a lower threshold or more detections.
@@ -55,8 +55,7 @@ class ExportedDetector(Finder):
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}; export a run to it, or check the path") from None
         self.path = path
-        opened = _open_onnx if path.suffix == ONNX else _open_program
-        text, self._run = opened(path, self.content, str(device))
+        text, self._run = _open(path, self.content, str(device))
         self.header = Header.read(text, str(path))
         header = self.header
         self.sensors, self.classes = dict(header.sensors), header.classes
@@ -189,7 +188,7 @@ def header_of(path: Path) -> Header:
     return ExportedDetector(path).header
 
 
-def _open_onnx(path: Path, content: bytes, device: str) -> tuple[str, Run]:
+def _open(path: Path, content: bytes, device: str) -> tuple[str, Run]:
     session = onnx_session(content, str(path), device)
     text = session.get_modelmeta().custom_metadata_map.get(KEY, "")
     batch = Header.read(text, str(path)).batch
@@ -223,7 +222,3 @@ def onnx_session(content: bytes, place: str, device: str = "cpu") -> Any:
     except Exception as error:  # its errors have no class of their own that is public
         detail = " ".join(str(error).split())[:120]
         raise UserError(f"{place}: can't be read as ONNX ({detail}); export it again") from None
-
-
-def _open_program(path: Path, content: bytes, device: str) -> tuple[str, Run]:
-    raise UserError(f"{path}: can't be read as an exported program; export it again")

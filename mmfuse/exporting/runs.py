@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mmfuse.errors import UserError
-from mmfuse.exporting.loading import ONNX, PROGRAM, header_of
+from mmfuse.exporting.loading import ONNX, header_of
 from mmfuse.model import checkpoint
 from mmfuse.recipes import Recipe
 from mmfuse.run import Run
@@ -53,8 +53,8 @@ class ExportedRun(Run):
 
 
 def is_exported(path: str | Path) -> bool:
-    """Whether a path names a file of those that `mmfuse export` writes."""
-    return Path(path).suffix in (ONNX, PROGRAM)
+    """Whether a path names a file as `mmfuse export` writes them."""
+    return Path(path).suffix == ONNX
 
 
 def open_run(path: str | Path, card: str | Path | None = None, root: str | Path | None = None) -> Run:

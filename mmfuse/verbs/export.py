@@ -48,10 +48,9 @@ class Exported:
     def to_text(self) -> str:
         """Says it in a line."""
         header = self.header
-        cost = "".join(f"; AP {name} {value:.3f}" for name, value in header.val_ap.items())
         return (
-            f"{self.path}: {header.name}, {header.precision}, {header.size[0]}x{header.size[1]}, "
-            f"{Path(self.path).stat().st_size / 1e6:.1f} MB; finds the same in {self.compared} scenes{cost}"
+            f"{self.path}: {header.name}, {header.size[0]}x{header.size[1]}, "
+            f"{Path(self.path).stat().st_size / 1e6:.1f} MB; finds the same in {self.compared} scenes"
         )
 
 
@@ -105,8 +104,6 @@ def export(
         size=detector.input_size,
         stride=detector.stride,
         batch=batch,
-        precision="fp32",
-        suppression="loop",
         selection=Selection(threshold, iou_threshold, max_detections),
         doubt=doubt or (run.recipe.doubt if run else "drop"),
         digest=digest,

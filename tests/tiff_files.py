@@ -5,13 +5,13 @@ import zlib
 
 import numpy as np
 
-_FORMATS = {2: "s", 3: "H", 4: "I"}
+_FORMATS = {3: "H", 4: "I"}
 
 
 def tiff(pixels, *, photometric=1, planes=False, order="<", tile=None, deflate=False, alpha=0, more=None):
     """Returns the file of pixels (H, W) or (H, W, C); `tile` is (width, height), `alpha` counts the last bands.
 
-    `more` maps further tags to (type, values).
+    `more` maps further tags to (type, values): 2 is one value, bytes, 3 and 4 are numbers of 16 and 32 bits.
     """
     pixels = np.atleast_3d(pixels)
     height, width, bands = pixels.shape
@@ -47,11 +47,12 @@ def tiff(pixels, *, photometric=1, planes=False, order="<", tile=None, deflate=F
     }
     entries = []
     for tag, (form, values) in sorted(tags.items()):
-        packed = struct.pack(f"{order}{len(values)}{_FORMATS[form]}", *values)
+        packed = values[0] if form == 2 else struct.pack(f"{order}{len(values)}{_FORMATS[form]}", *values)
         place = packed.ljust(4, b"\0")
         if len(packed) > 4:
             place = struct.pack(f"{order}I", len(content))
             content += packed + bytes(len(packed) % 2)
-        entries.append(struct.pack(f"{order}HHI", tag, form, len(values)) + place)
+        count = len(packed) if form == 2 else len(values)
+        entries.append(struct.pack(f"{order}HHI", tag, form, count) + place)
     struct.pack_into(f"{order}I", content, 4, len(content))
     return bytes(content + struct.pack(f"{order}H", len(entries)) + b"".join(entries) + bytes(4))

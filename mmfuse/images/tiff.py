@@ -27,6 +27,7 @@ class Page:
     """One image of a TIFF: `size` is width and height as stored, `bits` and `kind` are of a number of a band.
 
     `kind` is u, i or f, or empty where bands differ or hold something else; `alpha` tells which bands are opacity.
+    `nodata` is the value that GDAL's tag says means "not measured", in the words of the file, empty for none.
     """
 
     index: int
@@ -46,6 +47,7 @@ class Page:
     rows: int
     offsets: tuple[int, ...]
     counts: tuple[int, ...]
+    nodata: str
 
     @property
     def upright(self) -> tuple[int, int]:
@@ -134,6 +136,7 @@ def _page(index: int, tags: Any, order: str) -> Page:
         int(min(tags.get(278, height), height)),
         tuple(map(int, tags[324 if tiled else 273])),
         tuple(map(int, tags[325 if tiled else 279])),
+        str(tags.get(42113, "")).strip("\0 "),
     )
 
 

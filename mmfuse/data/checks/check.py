@@ -13,7 +13,7 @@ from tqdm import tqdm
 from mmfuse.data.annotations.cards import Card, load_card
 from mmfuse.data.annotations.readers import scan_split
 from mmfuse.data.annotations.records import Reading, Record
-from mmfuse.data.checks.contents import Content, SensorReport, alike, is_coloured, type_errors
+from mmfuse.data.checks.contents import Content, SensorReport, alike, is_coloured, type_errors, unnamed_nodata
 from mmfuse.data.checks.look_alikes import difference_hash, look_alikes
 from mmfuse.data.checks.objects import objects, too_small
 from mmfuse.data.samples import read_record, size_problem
@@ -95,13 +95,13 @@ def check(card_path: str | Path, root: str | None = None, *, input_size: tuple[i
     split; a depth unit that leaves fewer than 5 % of a split's measured pixels between near / 2 and far * 2; the same
     files under two ids in one split; a split train or val without an object that counts.
     Warnings: boxes that reach out of their image, are left out or stand twice, images without objects or without a
-    sensor, images without any measurement or of one single value, classes without boxes or of crowds alone, conditions
-    that other splits have, shares of train that sequences make larger or smaller by more than 5 % of its images,
-    objects too small for the input size, counts other than the published ones, sensors of one
-    scene that show the same image, coloured files of a sensor of one channel, values that are infinite or impossible,
-    an extreme value that fills a quarter of the pixels, an image twice in one split, images of two splits that look
-    alike, files whose numbers are those of other pairs of the split (as of pairs matched by the order of lines), no
-    split named train or val.
+    sensor, images without any measurement or of one single value, classes without boxes or of crowds alone,
+    conditions that other splits have, shares of train that sequences make larger or smaller by more than 5 % of its
+    images, objects too small for the input size, counts other than the published ones, sensors of one scene that
+    show the same image, coloured files of a sensor of one channel, values that are infinite or impossible, an
+    extreme value that fills a quarter of the pixels, a value that TIFFs say means "not measured" and the card
+    doesn't, an image twice in one split, images of two splits that look alike, files whose numbers are those of
+    other pairs of the split (as of pairs matched by the order of lines), no split named train or val.
 
     Boxes that are clipped or left out, and images that are blank, constant or lack a sensor, are counted in the report.
     Point clouds are read and must not be empty; their unit, size and looks aren't checked.
@@ -296,6 +296,8 @@ def _check_images(card: Card, readings: dict[str, Reading], report: Report) -> N
             image = raw if raw.ndim == 2 else card.modalities[m].measured(raw)
             content_of[split][m].add(path, image, str(raw.dtype))
             if image.ndim == 3:
+                if value := unnamed_nodata(path, card.modalities[m]):
+                    content_of[split][m].unnamed[value].append(path)
                 read[m] = image
                 if image.shape[0] == 1 and is_coloured(path):
                     content_of[split][m].coloured.append(path)

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmfuse.files import open_regular
+from mmfuse.images.tiff import pages_of
 from mmfuse.sensor import Sensor
 
 _LEAST_WITHIN = 0.05
@@ -64,6 +66,7 @@ class Content:
         self.at_low = self.at_high = 0
         self.infinite: list[Path] = []
         self.coloured: list[Path] = []
+        self.unnamed: dict[str, list[Path]] = defaultdict(list)
         self.pixels = self.valid = self.within = 0
         self.medians: list[float] = []
 
@@ -137,6 +140,9 @@ class Content:
         if self.coloured:
             fix = "give the sensor 3 channels, or files of its own numbers: colours of a palette measure nothing"
             yield f"coloured images of one channel: {len(self.coloured)}, such as {self.coloured[0]}; {fix}"
+        for text, files in self.unnamed.items():
+            fix = f"add nodata: [{text}] to the card, or {text} counts as measured"
+            yield f"images that say that {text} means not measured: {len(files)}, such as {files[0]}; {fix}"
         if self.valid and (problem := impossible(self.sensor, self.low, self.high)):
             yield f"{problem}; mend the files, the encoding or the unit"
         for name, value, count in (("lowest", self.low, self.at_low), ("highest", self.high, self.at_high)):
@@ -158,6 +164,21 @@ def impossible(sensor: Sensor, low: float, high: float) -> str:
     if sensor.encoding == "celsius" and not _KELVIN[0] <= low * sensor.unit <= high * sensor.unit <= _KELVIN[1]:
         return f"{found} times the unit {sensor.unit:g} can't be kelvin"
     return f"{found} can't be measured" if max(-low, high) >= _TOO_LARGE else ""
+
+
+def unnamed_nodata(path: Path, sensor: Sensor) -> str:
+    """Returns the value that a TIFF says means "not measured" (GDAL's tag) and the sensor's `nodata` lacks, or nothing.
+
+    NaN always means that, and so does 0 of depth.
+    """
+    with open_regular(path) as file:
+        pages = pages_of(file)
+    value = pages[0].nodata if pages else ""
+    with suppress(ValueError):
+        number = float(value)
+        if number == number and number not in sensor.nodata and not (sensor.is_depth and number == 0):
+            return value
+    return ""
 
 
 def is_coloured(path: Path) -> bool:

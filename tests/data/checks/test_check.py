@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from tiff_files import tiff
 
 from mmfuse.data.checks import check as check_module
 from mmfuse.data.checks.check import Report, check
@@ -443,3 +444,28 @@ def test_values_that_mean_not_measured_are_invalid_and_no_range(dataset):
     assert (report.errors, report.warnings) == ([], [])
     thermal = report.splits["train"].sensors["thermal"]
     assert (thermal.types, thermal.range[1] < 200, thermal.invalid) == ({"uint8": 2}, True, pytest.approx(1 / 3))
+
+
+@pytest.mark.parametrize(
+    ("value", "sensor", "told"),
+    [
+        ("-9999", {}, True),
+        ("-9999", {"nodata": [-9999]}, False),
+        ("-9.999e3", {"nodata": [-9999]}, False),
+        ("nan", {}, False),
+        ("nonsense", {}, False),
+        ("0", {"encoding": "inverse_depth", "unit": 1}, False),
+    ],
+)
+def test_a_value_that_files_say_means_not_measured_is_to_be_named(dataset, value, sensor, told):
+    dataset.modalities["thermal"] |= sensor
+    for image in (image for content in dataset.splits.values() for image in content["images"]):
+        image["modalities"]["thermal"] = f"{image['id']}_t.tif"
+        pixels = np.random.default_rng(image["id"]).uniform(1, 9, (12, 16)).astype(np.float32)
+        content = tiff(pixels, more={42113: (2, [f"{value}\0".encode()])})
+        (dataset.folder / image["modalities"]["thermal"]).write_bytes(content)
+    warnings = [line for line in dataset.check().warnings if "means not measured" in line]
+    assert len(warnings) == (3 if told else 0)
+    if told:
+        assert warnings[0].startswith("train: thermal: images that say that -9999 means not measured: 2, such as ")
+        assert warnings[0].endswith("add nodata: [-9999] to the card, or -9999 counts as measured")

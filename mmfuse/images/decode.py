@@ -58,7 +58,7 @@ def raw_image(given: Any, modality: str, sensor: Sensor) -> Tensor:
         return read_image(given, sensor)
     place = f"images: {modality}"
     if isinstance(given, Image.Image):
-        with _decoding(place):
+        with decoding(place):
             image = _as_tensor(_careful(given, place, sensor), place)
     elif isinstance(given, np.ndarray) and given.dtype.kind in "biuf":
         image = torch.from_numpy(np.ascontiguousarray(given, given.dtype.newbyteorder("=")))
@@ -117,8 +117,8 @@ def _of_type(raw: Tensor, place: str | os.PathLike[str], sensor: Sensor) -> Tens
 
 
 @contextmanager
-def _decoding(place: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns what decoding raises into one line."""
+def decoding(place: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns what Pillow and the system raise of an image, which `place` names, into one line."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what PIL only warns of is either harmless or fails when decoding
@@ -141,7 +141,7 @@ def _decoding(place: str | os.PathLike[str]) -> Iterator[None]:
 
 def _decoded(path: str | os.PathLike[str], sensor: Sensor) -> Tensor:
     """Returns the pixels (C, H, W) of an image file, of type uint8, uint16 or float32."""
-    with _decoding(path):
+    with decoding(path):
         with open_regular(path) as opened:
             content = np.fromfile(opened, np.uint8)
         whole = content.tobytes()

@@ -17,7 +17,8 @@ TURNED = (5, 6, 7, 8)
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MOST_PAGES = 1024
 _KINDS = {1: "u", 2: "i", 3: "f"}
-_LOSSLESS = (1, 5, 8, 32773, 32946, 34925, 50000)
+_PREDICTED = (5, 8, 32946, 34925, 50000)
+_LOSSLESS = (1, 32773, *_PREDICTED)
 _TYPES = {("u", 8), ("i", 8), ("f", 16), *((kind, bits) for kind in "uif" for bits in (16, 32, 64))}
 _REDUCED, _MASK = 1, 4
 
@@ -114,7 +115,7 @@ def _page(index: int, tags: Any, order: str) -> Page:
     bits, kinds, extra = (tuple(map(int, tags.get(tag, given))) for tag, given in ((258, (1,)), (339, (1,)), (338, ())))
     alike = len(set(bits)) == 1 and len(set(kinds)) == 1
     first = bands - len(extra)
-    tiled = 324 in tags
+    compression, tiled = int(tags.get(259, 1)), 324 in tags
     tile = (int(tags[322]), int(tags[323])) if tiled else (width, height)
     if min(tile) < 1:
         raise ValueError(f"tiles of {tile[0]} x {tile[1]}")
@@ -126,8 +127,8 @@ def _page(index: int, tags: Any, order: str) -> Page:
         _KINDS.get(kinds[0], "") if alike else "",
         tuple(first + i for i, meaning in enumerate(extra) if meaning in (1, 2)),
         int(tags.get(262, 1)),
-        int(tags.get(259, 1)),
-        int(tags.get(317, 1)),
+        compression,
+        int(tags.get(317, 1)) if compression in _PREDICTED else 1,
         tags.get(284, 1) == 2,
         int(tags.get(274, 1)),
         order,
@@ -184,12 +185,11 @@ def _plane(content: bytes, page: Page, part: slice) -> np.ndarray:
         sums = packed.reshape(*packed.shape[:2], -1, bands).cumsum(2, np.uint8)
         numbers = sums.reshape(*packed.shape[:2], size, width * bands).swapaxes(2, 3).copy().view(f">f{size}")
     else:
-        numbers = packed.reshape(*packed.shape[:2], -1).view(f"{page.order}{page.kind}{size}")
+        bits = packed.view(f"{page.order}u{size}").astype(f"u{size}")
         if page.predictor == 2:
-            own = numbers.reshape(*packed.shape[:2], width, bands)
-            numbers = own.astype(f"u{size}").cumsum(2, f"u{size}").astype(f"{page.kind}{size}")
-    pixels = numbers.reshape(whole[1], whole[0], bands)
-    return pixels.astype(pixels.dtype.newbyteorder("="))
+            bits = bits.cumsum(2, bits.dtype)
+        numbers = bits.view(f"{page.kind}{size}")
+    return numbers.reshape(whole[1], whole[0], bands).astype(f"{page.kind}{size}")
 
 
 def _with_directory(content: bytes, values: dict[int, int], lists: dict[int, tuple[int, ...]]) -> bytes:

@@ -96,6 +96,17 @@ def test_what_is_packed_is_what_pillow_reads(compression, mode, predictor):
     np.testing.assert_array_equal(bands_of(content.getvalue(), page).squeeze(), pixels)
 
 
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("kind", ["u2", "i2", "f4"])
+def test_differences_are_of_the_bits_of_numbers(tmp_path, kind, order):
+    pixels = drawn(kind, 5)
+    bits = pixels.view(f"u{kind[1]}")
+    differences = np.diff(bits, axis=1, prepend=np.zeros_like(bits[:, :1])).view(kind)
+    packed = tiff(differences, order=order, deflate=True, more={317: (3, [2])})
+    np.testing.assert_array_equal(read(tmp_path, packed, 5), pixels)
+    np.testing.assert_array_equal(read(tmp_path, tiff(pixels, order=order, more={317: (3, [2])}), 5), pixels)
+
+
 @pytest.mark.parametrize("planes", [False, True])
 @pytest.mark.parametrize(("kind", "bands"), [("u1", 2), ("u1", 4), ("u2", 2), ("u2", 4), ("u2", 6)])
 def test_opacity_is_left_out_and_any_other_band_is_not(tmp_path, kind, bands, planes):

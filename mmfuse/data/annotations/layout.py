@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import compress
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from mmfuse.data.annotations.calibration_files import read_calibration
 from mmfuse.data.annotations.cards import Card, Layout, Split, inside
@@ -20,6 +20,7 @@ from mmfuse.data.annotations.templates import fill, matcher, placeholders, wildc
 from mmfuse.data.annotations.timestamps import match
 from mmfuse.errors import UserError
 from mmfuse.files import open_regular, read_regular
+from mmfuse.images.decode import decoding
 from mmfuse.images.tiff import TURNED, pages_of
 from mmfuse.sensor import Calibration
 
@@ -207,20 +208,15 @@ def image_size(path: Path, border: tuple[int, int, int, int] = (0, 0, 0, 0)) -> 
     """Returns width and height of an image file, turned upright as its orientation tag (EXIF) says, within `border`.
 
     Raises:
-        UserError: it isn't an image, or nothing of it is left.
+        UserError: it can't be read, isn't an image or a larger one than is read, or nothing of it is left.
     """
-    try:
-        with open_regular(path) as file:
-            if pages := pages_of(file):
-                width, height = pages[0].upright
-            else:
-                with Image.open(file) as image:
-                    turned = image.getexif().get(_ORIENTATION) in TURNED
-                    width, height = image.size[::-1] if turned else image.size
-    except Image.DecompressionBombError as error:
-        raise UserError(f"{path}: can't be decoded: {error}; give a whole image file") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
-        raise UserError(f"{path}: is not an image; give a PNG, JPEG, TIFF or WebP file") from None
+    with decoding(path), open_regular(path) as file:
+        if pages := pages_of(file):
+            width, height = pages[0].upright
+        else:
+            with Image.open(file) as image:
+                turned = image.getexif().get(_ORIENTATION) in TURNED
+                width, height = image.size[::-1] if turned else image.size
     left, top, right, bottom = border
     if width <= left + right or height <= top + bottom:
         raise UserError(f"{path}: is {width} x {height}, so nothing is left within the border {list(border)}; mend it")

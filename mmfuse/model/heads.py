@@ -45,9 +45,6 @@ def grids(height: int, width: int, levels: tuple[int, ...]) -> list[tuple[int, i
     return [(height // 2**level, width // 2**level) for level in levels]
 
 
-NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
-
-
 class Packing:
     """Where levels lie on a canvas: the finest at the left, beside it the others one below the other, a place apart.
 
@@ -167,7 +164,7 @@ def norms_of_places(heads: Sequence[Head], packing: Packing, dtype: torch.dtype)
 
     Both are 0 between the levels, so nothing passes from one to another.
     """
-    norms = [part for head in heads for part in head.norms.modules() if isinstance(part, NORMS)]
+    norms = [part for head in heads for part in head.norms.modules() if isinstance(part, nn.BatchNorm2d)]
     names = ("weight", "bias", "running_mean", "running_var")
     weight, bias, mean, variance = (torch.stack([getattr(norm, name) for norm in norms]) for name in names)
     scale = weight * (variance + norms[0].eps).rsqrt()

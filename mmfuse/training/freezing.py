@@ -8,7 +8,6 @@ from mmfuse.errors import UserError, unknown_name
 from mmfuse.model.backbones import Backbone
 from mmfuse.model.detector import Detector
 from mmfuse.model.ensemble import BoxEnsemble
-from mmfuse.model.heads import NORMS
 
 PARTS = ("backbones", "pyramid", "class_head", "box_head")
 
@@ -34,7 +33,7 @@ def freeze(detector: Detector, names: Sequence[str]) -> list[nn.Module]:
             raise UserError(f"train.freeze: {unknown_name(name, known, 'part')}")
         for module in known[name]:
             module.requires_grad_(False)
-            held += [inner for inner in module.modules() if isinstance(inner, (Backbone, *NORMS))]
+            held += [inner for inner in module.modules() if isinstance(inner, Backbone | nn.BatchNorm2d)]
     if not any(p.requires_grad for p in detector.parameters()):
         raise UserError(f"train.freeze: {', '.join(names)} leaves nothing to train; leave out one")
     return held

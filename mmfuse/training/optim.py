@@ -30,7 +30,10 @@ def build_optimizer(model: nn.Module, recipe: TrainRecipe) -> torch.optim.Optimi
                 groups.append({"params": params, "weight_decay": decay, "scale": scale})
     rate = peak_rate(recipe)
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=rate, momentum=0.9, fused=True)
+        optimizer = torch.optim.SGD(groups, lr=rate, momentum=0.9, fused=True)
+        for group in groups:  # torch's fused step fails where some have got no gradient yet, as of an absent sensor
+            optimizer.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for p in group["params"]})
+        return optimizer
     return torch.optim.AdamW(groups, lr=rate, fused=True)
 
 

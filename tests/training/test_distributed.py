@@ -48,22 +48,23 @@ def group():
 
 @pytest.mark.parametrize("momentum", [0.1, None])
 @pytest.mark.parametrize("affine", [True, False])
-def test_of_one_process_a_shared_norm_is_torchs(group, momentum, affine):
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_of_one_process_a_shared_norm_is_torchs(group, momentum, affine, device):
     torch.manual_seed(0)
-    wanted = nn.BatchNorm2d(3, momentum=momentum, affine=affine)
+    wanted = nn.BatchNorm2d(3, momentum=momentum, affine=affine).to(device)
     if affine:
         nn.init.normal_(wanted.weight)
         nn.init.normal_(wanted.bias)
     shared = deepcopy(wanted)
     share_norms(shared)
     for _ in range(2):
-        x = 5 + torch.randn(4, 3, 6, 5)
+        x = 5 + torch.randn(4, 3, 6, 5, device=device)
         found = []
         for norm in (shared, wanted):
             norm.zero_grad()
             y = x.clone().requires_grad_()
             z = norm(y)
-            (z.square() * torch.linspace(0, 1, 30).view(6, 5)).sum().backward()
+            (z.square() * torch.linspace(0, 1, 30, device=device).view(6, 5)).sum().backward()
             found.append([z, y.grad, *(p.grad for p in norm.parameters()), *norm.buffers()])
         torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
 

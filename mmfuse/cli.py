@@ -446,7 +446,11 @@ def _export(options: argparse.Namespace, rest: list[str]) -> int:
         max_detections=options.max_detections,
         doubt=options.doubt,
     )
-    _print(options, json.loads(made.header.to_json()) | {"path": made.path, "compared": made.compared}, made.to_text())
+    _print(
+        options,
+        json.loads(made.header.to_json()) | {"path": made.path, "compared": made.compared, "drawn": made.drawn},
+        made.to_text(),
+    )
     return 0
 
 

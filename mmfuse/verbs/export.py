@@ -39,18 +39,21 @@ _COMPARED = 3
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that was written, what it says of itself, and on how many scenes it was compared with the detector."""
+    """A file that was written, what it says of itself, and on how many scenes it was compared with the detector: those
+    of the validation split, or `drawn` ones.
+    """
 
     path: str
     header: Header
     compared: int
+    drawn: bool
 
     def to_text(self) -> str:
         """Says it in a line."""
-        header = self.header
+        header, kind = self.header, "drawn scenes" if self.drawn else "scenes"
         return (
             f"{self.path}: {header.name}, {header.size[0]}x{header.size[1]}, "
-            f"{Path(self.path).stat().st_size / 1e6:.1f} MB; finds the same in {self.compared} scenes"
+            f"{Path(self.path).stat().st_size / 1e6:.1f} MB; finds the same in {self.compared} {kind}"
         )
 
 
@@ -78,8 +81,8 @@ def export(
     - `batch`: the number of images, 0 for any.
     - `threshold` to `max_detections`: what is found, as for `Detector.detect`. `doubt`: the run's if None.
 
-    It is tried on scenes of the run's validation split, or drawn ones where there is none, with each sensor missing in
-    turn, too.
+    It is tried on scenes of the run's validation split, or drawn ones where that isn't here, with each sensor missing
+    in turn, too.
 
     Raises:
         UserError: there is such a file, the run has no best detector, an option isn't allowed, the file finds something
@@ -96,6 +99,10 @@ def export(
     if size is not None:
         _check_size(size, detector.stride)
         detector.sight = Sight(detector.sensors, size, detector.stride)
+    for m in detector.modalities:
+        if m in (CONTENT, *OUTPUTS) or m.startswith(PRESENT):
+            raise UserError(f"export: the sensor {m!r} has the name of another input or output; rename it in the card")
+    scenes = _validation(detector, run)
     header = Header(
         version=VERSION,
         name=run.recipe.name if run else "detector",
@@ -115,10 +122,10 @@ def export(
     )
     program = traced(detector.folded(), header.size, batch, header.selection, header.doubt)
     content = to_onnx(program, header).SerializeToString()
-    scenes = _scenes(detector, run)
-    _compare(detector, content, header, scenes, str(out))
+    tried = scenes or [_drawn(detector, seed) for seed in range(_COMPARED)]
+    _compare(detector, content, header, tried, str(out))
     write_whole(out, content)
-    return Exported(str(out), header, len(scenes))
+    return Exported(str(out), header, len(tried), drawn=not scenes)
 
 
 def _opened(model: str | Path | Run | Detector) -> tuple[Detector, Run | None, str]:
@@ -139,17 +146,16 @@ def _check_size(size: tuple[int, int], stride: int) -> None:
     require(min(size) > 0 and not size[0] % stride and not size[1] % stride, "size", size, f"use multiples of {stride}")
 
 
-def _scenes(detector: Detector, run: Run | None) -> list[Scene]:
-    """Returns scenes to compare on, in which all sensors are there: of the validation split, or else drawn ones."""
+def _validation(detector: Detector, run: Run | None) -> list[Scene]:
+    """Returns scenes of the validation split in which all sensors are there, none where its files aren't here."""
     if run is None:
-        return [_drawn(detector, seed) for seed in range(_COMPARED)]
-    every = scenes_of_split(card_of(run.recipe), "val")
-    own = [replace(s, images={m: s.images[m] for m in detector.modalities}) for s in every if _whole(s, detector)]
-    return own[:_COMPARED] or [_drawn(detector, seed) for seed in range(_COMPARED)]
-
-
-def _whole(scene: Scene, detector: Detector) -> bool:
-    return all(m in scene.images for m in detector.modalities)
+        return []
+    try:
+        every = scenes_of_split(card_of(run.recipe), "val")
+    except UserError:
+        return []
+    whole = [scene for scene in every if all(m in scene.images for m in detector.modalities)][:_COMPARED]
+    return [replace(scene, images={m: scene.images[m] for m in detector.modalities}) for scene in whole]
 
 
 def _drawn(detector: Detector, seed: int) -> Scene:

@@ -20,6 +20,7 @@ from mmfuse.data.annotations.cards import card_of
 from mmfuse.errors import UserError
 from mmfuse.exporting.parity import Tolerance, difference
 from mmfuse.model import checkpoint
+from mmfuse.model.build import create_detector
 from mmfuse.recipes import load_recipe
 from mmfuse.run import Run, build_detector
 from mmfuse.sample import Detections
@@ -213,7 +214,18 @@ def test_what_differs_isn_t_written(run, file, tmp_path, monkeypatch):
     ):
         mmfuse.export(detector, tmp_path / "d.onnx")
     assert not list(tmp_path.iterdir())
-    assert mmfuse.export(mmfuse.load(run.best), tmp_path / "d.onnx").compared == 3
+    made = mmfuse.export(mmfuse.load(run.best), tmp_path / "d.onnx")
+    assert (made.compared, made.drawn) == (3, True)
+    assert mmfuse.export(run, tmp_path / "run.onnx").to_text().endswith("finds the same in 3 scenes")
+    moved = Run(run.folder, root=tmp_path / "nowhere")
+    assert mmfuse.export(moved, tmp_path / "moved.onnx").to_text().endswith("finds the same in 3 drawn scenes")
+
+
+def test_sensors_with_names_of_outputs_are_told(tmp_path):
+    for name in ("boxes", "present_a", "content"):
+        detector = create_detector("d-4", {name: 3}, 2)
+        with pytest.raises(UserError, match=f"the sensor '{name}' has the name of another input or output"):
+            mmfuse.export(detector, tmp_path / "d.onnx")
 
 
 def test_files_of_others_are_told(file, tmp_path):

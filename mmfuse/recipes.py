@@ -79,7 +79,7 @@ class TrainRecipe:
     `epochs` 0 trains nothing: the result is what `init` starts from. `lr` is for a batch of 64 and scales linearly with
     `batch_size`, which is the batch over all processes. `evaluate_every` counts epochs; the last epoch is always
     evaluated. `freeze` names parts that stay as they start (see `training.freezing`); the learning rate of backbones is
-    `backbone_rate` times that of all else.
+    `backbone_rate` times that of all else. `log` is what the figures of each epoch go to besides `metrics.csv`.
 
     Four keys keep a detector strong on each sensor alone, 0 for off and without effect where there is one modality.
     `branch_losses` weighs the loss of each sensor alone, None for 1 where several meet in a pyramid; `faults` is the
@@ -99,6 +99,7 @@ class TrainRecipe:
     freeze: tuple[str, ...] = ()
     backbone_rate: float = 1.0
     evaluate_every: int = 1
+    log: Literal["none", "tensorboard"] = "none"
     branch_losses: float | None = None
     faults: float = 0.0
     modality_dropout: float = 0.0

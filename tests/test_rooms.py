@@ -25,7 +25,7 @@ ALLOWED = {
     "run": {"plain", "model", "data"},
     "exporting": {"plain", "images", "model", "run"},
     "evaluation": {"plain", "images", "model", "data", "run", "exporting"},
-    "training": {"plain", "images", "model", "data", "run", "evaluation"},
+    "training": {"plain", "images", "model", "data", "run", "evaluation", "report"},
     "report": {"plain", "images", "model", "data", "run", "evaluation"},
     "sources": {"plain", "images", "model", "data"},
 }

@@ -97,6 +97,39 @@ def training_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path)
     write(figure, path)
 
 
+def training_progress(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Writes each part of the loss, AP on validation and the learning rate over the epochs of one training.
+
+    `rows` are those of `metrics.csv`; what an epoch lacks is left out. A ring marks the best AP.
+    """
+    figure = new_figure(12, 3.6)
+    panels = {
+        "training loss": ["loss", *sorted({key for row in rows for key in row if key.endswith("_loss")})],
+        "validation": ["val_ap", "val_ap50"],
+        "learning rate": ["lr"],
+    }
+    for ax, (title, keys) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        for i, key in enumerate(keys):
+            points = [(row["epoch"], row[key]) for row in rows if row.get(key) is not None]
+            if not points:
+                continue
+            epochs, values = zip(*points, strict=True)
+            label = {"loss": "all", "val_ap": "AP", "val_ap50": "AP50"}.get(key, key.removesuffix("_loss"))
+            ax.plot(epochs, values, "-o", color=_series_colour(i), label=label, linewidth=1.6, markersize=3)
+            if key == "val_ap":
+                best = int(np.argmax(values))
+                ax.plot(epochs[best], values[best], "o", color=_series_colour(i), fillstyle="none", markersize=10)
+        ax.set_title(title, fontsize=10)
+        ax.set_xlabel("epoch")
+        ax.set_xlim(rows[0]["epoch"] - 0.5, rows[-1]["epoch"] + 0.5)
+        ax.set_ylim(bottom=0)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        plain_axes(ax, "y")
+        if len(ax.get_legend_handles_labels()[0]) > 1:
+            ax.legend(frameon=False, fontsize=8)
+    write(figure, path, 100)
+
+
 def threshold_curves(
     lines: Mapping[str, ClassCurve],
     path: Path,

@@ -39,6 +39,7 @@ from mmfuse.sample import Batch
 from mmfuse.sensor import Sensor
 from mmfuse.strict_yaml import save_yaml
 from mmfuse.training.branches import StepLoss
+from mmfuse.training.display import Display, check_log
 from mmfuse.training.distributed import World, note_begun, was_begun
 from mmfuse.training.doubt_calibration import can_doubt, fit_doubt, is_calibrated
 from mmfuse.training.faults import Strikes
@@ -85,6 +86,7 @@ def train(
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, assignments)
+    check_log(recipe.train)
     run = Run(Path(folder) if folder is not None else Path("runs") / recipe.name)
     first = _trained_first(recipe, run)
     if first:
@@ -211,6 +213,9 @@ def prepare_training(recipe: Recipe, run: Run, world: World) -> "Training":
         Watch(recipe.train.lr),
         held,
     )
+    if world.is_first:
+        done = 0 if state is None else int(state.rows[-1]["epoch"])
+        training.display = Display(run.folder, sensors, card.classes, seen["val"], recipe.train.log, done)
     if state is not None:
         training.rows, training.best = state.rows, state.best
         if world.is_first:
@@ -227,9 +232,9 @@ def prepare_training(recipe: Recipe, run: Run, world: World) -> "Training":
 class Training:
     """The parts of a training, and how far it has come.
 
-    `model` is the loss of `detector`, shared between the processes; `average` is what is scored and kept. `held` stays
-    as it is. `rows` have what is known of each epoch that is done, `best` is the highest AP on the validation split so
-    far.
+    `model` is the loss of `detector`, shared between the processes; `average` is what is scored and kept. `held`
+    stays as it is, `display` is the first process's. `rows` have what is known of each epoch that is done, `best` is
+    the highest AP on the validation split so far.
     """
 
     recipe: Recipe
@@ -246,6 +251,7 @@ class Training:
     held: list[nn.Module]
     rows: list[Row] = field(default_factory=list)
     best: float = -1.0
+    display: Display | None = None
 
     @property
     def epochs_done(self) -> int:
@@ -280,11 +286,12 @@ class Training:
         if self.world.is_first:
             if epoch % recipe.evaluate_every == 0 or epoch == recipe.epochs:
                 row |= self._validate(epoch)
-                bar.set_postfix({key: f"{row[key]:.3f}" for key in ("loss", "val_ap") if key in row})
             row["seconds"] = round(time.monotonic() - started, 2)
         self.rows.append(row)
         if self.world.is_first:
             self._save()
+        if self.display is not None:
+            self.display.epoch(self.rows)
         self.world.wait()
 
     def _train_epoch(self, epoch: int, bar: "tqdm[Any]") -> dict[str, float]:
@@ -294,13 +301,22 @@ class Training:
         sums: dict[str, Tensor] = {}
         for step, batch in enumerate(self.loader.epoch(epoch), epoch * len(self.loader)):
             torch.manual_seed(self.recipe.train.seed * 1_000_003 + step)
+            if step == 0 and self.display is not None:
+                self.display.first_batch(batch)
             losses = self._step(step, batch)
             sums = {k: sums.get(k, 0) + v.detach() for k, v in losses.items()}
+            bar.set_postfix(self._told(), refresh=False)
             bar.update()
         self.watch.finish()
         count = len(self.loader)
         means = self.world.mean(sums)
         return {("loss" if k == "total" else f"{k}_loss"): v / count for k, v in sorted(means.items(), reverse=True)}
+
+    def _told(self) -> dict[str, str]:
+        """Returns what the progress bar says beside the time that is left: the loss of a step, the last and best AP."""
+        scored = [row["val_ap"] for row in self.rows if "val_ap" in row]
+        figures = {"loss": self.watch.loss} | ({"AP": scored[-1], "best": self.best} if scored else {})
+        return {key: f"{value:.3f}" for key, value in figures.items()}
 
     def _step(self, step: int, batch: Batch) -> dict[str, Tensor]:
         """Trains on a batch; asks the host for nothing that the device has to be done for."""
@@ -343,6 +359,8 @@ class Training:
             found = collect_calibrated(detector, batches, self.val_records, progress="validating")
         else:
             found = collect(detector, batches, progress="validating")
+        if self.display is not None:
+            self.display.found(found)
         scores = coco_scores(self.val_records, found, detector.classes)
         if scores.ap > self.best:
             self.best = scores.ap

@@ -15,10 +15,12 @@ class Watch:
     The figures of a step are looked at when they have come to the host by themselves: on a CPU at once, so before the
     optimizer's step, on CUDA when the device is done with them, which is later by as much as the host is ahead. Until
     then weights and averages may be spoilt; `finish` waits for all figures, and goes before what reads or keeps these.
+    `loss` is that of the last step whose figures have come, NaN before.
     """
 
     def __init__(self, lr: float) -> None:
         self._lr = lr
+        self.loss = math.nan
         self._sent: deque[tuple[int, list[int], Tensor, torch.cuda.Event | None]] = deque()
 
     def add(self, step: int, image_ids: list[int], loss: Tensor, norm: Tensor) -> None:
@@ -52,6 +54,7 @@ class Watch:
                 f"step {step}: the {what} is {norm if math.isfinite(loss) else loss} on images {image_ids}; "
                 f"lower train.lr ({self._lr:g}) or look at these images"
             )
+        self.loss = loss
 
 
 def _copied(device: torch.device) -> torch.cuda.Event | None:

@@ -25,6 +25,7 @@ from mmfuse.report.charts import (
     share_panels,
     threshold_curves,
     training_curves,
+    training_progress,
 )
 
 MADE_ON = Environment("2026-01-01", "3.11", {"torch": "2.10"}, "a card", 1)
@@ -69,6 +70,25 @@ def test_training_curves_read_rows_of_a_csv(tmp_path):
     ]
     training_curves({"rgb": rows, "both": rows[:1], "new": []}, tmp_path / "curves.png")
     assert pixels(tmp_path / "curves.png").size
+
+
+def test_training_progress_has_a_panel_for_loss_ap_and_rate(tmp_path):
+    """What is missing leaves its own panel empty: epoch 0 has no loss, and not every epoch is scored."""
+    rows = [
+        {"epoch": 0, "val_ap": 0.1, "val_ap50": 0.3},
+        {"epoch": 1, "lr": 0.2, "loss": 2.0, "class_loss": 1.5, "branch_loss": 0.5},
+        {"epoch": 2, "lr": 0.1, "loss": 1.5, "class_loss": 1.0, "branch_loss": 0.5, "val_ap": 0.2, "val_ap50": 0.4},
+    ]
+    training_progress(rows, tmp_path / "all.png")
+    whole = pixels(tmp_path / "all.png")
+    width = whole.shape[1]
+    for missing, panel in (("branch_loss", 0), ("val_ap50", 1), ("lr", 2)):
+        kept = [{key: value for key, value in row.items() if key != missing} for row in rows]
+        training_progress(kept, tmp_path / "some.png")
+        columns = (whole != pixels(tmp_path / "some.png")).any(-1).any(0).nonzero()[0]
+        assert panel * width / 3 - 40 < columns.min() < columns.max() < (panel + 1) * width / 3 + 40
+    training_progress(rows[:1], tmp_path / "first.png")
+    assert pixels(tmp_path / "first.png").shape == whole.shape
 
 
 def curve(height):

@@ -106,10 +106,14 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("assignments", nargs="*", metavar="key=value", help="changes, such as train.epochs=20")
     add.add_argument("--out", help="run folder (default: runs/NAME)")
     add.add_argument("--resume", action="store_true", help="go on with the run in the folder")
+    text = "go on with a run even if its data changed, and write that down"
+    add.add_argument("--accept-changed-data", action="store_true", help=text)
 
     def moved(added: argparse.ArgumentParser) -> None:
         added.add_argument("--card", metavar="FILE", help="the dataset's card, where it moved")
         added.add_argument("--root", metavar="FOLDER", help="the dataset's folder, in place of the card's")
+
+    moved(add)
 
     doubting = "what comes of a sensor that isn't believed (default: the recipe's)"
     add = verb("evaluate", _evaluate, "score a run on a split")
@@ -279,11 +283,14 @@ def _synthesize(options: argparse.Namespace, rest: list[str]) -> int:
 
 def _train(options: argparse.Namespace, rest: list[str]) -> int:
     _import_libraries()
+    from mmfuse.recipes import load_recipe
     from mmfuse.training.loop import train
 
     behind_flags = [word for word in rest if "=" in word and not word.startswith("-")]
     _no_rest(options, [word for word in rest if word not in behind_flags])
-    run = train(options.recipe, options.assignments + behind_flags, folder=options.out, resume=options.resume)
+    recipe = load_recipe(options.recipe, options.assignments + behind_flags).moved(options.card, options.root)
+    accept = options.accept_changed_data
+    run = train(recipe, folder=options.out, resume=options.resume, accept_changed_data=accept)
     if int(os.environ.get("RANK", 0)) == 0:
         best = max((row for row in run.metrics if "val_ap" in row), key=lambda row: row["val_ap"])
         print(f"{run.folder}: best val AP {best['val_ap']:.3f} at epoch {best['epoch']:.0f}")

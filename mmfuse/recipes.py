@@ -78,7 +78,9 @@ class TrainRecipe:
 
     `epochs` 0 trains nothing: the result is what `init` starts from. `lr` is for a batch of 64 and scales linearly with
     `batch_size`, which is the batch over all processes. `evaluate_every` counts epochs; the last epoch is always
-    evaluated. `freeze` names parts that stay as they start (see `training.freezing`); the learning rate of backbones is
+    evaluated. What a run goes on from is saved after each epoch, and where these are long after each `save_every` steps
+    too, 0 for epochs alone. `patience` ends a run after so many evaluations without a better AP on validation, 0
+    never. `freeze` names parts that stay as they start (see `training.freezing`); the learning rate of backbones is
     `backbone_rate` times that of all else. `log` is what the figures of each epoch go to besides `metrics.csv`.
 
     Four keys keep a detector strong on each sensor alone, 0 for off and without effect where there is one modality.
@@ -100,6 +102,8 @@ class TrainRecipe:
     backbone_rate: float = 1.0
     evaluate_every: int = 1
     log: Literal["none", "tensorboard"] = "none"
+    save_every: int = 0
+    patience: int = 0
     branch_losses: float | None = None
     faults: float = 0.0
     modality_dropout: float = 0.0
@@ -113,7 +117,7 @@ class TrainRecipe:
             require(getattr(self, name) >= 1, name, getattr(self, name), "use at least 1")
         for name in ("lr", "clip_norm", "backbone_rate"):
             require(getattr(self, name) > 0, name, getattr(self, name), "use a positive number")
-        for name in ("weight_decay", "warmup_epochs", "distillation", "seed"):
+        for name in ("weight_decay", "warmup_epochs", "distillation", "save_every", "patience", "seed"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "use at least 0")
         require(self.branch_weight >= 0, "branch_losses", self.branch_losses, "use at least 0, or null for 1")
         require(0 <= self.faults <= 1, "faults", self.faults, "use a share from 0 to 1")
@@ -164,6 +168,16 @@ class Recipe:
     def singles(self) -> dict[str, str]:
         """The runs or recipes of one modality each that it starts from."""
         return {} if isinstance(self.init, str) else self.init
+
+    def moved(self, card: str | Path | None = None, root: str | Path | None = None) -> "Recipe":
+        """Returns the recipe for data that moved: a `card`, with the root that it names itself, or another `root`."""
+        recipe = self
+        if card is not None:
+            data = dataclasses.replace(self.data, root=None)
+            recipe = dataclasses.replace(self, card=str(resolved(Path(card))), data=data)
+        if root is not None:
+            recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, root=str(root)))
+        return recipe
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values for JSON or YAML; `build(Recipe, values, where)` reads them back."""

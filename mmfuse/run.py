@@ -5,14 +5,15 @@ import dataclasses
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mmfuse import scaling
 from mmfuse.errors import UserError
-from mmfuse.files import read_regular, resolved
+from mmfuse.files import read_regular
 from mmfuse.model import checkpoint
 from mmfuse.model.build import create_detector
 from mmfuse.model.detector import Detector
-from mmfuse.recipes import Recipe
+from mmfuse.recipes import Recipe, TrainRecipe
 from mmfuse.sensor import Sensor
 from mmfuse.strict_yaml import build, read_yaml
 
@@ -41,7 +42,7 @@ class Run:
 
     @property
     def last(self) -> Path:
-        """The training state after the last epoch, to resume from."""
+        """The training state that was saved last, to resume from."""
         return self.folder / "last.safetensors"
 
     @property
@@ -54,16 +55,8 @@ class Run:
         path = self.folder / "config.yaml"
         if not path.exists():
             raise UserError(f"{self.folder}: is not a run folder (no config.yaml); train first, or check the path")
-        return self.moved(build(Recipe, read_yaml(path), str(path)))
-
-    def moved(self, recipe: Recipe) -> Recipe:
-        """Returns a recipe with its data where that lies now."""
-        if self.card is not None:
-            data = dataclasses.replace(recipe.data, root=None)
-            recipe = dataclasses.replace(recipe, card=str(resolved(Path(self.card))), data=data)
-        if self.root is not None:
-            recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, root=str(self.root)))
-        return recipe
+        recipe = build(Recipe, read_yaml(path), str(path))
+        return recipe.moved(self.card, self.root)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -99,9 +92,20 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether all epochs of the recipe are done."""
-        rows = self.metrics
-        return self.best.exists() and bool(rows) and rows[-1]["epoch"] >= self.recipe.train.epochs
+        """Whether all epochs of the recipe are done, or its `patience` ended them."""
+        return self.best.exists() and is_over(self.metrics, self.recipe.train)
+
+
+def is_over(rows: Sequence[Mapping[str, Any]], recipe: TrainRecipe) -> bool:
+    """Returns whether a training with `rows` of metrics is at its end: all epochs are done, the last one is scored.
+
+    Or it had as many evaluations as its `patience` since the best one.
+    """
+    if not rows:
+        return False
+    scores = [row["val_ap"] for row in rows if "val_ap" in row]
+    waited = len(scores) - 1 - scores.index(max(scores)) if scores else 0
+    return (rows[-1]["epoch"] >= recipe.epochs and "val_ap" in rows[-1]) or 0 < recipe.patience <= waited
 
 
 def input_size(recipe: Recipe) -> tuple[int, int]:

@@ -47,6 +47,11 @@ class TrainLoader:
         self.absent = absent
         self.skipped: dict[int, str] = {}
 
+    @property
+    def images(self) -> int:
+        """How many images there are to learn from."""
+        return self._order.records
+
     def __len__(self) -> int:
         """Batches in an epoch."""
         return self._order.batches

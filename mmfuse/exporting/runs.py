@@ -39,7 +39,7 @@ class ExportedRun(Run):
         recipe = header_of(self.file).recipe
         if recipe is None:
             raise UserError(f"{self.file}: was made from a detector without a run, so it has no recipe; export a run")
-        return self.moved(replace(recipe, name=f"{recipe.name}-{self.file.stem}"))
+        return replace(recipe, name=f"{recipe.name}-{self.file.stem}").moved(self.card, self.root)
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -93,6 +93,14 @@ class World:
         if self.size > 1:
             torch.manual_seed(int(torch.randint(2**62, (self.size,))[self.rank]))
 
+    def first_says(self, value: bool) -> bool:
+        """Returns what the first process gives, to all."""
+        if self.size == 1:
+            return value
+        said = torch.tensor(value, dtype=torch.uint8, device=self.device)
+        dist.broadcast(said, 0)
+        return bool(said)
+
     def mean(self, values: Mapping[str, Tensor]) -> dict[str, float]:
         """Returns the mean over all processes of numbers () that each of them has."""
         numbers = torch.stack([value.double() for value in values.values()])

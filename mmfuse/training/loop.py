@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
@@ -16,7 +15,7 @@ from tqdm import tqdm
 
 from mmfuse.data.annotations.cards import Card, card_of
 from mmfuse.data.annotations.readers import read_split
-from mmfuse.data.annotations.records import Record, objects_that_count, split_digest
+from mmfuse.data.annotations.records import Record, objects_that_count
 from mmfuse.data.cache import ImageCache
 from mmfuse.data.checks.objects import objects, too_small
 from mmfuse.data.checks.readable import require_readable
@@ -24,7 +23,7 @@ from mmfuse.data.loader import EvalLoader, TrainLoader, eval_loader, fill_cache,
 from mmfuse.data.measuring import SMALLEST_STD, measure
 from mmfuse.environment import environment
 from mmfuse.errors import UserError
-from mmfuse.evaluation.coco import coco_scores
+from mmfuse.evaluation.coco import Scores, coco_scores
 from mmfuse.evaluation.curves import best_thresholds
 from mmfuse.evaluation.inference import collect
 from mmfuse.evaluation.significance import match
@@ -34,10 +33,11 @@ from mmfuse.model.detector import Detector
 from mmfuse.model.ensemble import BoxEnsemble
 from mmfuse.model.grafting import keep_open
 from mmfuse.recipes import Recipe, load_recipe
-from mmfuse.run import Run, build_detector, input_size
-from mmfuse.sample import Batch
+from mmfuse.run import Run, build_detector, input_size, is_over
+from mmfuse.sample import Batch, Detections
 from mmfuse.sensor import Sensor
 from mmfuse.strict_yaml import save_yaml
+from mmfuse.training.advice import advice
 from mmfuse.training.branches import StepLoss
 from mmfuse.training.display import Display, check_log
 from mmfuse.training.distributed import World, note_begun, was_begun
@@ -45,9 +45,18 @@ from mmfuse.training.doubt_calibration import can_doubt, fit_doubt, is_calibrate
 from mmfuse.training.faults import Strikes
 from mmfuse.training.freezing import freeze, hold
 from mmfuse.training.optim import build_optimizer, rate_at
+from mmfuse.training.resuming import (
+    Kept,
+    changed_keys,
+    require_best,
+    require_epochs,
+    require_sensors,
+    require_unchanged,
+    with_note,
+)
 from mmfuse.training.score_calibration import collect_calibrated
 from mmfuse.training.start import read_start
-from mmfuse.training.state import Row, State, save_state
+from mmfuse.training.state import Begun, Row, State, save_state
 from mmfuse.training.watch import Watch
 
 if TYPE_CHECKING:
@@ -60,6 +69,7 @@ def train(
     *,
     folder: str | Path | None = None,
     resume: bool = False,
+    accept_changed_data: bool = False,
 ) -> Run:
     """Trains the detector of a recipe and returns its run folder, `runs/NAME` unless `folder` says otherwise.
 
@@ -68,21 +78,30 @@ def train(
     starts from is scored as epoch 0, and with no epochs it is all there is. In the end the doubt of a detector of
     several sensors is fitted, see `doubt_calibration`. A `BoxEnsemble` is calibrated on the validation split each time
     that it is scored, before its AP is taken. Under torchrun all processes call this; the first one writes. With
-    `resume` a run that was cut short goes on from its last whole epoch, with the samples that it would have seen, and
+    `resume` a run that was cut short goes on from what it saved last, with the samples that it would have seen, and
     one that is finished is returned as it is; so does a run that this torchrun began, where it restarts its processes.
+    All is saved after each epoch, and after each `train.save_every` steps. A run ends after its last epoch, or with a
+    `train.patience` after so many evaluations without a better AP.
 
-    A loss or a gradient that isn't finite stops the run in its own epoch, and what lies in the folder is still that of
-    the last whole one: nothing is scored or saved before all losses of the epoch are known to be finite.
+    What isn't `resuming.FREE` may not change when a run goes on. Where `train.epochs` does, the learning rate is from
+    there on that of the new number, as if it had been so all along. Data that isn't what it was is named and refused,
+    or with `accept_changed_data` learnt on and written down: the best detector so far is then scored anew on a
+    validation split that changed, and the APs on the one before go from the metrics into `environment.json`. Data means
+    annotations and names of files, not pixels.
+
+    A loss or a gradient that isn't finite stops the run in its own epoch, and what lies in the folder is still what was
+    saved last: nothing is scored or saved before all losses until then are known to be finite.
 
     Args:
         recipe: a recipe or its file.
         assignments: changes to the recipe file, such as "train.epochs=20".
         folder: where to write.
         resume: go on with what lies in the folder.
+        accept_changed_data: go on even if the splits or the classes changed.
 
     Raises:
-        UserError: the recipe or the data isn't right, the folder holds another run, another process trains there, or a
-            loss or gradient isn't finite.
+        UserError: the recipe or the data isn't right, the folder holds another run or one that lost its files, another
+            process trains there, or a loss or gradient isn't finite.
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, assignments)
@@ -94,12 +113,14 @@ def train(
     resume, finished = resume or was_begun(run.folder), False
     if not resume:
         _check_new(run)
-    elif (run.folder / "config.yaml").exists():
-        _check_same(run.recipe, recipe, run.folder)
-        finished = run.finished
+    elif run.last.exists() or run.metrics:
+        changed_keys(run, recipe)
+        rows = run.metrics
+        finished = is_over(rows, recipe.train)
+        _check_whole(run, rows, finished)
     for single, beside in first.values():
         if not finished and not Run(beside).finished:
-            train(single, folder=beside, resume=True)
+            train(single, folder=beside, resume=True, accept_changed_data=accept_changed_data)
     with (
         World.from_environment(recipe.train.device) as world,
         sole_writer(run.folder) if world.is_first else nullcontext(),
@@ -107,11 +128,15 @@ def train(
         if world.is_first and not resume:
             _check_new(run)  # another process may have been faster
             note_begun(run.folder)
-        if not finished:
-            training = prepare_training(recipe, run, world)
+        if finished:
+            _look_again(recipe, run, world, accept_changed_data)
+        else:
+            training = prepare_training(recipe, run, world, accept_changed_data)
             training.run_epochs()
             if world.is_first:
                 _report_left_out(training.loader, recipe.modalities)
+                if line := advice(recipe, training.best, training.loader.images, len(training.loader)):
+                    print(f"{run.folder}: {line}")
         if world.is_first:
             _doubt(recipe, run)
         world.wait()
@@ -121,6 +146,40 @@ def train(
 def _check_new(run: Run) -> None:
     if (run.folder / "config.yaml").exists():
         raise UserError(f"{run.folder}: holds a run already; resume it, or choose another folder")
+
+
+def _check_whole(run: Run, rows: list[dict[str, float]], finished: bool) -> None:
+    """Refuses to go on with a run that lost what it learnt."""
+    if any("val_ap" in row for row in rows):
+        require_best(run)
+    if not finished and not run.last.exists():
+        fix = "put it back, or train in another folder, from this run with init"
+        raise UserError(f"{run.last}: is gone, and with it the state after epoch {rows[-1]['epoch']:.0f}; {fix}")
+
+
+def _look_again(recipe: Recipe, run: Run, world: World, accept_changed_data: bool) -> None:
+    """Looks whether a finished run still is that of its data, and keeps the keys of the recipe that changed."""
+    card, splits = _read(recipe)
+    spec = checkpoint.Spec.read(checkpoint.read(run.best, with_tensors=False)[1], str(run.best))
+    require_sensors(card, spec.sensors)
+    changes = Kept.of(card, splits).changes(run, spec.classes)
+    if not accept_changed_data:
+        require_unchanged(run, changes)
+    done = int(run.metrics[-1]["epoch"])
+    require_epochs(run, done, recipe)
+    if world.is_first and changed_keys(run, recipe):
+        save_yaml(run.folder / "config.yaml", recipe.to_dict())
+    if world.is_first and done < recipe.train.epochs:
+        print(f"{run.folder}: {_stopped(recipe, done)}; a larger train.patience, or 0, goes on")
+
+
+def _stopped(recipe: Recipe, done: int) -> str:
+    return f"stopped after epoch {done}, by {recipe.train.patience} evaluations without a better val AP"
+
+
+def _read(recipe: Recipe) -> tuple[Card, dict[str, list[Record]]]:
+    card = card_of(recipe)
+    return card, {split: read_split(card, split) for split in ("train", "val")}
 
 
 def _doubt(recipe: Recipe, run: Run) -> None:
@@ -146,16 +205,25 @@ def _trained_first(recipe: Recipe, run: Run) -> dict[str, tuple[Recipe, Path]]:
     return first
 
 
-def prepare_training(recipe: Recipe, run: Run, world: World) -> "Training":
-    """Builds what a recipe trains, or goes on with what lies in the run folder, and writes the folder's first files.
+def prepare_training(recipe: Recipe, run: Run, world: World, accept_changed_data: bool = False) -> "Training":
+    """Builds what a recipe trains, or goes on with what lies in the run folder, and writes what the run stands on.
 
     Raises:
         UserError: the recipe, the data or what lies in the folder isn't right.
     """
     from timm.utils.model_ema import ModelEmaV3
 
-    card, size = card_of(recipe), input_size(recipe)
-    splits = {split: read_split(card, split) for split in ("train", "val")}
+    size = input_size(recipe)
+    card, splits = _read(recipe)
+    kept, state = Kept.of(card, splits), State.read(run.last)
+    if state is not None:
+        if state.best >= 0:
+            require_best(run)
+        require_epochs(run, state.epochs_begun, recipe)
+        require_sensors(card, state.spec.sensors)
+        keys, changes = changed_keys(run, recipe), kept.changes(run, state.spec.classes)
+        if not accept_changed_data:
+            require_unchanged(run, changes)
     seen = {split: objects_that_count(recipe, card, records, recipe.modalities) for split, records in splits.items()}
     _check_objects(recipe, card, seen, size, world)
     if world.is_first:
@@ -164,11 +232,13 @@ def prepare_training(recipe: Recipe, run: Run, world: World) -> "Training":
         require_readable(seen["val"], used, ImageCache(recipe.data.cache).images)
     world.wait()
 
-    state = State.read(run.last)
     start = read_start(recipe.init) if state is None else None
     built_from = recipe
     if state is not None:
-        known, built_from = state.sensors, replace(recipe, model=replace(recipe.model, pretrained=False, weights=None))
+        known, built_from = (
+            state.spec.sensors,
+            replace(recipe, model=replace(recipe.model, pretrained=False, weights=None)),
+        )
     else:
         known = {} if start is None else start.sensors(card.modalities)
     card = _measured(card, recipe, seen["train"], known)
@@ -214,17 +284,24 @@ def prepare_training(recipe: Recipe, run: Run, world: World) -> "Training":
         held,
     )
     if world.is_first:
-        done = 0 if state is None else int(state.rows[-1]["epoch"])
+        done = int(state.rows[-1]["epoch"]) if state is not None and state.rows else 0
         training.display = Display(run.folder, sensors, card.classes, seen["val"], recipe.train.log, done)
-    if state is not None:
-        training.rows, training.best = state.rows, state.best
+    made_on = environment(world.device, world.size)
+    if state is None:
         if world.is_first:
-            training.save_metrics()  # they may be older than the state
-    elif world.is_first:
-        save_yaml(run.folder / "config.yaml", recipe.to_dict())
-        digests = {split: split_digest(records) for split, records in splits.items()}
-        made_on = asdict(environment(world.device, world.size)) | {"splits": digests}
-        write_whole(run.folder / "environment.json", json.dumps(made_on, indent=2).encode())
+            kept.write(run, recipe, asdict(made_on))
+        return training
+    training.rows, training.best, training.begun = state.rows, state.best, state.begun.to(world.device)
+    if world.is_first:
+        note: dict[str, Any] = {"after": {"epoch": training.epochs_done, "steps": state.begun.steps}}
+        note |= {"keys": keys, "data": changes}
+        if "val" in changes and state.best >= 0:
+            note["val_ap_before"] = training.score_best_anew()
+        content, told = with_note(run, made_on, note)
+        if told:
+            print(f"{run.folder}: goes on with {', '.join(told)}")
+        kept.write(run, recipe, content)
+        training.save_metrics()  # they may be older than the state
     return training
 
 
@@ -232,9 +309,9 @@ def prepare_training(recipe: Recipe, run: Run, world: World) -> "Training":
 class Training:
     """The parts of a training, and how far it has come.
 
-    `model` is the loss of `detector`, shared between the processes; `average` is what is scored and kept. `held`
-    stays as it is, `display` is the first process's. `rows` have what is known of each epoch that is done, `best` is
-    the highest AP on the validation split so far.
+    `model` is the loss of `detector`, shared between the processes; `average` is what is scored and kept. `held` stays
+    as it is, `display` is the first process's. `rows` have what is known of each epoch that is done, `begun` of the one
+    that isn't, `best` is the highest AP on the validation split so far.
     """
 
     recipe: Recipe
@@ -252,6 +329,7 @@ class Training:
     rows: list[Row] = field(default_factory=list)
     best: float = -1.0
     display: Display | None = None
+    begun: Begun = field(default_factory=Begun)
 
     @property
     def epochs_done(self) -> int:
@@ -263,31 +341,40 @@ class Training:
         epochs, steps = self.recipe.train.epochs, len(self.loader)
         with tqdm(
             total=epochs * steps,
-            initial=self.epochs_done * steps,
+            initial=self.epochs_done * steps + self.begun.steps,
             desc=f"training {self.recipe.name}",
             unit="step",
             disable=not self.world.is_first,
         ) as bar:
             if self.recipe.init and not self.rows:  # so that the best is no worse than what it started from
                 self.run_epoch(0, bar)
-            for epoch in range(self.epochs_done + 1, epochs + 1):
-                self.run_epoch(epoch, bar)
+            while not self.world.first_says(is_over(self.rows, self.recipe.train)):
+                if self.epochs_done < epochs:
+                    self.run_epoch(self.epochs_done + 1, bar)
+                    continue
+                if self.world.is_first:  # fewer epochs than were asked for at first, or another validation split
+                    self.rows[-1] |= self._validate(epochs)
+                    self._save()
+                self.world.wait()
+        if self.world.is_first and self.epochs_done < epochs:
+            print(f"{self.run.folder}: {_stopped(self.recipe, self.epochs_done)}")
 
     def run_epoch(self, epoch: int, bar: "tqdm[Any]") -> None:
         """Trains an epoch, scores what came of it if it is time to, and saves.
 
         Epochs count from 1; epoch 0 is what a recipe with `init` starts from, and has no steps.
         """
-        started, recipe = time.monotonic(), self.recipe.train
+        started, recipe = time.monotonic() - self.begun.seconds, self.recipe.train
         row: Row = {"epoch": epoch}
         if epoch > 0:
             losses = self._train_epoch(epoch - 1, bar)
-            row |= {"lr": self.optimizer.param_groups[0]["lr"], **losses}
+            row |= {"lr": self._rates(epoch * len(self.loader) - 1)[0], **losses}
         if self.world.is_first:
             if epoch % recipe.evaluate_every == 0 or epoch == recipe.epochs:
                 row |= self._validate(epoch)
             row["seconds"] = round(time.monotonic() - started, 2)
         self.rows.append(row)
+        self.begun = Begun()
         if self.world.is_first:
             self._save()
         if self.display is not None:
@@ -295,22 +382,38 @@ class Training:
         self.world.wait()
 
     def _train_epoch(self, epoch: int, bar: "tqdm[Any]") -> dict[str, float]:
-        """Takes the steps of an epoch, counted from 0, and returns the mean of each loss, of all processes."""
+        """Takes the steps of an epoch, counted from 0, that are left, and returns the mean of each loss.
+
+        The means are those of all its steps and of all processes.
+        """
         self.model.train()
         hold(self.held)
-        sums: dict[str, Tensor] = {}
-        for step, batch in enumerate(self.loader.epoch(epoch), epoch * len(self.loader)):
+        begun, every = self.begun, self.recipe.train.save_every
+        started = time.monotonic() - begun.seconds
+        for step, batch in enumerate(self.loader.epoch(epoch, begun.steps), epoch * len(self.loader) + begun.steps):
             torch.manual_seed(self.recipe.train.seed * 1_000_003 + step)
             if step == 0 and self.display is not None:
                 self.display.first_batch(batch)
             losses = self._step(step, batch)
-            sums = {k: sums.get(k, 0) + v.detach() for k, v in losses.items()}
+            begun.sums = {k: begun.sums.get(k, 0) + v.detach() for k, v in losses.items()}
+            begun.steps += 1
             bar.set_postfix(self._told(), refresh=False)
             bar.update()
+            if every and (step + 1) % every == 0:
+                self.watch.finish()
+                shared = self.world.mean(begun.sums)  # what each process goes on with, now and when it is resumed
+                begun.sums = {k: torch.tensor(v, device=self.world.device) for k, v in shared.items()}
+                begun.seconds = time.monotonic() - started
+                if self.world.is_first:
+                    self._save()
         self.watch.finish()
-        count = len(self.loader)
-        means = self.world.mean(sums)
-        return {("loss" if k == "total" else f"{k}_loss"): v / count for k, v in sorted(means.items(), reverse=True)}
+        means = sorted(self.world.mean(begun.sums).items(), reverse=True)
+        return {("loss" if k == "total" else f"{k}_loss"): v / begun.steps for k, v in means}
+
+    def _rates(self, step: int) -> list[float]:
+        """Returns the learning rate of each group of parameters at a step."""
+        rate = rate_at(step, self.recipe.train, len(self.loader))
+        return [group["scale"] * rate for group in self.optimizer.param_groups]
 
     def _told(self) -> dict[str, str]:
         """Returns what the progress bar says beside the time that is left: the loss of a step, the last and best AP."""
@@ -320,8 +423,8 @@ class Training:
 
     def _step(self, step: int, batch: Batch) -> dict[str, Tensor]:
         """Trains on a batch; asks the host for nothing that the device has to be done for."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["scale"] * rate_at(step, self.recipe.train, len(self.loader))
+        for group, rate in zip(self.optimizer.param_groups, self._rates(step), strict=True):
+            group["lr"] = rate
         device = self.world.device
         moved = batch.to(device)
         images = {
@@ -363,17 +466,38 @@ class Training:
             self.display.found(found)
         scores = coco_scores(self.val_records, found, detector.classes)
         if scores.ap > self.best:
-            self.best = scores.ap
-            classes = detector.classes
-            thresholds = best_thresholds(match(self.val_records, found, classes), classes)
-            notes = {"name": self.recipe.name, "epoch": done, "val": asdict(scores), "thresholds": thresholds}
-            checkpoint.save_detector(self.run.best, self.average.module, notes)
+            self._keep(detector, done, found, scores)
         return {"val_ap": scores.ap, "val_ap50": scores.ap50 or 0.0}
 
+    def _keep(self, detector: Detector, done: int, found: dict[int, Detections], scores: Scores) -> None:
+        """Writes a detector as the best, with what it found after `done` epochs."""
+        classes = detector.classes
+        thresholds = best_thresholds(match(self.val_records, found, classes), classes)
+        notes = {"name": self.recipe.name, "epoch": done, "val": asdict(scores), "thresholds": thresholds}
+        checkpoint.save_detector(self.run.best, detector, notes)
+        self.best = scores.ap
+
+    def score_best_anew(self) -> dict[str, float]:
+        """Scores the best detector on a validation split that changed; returns the APs on the one before, by epoch."""
+        detector = checkpoint.load(self.run.best, self.world.device)
+        epoch = checkpoint.read(self.run.best, with_tensors=False)[1]["notes"]["epoch"]
+        found = collect(detector, self.val_loader, doubt="off", progress="validating the best anew")
+        scores = coco_scores(self.val_records, found, detector.classes)
+        before = {}
+        for row in self.rows:
+            if "val_ap" in row:
+                before[str(row["epoch"])] = row.pop("val_ap")
+                del row["val_ap50"]
+            if row["epoch"] == epoch:
+                row |= {"val_ap": scores.ap, "val_ap50": scores.ap50 or 0.0}
+        self._keep(detector, epoch, found, scores)
+        self._save()
+        return before
+
     def _save(self) -> None:
-        step = self.epochs_done * len(self.loader)
+        step = self.epochs_done * len(self.loader) + self.begun.steps
         parts = self.detector, self.average.module, self.optimizer
-        save_state(self.run.last, *parts, self.rows, self.best, step)
+        save_state(self.run.last, *parts, self.rows, self.best, self.begun, step)
         self.save_metrics()
 
     def save_metrics(self) -> None:
@@ -426,18 +550,3 @@ def _measured(card: Card, recipe: Recipe, records: list[Record], known: dict[str
         if not sensor.is_depth and max(sensor.std, default=1.0) <= SMALLEST_STD:
             raise UserError(f"{m}: all pixels of the training images have one value; mend its files or leave it out")
     return replace(card, modalities={**card.modalities, **known, **sensors})
-
-
-def _check_same(old: Recipe, new: Recipe, folder: Path) -> None:
-    before, after = _flat(old.to_dict()), _flat(new.to_dict())
-    for key in before | after:
-        if before.get(key) != after.get(key):
-            values = f"{key}={before.get(key)!r}, not {after.get(key)!r}"
-            raise UserError(f"{folder}: was trained with {values}; choose another folder")
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat

@@ -1,6 +1,6 @@
-"""What a training keeps after each whole epoch, to go on from: weights, their average and the optimizer's moments."""
+"""What a training keeps to go on from: weights, their average, the optimizer's moments, and how far it has come."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +10,43 @@ from torch import Tensor
 from mmfuse.errors import UserError
 from mmfuse.model import checkpoint
 from mmfuse.model.detector import Detector
-from mmfuse.sensor import Sensor
 
 Row = dict[str, Any]
 """What is known of an epoch, by the column of `metrics.csv`."""
+
+
+@dataclass
+class Begun:
+    """How far an epoch has come: the `steps` that are done, the `sums` of their losses, and the `seconds` they took."""
+
+    steps: int = 0
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def to(self, device: torch.device) -> "Begun":
+        """Returns the same with its sums on a device."""
+        return Begun(self.steps, {k: v.to(device) for k, v in self.sums.items()}, self.seconds)
 
 
 @dataclass(frozen=True)
 class State:
     """What lies in a run's `last.safetensors`.
 
-    `sensors` are those that the detector was built with, `rows` have what is known of each epoch, and `best` is the
-    highest AP on the validation split so far.
+    `spec` is that of the detector, `rows` have what is known of each whole epoch, `begun` of the
+    one after them, and `best` is the highest AP on the validation split so far.
     """
 
     path: Path
     tensors: dict[str, Tensor]
-    sensors: dict[str, Sensor]
+    spec: checkpoint.Spec
     rows: list[Row]
     best: float
+    begun: Begun
+
+    @property
+    def epochs_begun(self) -> int:
+        """How many epochs were trained, in whole or in part."""
+        return (int(self.rows[-1]["epoch"]) if self.rows else 0) + (self.begun.steps > 0)
 
     @staticmethod
     def read(path: Path) -> "State | None":
@@ -40,15 +58,21 @@ class State:
         if not path.exists():
             return None
         tensors, header = checkpoint.read(path)
-        sensors = checkpoint.Spec.read(header, str(path)).sensors
+        spec = checkpoint.Spec.read(header, str(path))
         rows, best = header.get("rows"), header.get("best")
+        steps, sums, seconds = (header.get(key) for key in ("steps", "sums", "seconds"))
         if (
             not isinstance(rows, list)
             or not all(isinstance(row, dict) and "epoch" in row for row in rows)
             or not isinstance(best, int | float)
+            or not isinstance(steps, int)
+            or not isinstance(sums, dict)
+            or not all(isinstance(value, float) for value in sums.values())
+            or not isinstance(seconds, int | float)
         ):
             raise UserError(f"{path}: its header isn't a training state's; restore it, or train anew")
-        return State(path, tensors, sensors, list(rows), float(best))
+        begun = Begun(steps, {key: torch.tensor(value) for key, value in sums.items()}, seconds)
+        return State(path, tensors, spec, list(rows), float(best), begun)
 
     def restore(self, detector: Detector, average: Detector, optimizer: torch.optim.Optimizer) -> None:
         """Fills a detector, the average of its weights and its optimizer.
@@ -79,9 +103,10 @@ def save_state(
     optimizer: torch.optim.Optimizer,
     rows: list[Row],
     best: float,
+    begun: Begun,
     step: int,
 ) -> None:
-    """Writes what `State.read` reads, whole or not at all; `step` counts those that are done.
+    """Writes what `State.read` reads, whole or not at all; `step` counts those that are done in all epochs.
 
     Raises:
         UserError: the file can't be written.
@@ -91,4 +116,6 @@ def save_state(
         tensors |= {f"{name}.{key}": value.clone() for key, value in module.state_dict().items()}
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": v for key, v in moments.items() if isinstance(v, Tensor)}
-    checkpoint.save(path, tensors, {"spec": detector.spec, "step": step, "rows": rows, "best": best})
+    sums = {key: float(value) for key, value in begun.sums.items()}
+    within = {"steps": begun.steps, "sums": sums, "seconds": begun.seconds}
+    checkpoint.save(path, tensors, {"spec": detector.spec, "step": step, "rows": rows, "best": best, **within})

@@ -305,6 +305,39 @@ def a_run_is_not_trained_over(place):
     return "train", place.recipe, "--out", place.run
 
 
+@refused(6, "its data changed: train: in 4 images boxes moved")
+def a_run_whose_boxes_moved_is_not_gone_on_with(place):
+    place.each("annotations", lambda row: row.update(bbox=[row["bbox"][0] + 1, *row["bbox"][1:]]))
+    return "train", place.recipe, "train.epochs=2", "--out", place.run, "--resume"
+
+
+@refused(6, "its data changed: val: 1 images are gone")
+def a_run_that_lost_an_image_is_not_gone_on_with(place):
+    values = json.loads((place.set / "val.json").read_text())
+    gone = values["images"].pop()["id"]
+    values["annotations"] = [row for row in values["annotations"] if row["image_id"] != gone]
+    (place.set / "val.json").write_text(json.dumps(values))
+    return "train", place.recipe, "--out", place.run, "--resume"
+
+
+@refused(6, "the classes are|its data changed: classes")
+def a_run_whose_classes_changed_places_is_not_gone_on_with(place):
+    place.edit(place.card, classes=json_classes(place)[::-1])
+    return "train", place.recipe, "train.epochs=2", "--out", place.run, "--resume"
+
+
+@refused(6, "best.safetensors: is gone")
+def a_run_that_lost_its_best_is_not_gone_on_with(place):
+    (place.run / "best.safetensors").unlink()
+    return "train", place.recipe, "train.epochs=2", "--out", place.run, "--resume"
+
+
+@held(6)
+def keys_that_change_nothing_learnt_do_not_stop_a_run(place):
+    keys = ("data.workers=1", "train.evaluate_every=2", "train.save_every=5", "train.epochs=1")
+    return "train", place.recipe, *keys, "--out", place.run, "--resume"
+
+
 @refused(7, "another process is writing there")
 def two_trainings_in_one_folder(place):
     shutil.rmtree(place.run)

@@ -24,6 +24,32 @@ def train_one_epoch(monkeypatch):
     return run
 
 
+@pytest.fixture
+def train_until(monkeypatch):
+    """Trains a recipe into a folder and is interrupted when a step, counted from 0, or a validation begins."""
+
+    def run(recipe, assignments, folder, *, step=None, validation=None):
+        take, validate = loop.Training._step, loop.Training._validate
+
+        def steps(self, number, batch):
+            if number == step:
+                raise KeyboardInterrupt
+            return take(self, number, batch)
+
+        def validates(self, done):
+            if done == validation:
+                raise KeyboardInterrupt
+            return validate(self, done)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loop.Training, "_step", steps)
+            patch.setattr(loop.Training, "_validate", validates)
+            with pytest.raises(KeyboardInterrupt):
+                train(recipe, assignments, folder=folder)
+
+    return run
+
+
 class _Copied:
     """A copy from a device that is done once `done` is set, or waited for."""
 

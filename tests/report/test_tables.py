@@ -17,14 +17,8 @@ from mmfuse.evaluation.results import (
     Verdict,
 )
 from mmfuse.evaluation.significance import Difference
-from mmfuse.report.tables import (
-    NOTHING,
-    comparison_markdown,
-    escaped,
-    markdown_table,
-    mean_and_spread,
-    robustness_markdown,
-)
+from mmfuse.report.sections import NOTHING, mean_and_spread
+from mmfuse.report.tables import comparison_markdown, escaped, markdown_table, robustness_markdown
 
 
 def scores(ap, day, night, person, car):

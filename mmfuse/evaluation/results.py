@@ -91,6 +91,11 @@ class Verdict:
     verdict: str
     text: str
 
+    @property
+    def figures(self) -> str:
+        """What the text says in brackets, after the verdict."""
+        return self.text.partition(f": {self.verdict} (")[2].removesuffix(")")
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -131,7 +136,7 @@ class ShareGroup:
     """
 
     images: int | None
-    shares: dict[str, list[float]] | None
+    shares: dict[str, tuple[float, ...]] | None
     mean_share: dict[str, float] | None
     ap: float | None
     ap_without: dict[str, float | None]
@@ -143,7 +148,7 @@ class CellShares:
     """The shares of each modality after one cell, in the order of the levels; None at a level that it doesn't make."""
 
     cell: int
-    shares: dict[str, list[float | None]]
+    shares: dict[str, tuple[float | None, ...]]
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,18 @@ class Matches:
         false = (((r.score >= score) & ~r.hit[0]).sum() for r in self.rankings)
         return float(sum(false) / self.images)
 
+    def errors(self, score: float = 0.3) -> np.ndarray:
+        """Returns for each image (I,) its objects that no detection of at least a `score` finds at IoU 0.5, plus the
+        detections of it that find none.
+        """
+        errors = np.zeros(self.images, int)
+        for ranking in self.rankings:
+            counted = (ranking.score >= score) & ~ranking.ignored[0]
+            hits = np.bincount(ranking.image[counted & ranking.hit[0]], minlength=self.images)
+            false = np.bincount(ranking.image[counted & ~ranking.hit[0]], minlength=self.images)
+            errors += ranking.objects - hits + false
+        return errors
+
     def average_precision(self, weights: np.ndarray) -> np.ndarray:
         """Returns COCO's AP (R,), over the classes that are drawn, with each image counted `weights` (R, I) times.
 

@@ -21,7 +21,7 @@ from mmfuse.evaluation.curves import THRESHOLD
 from mmfuse.evaluation.results import Comparison, DifferenceTo, Fault, ModelRow, SubsetRow, Verdict, write_json
 from mmfuse.evaluation.robustness import Trial, Trials, check_names, suiting
 from mmfuse.evaluation.score import Evaluation, evaluate
-from mmfuse.evaluation.significance import Difference, difference, hardest, match, resampled_ap
+from mmfuse.evaluation.significance import Difference, Matches, difference, hardest, match, resampled_ap
 from mmfuse.evaluation.verdicts import SEEDS_NEEDED, fault_verdict, verdict_on
 from mmfuse.exporting.loading import ExportedDetector
 from mmfuse.exporting.runs import is_exported, open_run
@@ -35,9 +35,12 @@ from mmfuse.report.charts import (
     threshold_curves,
     training_curves,
 )
+from mmfuse.report.page import comparison_page
 from mmfuse.report.pictures import GalleryRow, gallery
+from mmfuse.report.scenes import Answers, make_gallery
 from mmfuse.report.tables import comparison_markdown, f1_table
 from mmfuse.run import Run, input_size
+from mmfuse.sensor import Sensor
 from mmfuse.training.loop import train
 
 
@@ -78,7 +81,7 @@ def compare(
     out: str | Path = "runs/comparison",
     rounds: int = 1000,
 ) -> Comparison:
-    """Compares models on one split and writes `report.md`, `comparison.json` and pictures into `out`.
+    """Compares models on one split and writes `report.html`, `report.md`, `comparison.json` and pictures into `out`.
 
     A run folder is scored as it is; run folders that differ only in the seed are one model. A recipe is trained first,
     once for each of `seeds` (its own seed if None), into `out/runs`; what is there already is resumed. Differences in
@@ -117,10 +120,12 @@ def compare(
     runs = [run for given in runs_or_recipes for run in _runs(given, tuple(assignments), seeds, out / "runs")]
     models = _group(runs, split)
     records = models[0].evaluations[0].records
-    comparison = _comparison(models, split, reference, rounds, tried, sorted(set(severities)))
+    matches = {m.name: [match(e.records, e.detections, e.detector.classes) for e in m.evaluations] for m in models}
+    comparison = _comparison(models, matches, split, reference, rounds, tried, sorted(set(severities)))
     write_json(out / "comparison.json", comparison)
     write_whole(out / "report.md", _report(comparison, models).encode())
     _pictures(out, comparison, models, records)
+    write_whole(out / "report.html", _page(comparison, models, matches).encode())
     return comparison
 
 
@@ -170,6 +175,7 @@ def _group(runs: Sequence[Run], split: str) -> list[_Model]:
 
 def _comparison(
     models: Sequence[_Model],
+    matches: Mapping[str, Sequence[Matches]],
     split: str,
     reference: str | None,
     rounds: int,
@@ -182,7 +188,7 @@ def _comparison(
     singles = [model for model in models if not model.fused]
     best = max(singles, key=lambda model: model.mean_ap, default=models[0])
     named = by_name[reference] if reference is not None else best
-    whole, by_condition = _resampled(models, rounds)
+    whole, by_condition = _resampled(models, matches, rounds)
     rows, verdicts = [], []
     for model in models:
         rivals = singles if model.fused else []
@@ -233,7 +239,9 @@ def _comparison(
     )
 
 
-def _resampled(models: Sequence[_Model], rounds: int) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
+def _resampled(
+    models: Sequence[_Model], matches: Mapping[str, Sequence[Matches]], rounds: int
+) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
     """Returns the resampled AP of each model, by name, on all images and by condition.
 
     A condition in which a model has no object to find is left out, all where there is no single one and fusion to set
@@ -245,11 +253,11 @@ def _resampled(models: Sequence[_Model], rounds: int) -> tuple[dict[str, np.ndar
     whole: dict[str, np.ndarray] = {}
     by_condition: dict[str, dict[str, np.ndarray]] = {condition: {} for condition in conditions}
     for model in tqdm(models, desc="bootstrap", unit="model", leave=False):
-        seeds = [match(e.records, e.detections, e.detector.classes) for e in model.evaluations]
+        seeds = matches[model.name]
         whole[model.name] = resampled_ap(seeds, rounds)
         for condition in conditions:
             chosen = np.array([record.condition == condition for record in records])
-            by_condition[condition][model.name] = resampled_ap([matches.on(chosen) for matches in seeds], rounds)
+            by_condition[condition][model.name] = resampled_ap([one.on(chosen) for one in seeds], rounds)
     defined = {c: of for c, of in by_condition.items() if not any(np.isnan(ap[0]) for ap in of.values())}
     return whole, defined
 
@@ -408,7 +416,7 @@ def _pictures(out: Path, comparison: Comparison, models: Sequence[_Model], recor
     detector = models[-1].evaluations[0].detector
     for weighing in _weighing(models)[-1:]:
         share_heatmap(weighing.fusion_shares(), out / "shares.png")
-    sensors = {m: s for model in models for m, s in model.evaluations[0].detector.sensors.items()}
+    sensors = _sensors(models)
     rows = []
     for record in _shown(records):
         images = load_sample(record, sensors).images
@@ -418,6 +426,28 @@ def _pictures(out: Path, comparison: Comparison, models: Sequence[_Model], recor
         rows.append(GalleryRow((record.condition or f"image {record.image_id}") + spoilt, images, truth, found))
     shown_on = {model.name: model.recipe.modalities[0] for model in models}
     gallery(rows, sensors, shown_on, detector.classes, out / "gallery.png")
+
+
+def _page(comparison: Comparison, models: Sequence[_Model], matches: Mapping[str, Sequence[Matches]]) -> str:
+    pair = _pair(comparison)
+    (records,) = (model.evaluations[0].records for model in models if model.name == pair[0])
+    answers = [Answers(m.name, m.evaluations[0].detections, matches[m.name][0]) for m in models]
+    sensors, classes = _sensors(models), models[0].evaluations[0].detector.classes
+    gallery = make_gallery(records, answers, pair, sensors, classes, lambda record: load_sample(record, sensors).images)
+    shares = {model.name: detector.fusion_shares() for model in models for detector in _weighing([model])}
+    training = {model.name: [run.metrics for run in model.runs] for model in models}
+    return comparison_page(comparison, gallery, shares, training)
+
+
+def _pair(comparison: Comparison) -> tuple[str, str]:
+    """Returns the best model of several modalities, or of all where there is none, and the rival hardest to beat."""
+    rows = [row for row in comparison.models if row.differences]
+    model = max(rows, key=lambda row: (len(row.modalities) > 1, statistics.mean(row.ap)))
+    return model.name, hardest(model.differences)
+
+
+def _sensors(models: Sequence[_Model]) -> dict[str, Sensor]:
+    return {m: s for model in models for m, s in model.evaluations[0].detector.sensors.items()}
 
 
 def _weighing(models: Sequence[_Model]) -> list[FusionDetector]:

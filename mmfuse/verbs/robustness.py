@@ -22,6 +22,7 @@ from mmfuse.evaluation.score import evaluate
 from mmfuse.evaluation.verdicts import fault_verdict
 from mmfuse.files import write_whole
 from mmfuse.report.charts import robustness_curves
+from mmfuse.report.run_page import write_run_page
 from mmfuse.report.tables import robustness_markdown
 from mmfuse.run import Run
 from mmfuse.sample import Detections
@@ -43,6 +44,8 @@ def robustness(
     rounds: int = 1000,
 ) -> Robustness:
     """Corrupts one modality at a time and writes `robustness-SPLIT.json`, `.md` and `.png` into the run folder.
+
+    `report.html` there shows all that this verb and `shares` found of the detector, on any split.
 
     Each corruption is scored at severities 1 to 5 for each modality that it suits; severity 0 is what `evaluate` says.
     A fault that nobody tells of should cost no more than a sensor that is known to be missing: so where there are
@@ -128,6 +131,7 @@ def robustness(
     write_json(path, result)
     write_whole(path.with_suffix(".md"), robustness_markdown(result).encode())
     robustness_curves(result, path.with_suffix(".png"))
+    write_run_page(run.folder, result.detector)
     return result
 
 

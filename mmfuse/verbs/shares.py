@@ -25,6 +25,7 @@ from mmfuse.model.fusion import Merge
 from mmfuse.model.nodes import outputs_of
 from mmfuse.model.pyramid import Pyramid, propagated
 from mmfuse.report.charts import share_panels
+from mmfuse.report.run_page import write_run_page
 from mmfuse.report.tables import shares_markdown
 from mmfuse.run import Run
 from mmfuse.sample import Batch
@@ -36,6 +37,8 @@ TIE = 1e-6
 
 def shares(run: str | Path | Run, *, split: str = "test") -> Shares:
     """Writes `shares-SPLIT.json`, `.md` and `.png` into the run folder: each modality's share and its worth.
+
+    `report.html` there shows all that this verb and `robustness` found of the detector, on any split.
 
     A modality's share of a pyramid's node is what the weights give it, multiplied along the graph (see
     `model.pyramid.propagated`). Where images have weights of their own ("gated", "gated_spatial") they are those that
@@ -77,13 +80,13 @@ def shares(run: str | Path | Run, *, split: str = "test") -> Shares:
 
     def group(condition: str | None) -> ShareGroup:
         rows = [i for i, r in enumerate(images) if condition in (None, r.condition)] if by_image else [0]
-        by_level = found[list(outputs_of(pyramid.graph).values())][:, rows].mean(1).T.tolist()
+        by_level = map(tuple, found[list(outputs_of(pyramid.graph).values())][:, rows].mean(1).T.tolist())
         shown = dict(zip(names, by_level, strict=True)) if rows else None
         ap, without = _ap(evaluation.scores, condition), {m: _ap(scores, condition) for m, scores in lost.items()}
         return ShareGroup(
             images=len(rows) if by_image else None,
             shares=shown,
-            mean_share=shown and {m: mean(values) for m, values in shown.items()},
+            mean_share=None if shown is None else {m: mean(values) for m, values in shown.items()},
             ap=ap,
             ap_without=without,
             delta_ap={m: None if ap is None or left is None else ap - left for m, left in without.items()},
@@ -115,6 +118,7 @@ def shares(run: str | Path | Run, *, split: str = "test") -> Shares:
     write_json(path, result)
     write_whole(path.with_suffix(".md"), shares_markdown(result).encode())
     share_panels(result, path.with_suffix(".png"))
+    write_run_page(run.folder, result.detector)
     return result
 
 
@@ -149,7 +153,7 @@ def _by_cell(pyramid: Pyramid, found: Tensor) -> tuple[CellShares, ...]:
         CellShares(
             cell,
             {
-                m: [None if place is None else float(found[place, i]) for place in places[cell]]
+                m: tuple(None if place is None else float(found[place, i]) for place in places[cell])
                 for i, m in enumerate(pyramid.channels)
             },
         )

@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -119,7 +120,7 @@ def staged(monkeypatch, tmp_path, paired_set):
         match = compare_module.match
         monkeypatch.setattr(compare_module, "evaluate", made_up)
         monkeypatch.setattr(compare_module, "match", lambda *a: matched.append(1) or match(*a))
-        monkeypatch.setattr(compare_module, "_pictures", lambda *a: None)
+        without_pictures(monkeypatch)
         for measured in ("gmacs", "latency_ms"):
             monkeypatch.setattr(compare_module, measured, lambda *a: 1.0)
         comparison = compare(folders, out=tmp_path / "out", **{"rounds": 50, **options})
@@ -128,6 +129,11 @@ def staged(monkeypatch, tmp_path, paired_set):
         return comparison, (tmp_path / "out" / "report.md").read_text()
 
     return run
+
+
+def without_pictures(monkeypatch):
+    monkeypatch.setattr(compare_module, "_pictures", lambda *a: None)
+    monkeypatch.setattr(compare_module, "_page", lambda *a: "")
 
 
 def singles(rgb, thermal):
@@ -161,6 +167,33 @@ def test_recipes_are_trained_for_each_seed_and_set_in_one_table(report, folder):
     assert "the threshold of each class, that training chose on validation." in text
 
 
+def test_the_page_shows_each_image_and_what_each_model_finds(report, folder):
+    text = (folder / "report.html").read_text()
+    scenes = [json.loads(scene) for scene in re.findall(r'<script [^>]*class="scene"[^>]*>(.*?)</script>', text, re.S)]
+    assert len(scenes) == report.models[0].scores[0].images == 4
+    assert sum(len(scene["truth"]) for scene in scenes) == report.models[0].scores[0].boxes
+    assert [set(scene["images"]) for scene in scenes] == [{"rgb", "thermal"}] * 4
+    assert f"largest win of rgb_thermal over {report.models[2].difference.to}" in text
+    assert report.verdicts[0].figures in text
+    objects = [scene["found"][model]["objects"] for scene in scenes for model in range(3)]
+    assert sum(objects) == 3 * report.models[0].scores[0].boxes
+    assert all(name in text for name in ("Training", "Shares in the fusion", "AP per class", "By condition"))
+
+
+@pytest.mark.parametrize(
+    ("names", "pair"),
+    [
+        ({"a": ("rgb",), "b": ("thermal",)}, ("a", "b")),
+        ({"a": ("rgb",), "b": ("thermal",), "c": ("rgb", "thermal"), "d": ("rgb", "thermal")}, ("d", "b")),
+        ({"c": ("rgb", "thermal"), "d": ("rgb", "thermal")}, ("d", "c")),
+    ],
+)
+def test_the_gallery_sets_the_best_fusion_beside_its_hardest_rival(names, pair, staged):
+    skills = {"a": 0.3, "b": 0.6, "c": 0.5, "d": 0.9}
+    comparison, _ = staged({name: (modalities, {0: skills[name]}) for name, modalities in names.items()})
+    assert compare_module._pair(comparison) == pair
+
+
 def test_real_runs_have_a_row_for_each_subset(report, folder):
     one, other, both = report.models
     assert one.subsets == other.subsets == ()
@@ -179,7 +212,7 @@ def test_real_runs_have_a_row_for_each_subset(report, folder):
 
 
 def test_stacked_channels_and_boxes_lose_sensors_too(report, folder, recipes, tmp_path, monkeypatch):
-    monkeypatch.setattr(compare_module, "_pictures", lambda *a: None)
+    without_pictures(monkeypatch)
     runs = [folder / "runs" / "rgb-seed0"]
     for placement in ("channels", "boxes"):
         recipe = tmp_path / f"{placement}.yaml"
@@ -192,7 +225,7 @@ def test_stacked_channels_and_boxes_lose_sensors_too(report, folder, recipes, tm
 
 
 def test_faults_are_tried_on_what_has_other_sensors(report, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(compare_module, "_pictures", lambda *a: None)
+    without_pictures(monkeypatch)
     runs = [folder / "runs" / f"{name}-seed{seed}" for name in ("rgb", "rgb_thermal") for seed in (0, 1)]
     options = {"corruptions": ["missing", "noise", "agc"], "severities": [5, 2], "rounds": 5}
     one, both = compare(runs, out=tmp_path, **options).models

@@ -193,6 +193,7 @@ def test_the_verb_prints_and_writes_the_page_and_the_picture(run, capsys):
     assert text.strip() == page.strip()
     assert "| shift      | thermal |" in page
     assert (run.folder / "robustness-test.png").read_bytes().startswith(b"\x89PNG")
+    assert "AP as a sensor fails" in (run.folder / "report.html").read_text()
     assert main([*words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == read(run)
 

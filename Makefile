@@ -10,7 +10,8 @@ make test     the same with the test tools, then format, lint, type and unit tes
 make faults   the same tools, then try what takes minutes: kills at any instant, 100,000 images, 200 MB of JSON
 make bench    the same tools, then measure what docs/performance.md shows and rewrite its tables: wants a quiet machine
 make docs     the same tools, then the pages as a site in site/, with every link checked (needs no network after the install)
-make system   the system libraries of Open3D, which the tests need (apt-get when root, else says what to install)
+make system   what tests need of the system: Open3D's libraries, and Chromium for pages (apt-get when root; without
+              root it says what to install, and tests of pages are skipped where there is no Chromium)
 make clean    remove .venv and what the tools left; runs stay
 
 Needs Python 3.11 or newer, or name one: make demo PYTHON=python3.12
@@ -76,6 +77,12 @@ system: .venv/.made
 	        $(OPEN3D_PACKAGES) >/dev/null; \
 	fi
 	@.venv/bin/python -c "$$CHECK_LIBRARIES"
+	@if ! { command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null \
+	    && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "installing chromium"; \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
+	        chromium >/dev/null || echo "chromium can't be installed: tests of pages in a browser are skipped" >&2; \
+	fi
 
 .venv/.made:
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found; name a Python: make PYTHON=python3.12 demo" >&2; exit 1; }

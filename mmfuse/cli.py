@@ -598,7 +598,7 @@ def _print(options: argparse.Namespace, values: Any, text: str) -> None:
 
 def _show_report(out: Path) -> None:
     print((out / "report.md").read_text().partition("## AP per class")[0].strip())
-    print(f"\nreport: {out / 'report.md'}")
+    print(f"\nreport: {out / 'report.md'}, as a page: {out / 'report.html'}")
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Tables, charts and pictures."""
+"""Tables, charts, pictures and pages."""

@@ -31,10 +31,10 @@ for (const button of all(".sortable th button")) {
   });
 }
 
-// Charts of which one is shown at a time.
+// Charts of which those of one title are shown at a time.
 for (const select of all(".switch")) {
   const charts = all(".switched .chart", select.closest("section"));
-  const show = () => charts.forEach((chart, i) => { chart.hidden = i !== select.selectedIndex; });
+  const show = () => charts.forEach((chart) => { chart.hidden = chart.dataset.chart !== select.value; });
   select.addEventListener("change", show);
   show();
 }

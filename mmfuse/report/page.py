@@ -10,29 +10,32 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from mmfuse.evaluation.curves import Curves
 from mmfuse.evaluation.results import Comparison, Robustness, Shares, Verdict
 from mmfuse.evaluation.significance import hardest
-from mmfuse.report.plots import Chart, Line, Scale, around_zero, chart
+from mmfuse.report.parts import (
+    Part,
+    confusion_parts,
+    curve_parts,
+    of_section,
+    robustness_parts,
+    shares_parts,
+    training_parts,
+    weight_parts,
+)
+from mmfuse.report.plots import Chart, Scale, around_zero
 from mmfuse.report.scenes import LONGEST_SIDE, LOWEST_SCORE, SCORE, Gallery
 from mmfuse.report.sections import (
     NOTHING,
     Figure,
-    Section,
     Table,
     comparison_facts,
     comparison_sections,
     conditions_won,
-    correlation_pairs,
-    correlation_text,
     models_table,
-    percent,
     reading,
     robustness_facts,
-    robustness_sections,
     shares_facts,
-    shares_notes,
-    shares_sections,
-    shares_table,
 )
 
 _HERE = Path(__file__).parent
@@ -54,23 +57,10 @@ class Question:
         return around_zero(figure.interval for figure in self.intervals.values() if figure.interval)
 
 
-@dataclass(frozen=True)
-class Part:
-    """A part of a page: a titled table and charts, either of which may be missing, and how to read them.
-
-    `switched` shows one chart at a time, chosen by its title.
-    """
-
-    title: str
-    table: Table | None = None
-    charts: Sequence[Chart] = ()
-    note: str = ""
-    switched: bool = False
-
-
 def comparison_page(
     comparison: Comparison,
     gallery: Gallery,
+    curves: Mapping[str, Sequence[Curves]],
     shares: Mapping[str, Mapping[str, Mapping[int, float]]],
     training: Mapping[str, Sequence[Sequence[Mapping[str, float]]]],
 ) -> str:
@@ -79,6 +69,7 @@ def comparison_page(
     Args:
         comparison: what was found.
         gallery: images, and what each model found in them.
+        curves: what each seed's detector finds at each threshold, by model.
         shares: the share of each modality at each pyramid level, by model.
         training: the metric rows of each run, by model.
     """
@@ -95,9 +86,11 @@ def comparison_page(
         first=[Part("Models", models_table(comparison), note=note)],
         gallery=gallery,
         parts=[
-            *map(_part, comparison_sections(comparison)),
-            *_share_parts(shares),
-            *_training_parts(training),
+            *map(of_section, comparison_sections(comparison)),
+            *curve_parts(curves),
+            *confusion_parts(curves),
+            *weight_parts(shares),
+            *training_parts(training),
         ],
         facts=comparison_facts(comparison),
     )
@@ -110,8 +103,8 @@ def run_page(robustness: Sequence[Robustness], shares: Sequence[Shares]) -> str:
     facts = [fact for one in robustness for fact in robustness_facts(one)]
     facts += [fact for one in shares for fact in shares_facts(one)]
     several = len({result.split for result in results}) > 1
-    parts = [(one.split, part) for one in robustness for part in _robustness_parts(one)]
-    parts += [(one.split, part) for one in shares for part in _shares_parts(one)]
+    parts = [(one.split, part) for one in robustness for part in robustness_parts(one)]
+    parts += [(one.split, part) for one in shares for part in shares_parts(one)]
     return _rendered(
         title=results[0].name,
         subtitle=f"One detector, tested on the {splits} split",
@@ -185,55 +178,3 @@ def _single_question(comparison: Comparison, verdict: Verdict) -> Question:
 def _fault_question(verdict: Verdict) -> Question:
     question = f"Is {verdict.model} under a fault that nobody tells of at least as good as without that sensor?"
     return Question(question, _ANSWERS[verdict.verdict], verdict.figures, {})
-
-
-def _part(section: Section) -> Part:
-    return Part(section.title, section.table, note=section.note)
-
-
-def _share_parts(shares: Mapping[str, Mapping[str, Mapping[int, float]]]) -> list[Part]:
-    levels = sorted({level for of_model in shares.values() for by_level in of_model.values() for level in by_level})
-    rows = [
-        [model, m, *(percent(by_level.get(level)) for level in levels)]
-        for model, of_model in shares.items()
-        for m, by_level in of_model.items()
-    ]
-    note = "What the weights of the fusion give each modality of a pyramid level."
-    table = Table(["model", "modality", *(f"P{level}" for level in levels)], rows, 2)
-    return [Part("Shares in the fusion", table, note=note)] if rows else []
-
-
-def _training_parts(training: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -> list[Part]:
-    charts = []
-    for key, title in (("loss", "training loss"), ("val_ap", "validation AP")):
-        lines = [
-            Line(name, i, [(row["epoch"], row[key]) for row in rows if key in row])
-            for i, (name, runs) in enumerate(training.items())
-            for rows in runs
-        ]
-        charts.append(chart(title, "epoch", title, lines, marked=True))
-    charts = [one for one in charts if one.lines]
-    return [Part("Training", charts=charts, note="A line for each seed.")] if charts else []
-
-
-def _robustness_parts(robustness: Robustness) -> list[Part]:
-    sections = robustness_sections(robustness)
-    clean, curves = robustness.clean.ap, robustness.curves
-    modalities = list(dict.fromkeys(curve.modality for curve in curves))
-    top = max([clean, *(ap for curve in curves for ap in curve.ap if ap is not None)])
-    charts = []
-    for name in dict.fromkeys(curve.corruption for curve in curves):
-        own = [curve for curve in curves if curve.corruption == name]
-        lines = [Line("clean", 7, [(0, clean), (len(own[0].ap) - 1, clean)], dashed=True)]
-        lines += [
-            Line(c.modality, modalities.index(c.modality), [(s, ap) for s, ap in enumerate(c.ap) if ap is not None])
-            for c in own
-        ]
-        charts.append(chart(name.replace("_", " "), "severity", "AP", lines, top=top, marked=True))
-    note = "One modality is corrupted at a time, by the named one; the dashed line is the clean AP."
-    return [Part("AP as a sensor fails", charts=charts, note=note), *map(_part, sections)]
-
-
-def _shares_parts(shares: Shares) -> list[Part]:
-    note = " ".join([f"{correlation_text(shares)}, over {correlation_pairs(shares)}.", *shares_notes(shares)])
-    return [Part("Shares in the fusion", shares_table(shares), note=note), *map(_part, shares_sections(shares))]

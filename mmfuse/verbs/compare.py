@@ -21,7 +21,7 @@ from mmfuse.evaluation.curves import THRESHOLD
 from mmfuse.evaluation.results import Comparison, DifferenceTo, Fault, ModelRow, SubsetRow, Verdict, write_json
 from mmfuse.evaluation.robustness import Trial, Trials, check_names, suiting
 from mmfuse.evaluation.score import Evaluation, evaluate
-from mmfuse.evaluation.significance import Difference, Matches, difference, hardest, match, resampled_ap
+from mmfuse.evaluation.significance import Difference, difference, hardest, resampled_ap
 from mmfuse.evaluation.verdicts import SEEDS_NEEDED, fault_verdict, verdict_on
 from mmfuse.exporting.loading import ExportedDetector
 from mmfuse.exporting.runs import is_exported, open_run
@@ -120,12 +120,11 @@ def compare(
     runs = [run for given in runs_or_recipes for run in _runs(given, tuple(assignments), seeds, out / "runs")]
     models = _group(runs, split)
     records = models[0].evaluations[0].records
-    matches = {m.name: [match(e.records, e.detections, e.detector.classes) for e in m.evaluations] for m in models}
-    comparison = _comparison(models, matches, split, reference, rounds, tried, sorted(set(severities)))
+    comparison = _comparison(models, split, reference, rounds, tried, sorted(set(severities)))
     write_json(out / "comparison.json", comparison)
     write_whole(out / "report.md", _report(comparison, models).encode())
     _pictures(out, comparison, models, records)
-    write_whole(out / "report.html", _page(comparison, models, matches).encode())
+    write_whole(out / "report.html", _page(comparison, models).encode())
     return comparison
 
 
@@ -175,7 +174,6 @@ def _group(runs: Sequence[Run], split: str) -> list[_Model]:
 
 def _comparison(
     models: Sequence[_Model],
-    matches: Mapping[str, Sequence[Matches]],
     split: str,
     reference: str | None,
     rounds: int,
@@ -188,7 +186,7 @@ def _comparison(
     singles = [model for model in models if not model.fused]
     best = max(singles, key=lambda model: model.mean_ap, default=models[0])
     named = by_name[reference] if reference is not None else best
-    whole, by_condition = _resampled(models, matches, rounds)
+    whole, by_condition = _resampled(models, rounds)
     rows, verdicts = [], []
     for model in models:
         rivals = singles if model.fused else []
@@ -239,9 +237,7 @@ def _comparison(
     )
 
 
-def _resampled(
-    models: Sequence[_Model], matches: Mapping[str, Sequence[Matches]], rounds: int
-) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
+def _resampled(models: Sequence[_Model], rounds: int) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
     """Returns the resampled AP of each model, by name, on all images and by condition.
 
     A condition in which a model has no object to find is left out, all where there is no single one and fusion to set
@@ -253,7 +249,7 @@ def _resampled(
     whole: dict[str, np.ndarray] = {}
     by_condition: dict[str, dict[str, np.ndarray]] = {condition: {} for condition in conditions}
     for model in tqdm(models, desc="bootstrap", unit="model", leave=False):
-        seeds = matches[model.name]
+        seeds = [evaluation.matches for evaluation in model.evaluations]
         whole[model.name] = resampled_ap(seeds, rounds)
         for condition in conditions:
             chosen = np.array([record.condition == condition for record in records])
@@ -428,15 +424,16 @@ def _pictures(out: Path, comparison: Comparison, models: Sequence[_Model], recor
     gallery(rows, sensors, shown_on, detector.classes, out / "gallery.png")
 
 
-def _page(comparison: Comparison, models: Sequence[_Model], matches: Mapping[str, Sequence[Matches]]) -> str:
+def _page(comparison: Comparison, models: Sequence[_Model]) -> str:
     pair = _pair(comparison)
     (records,) = (model.evaluations[0].records for model in models if model.name == pair[0])
-    answers = [Answers(m.name, m.evaluations[0].detections, matches[m.name][0]) for m in models]
+    answers = [Answers(m.name, m.evaluations[0].detections, m.evaluations[0].matches) for m in models]
     sensors, classes = _sensors(models), models[0].evaluations[0].detector.classes
     gallery = make_gallery(records, answers, pair, sensors, classes, lambda record: load_sample(record, sensors).images)
     shares = {model.name: detector.fusion_shares() for model in models for detector in _weighing([model])}
     training = {model.name: [run.metrics for run in model.runs] for model in models}
-    return comparison_page(comparison, gallery, shares, training)
+    curves = {model.name: [evaluation.curves for evaluation in model.evaluations] for model in models}
+    return comparison_page(comparison, gallery, curves, shares, training)
 
 
 def _pair(comparison: Comparison) -> tuple[str, str]:

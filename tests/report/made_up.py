@@ -2,6 +2,7 @@
 
 from mmfuse.environment import Environment
 from mmfuse.evaluation.coco import Scores
+from mmfuse.evaluation.curves import ClassCurve, Confusion, Curves
 from mmfuse.evaluation.results import (
     Clean,
     Comparison,
@@ -115,3 +116,11 @@ def robustness(*curves):
         verdict=None,
         environment=Environment("2026-01-01", "3.11", {"torch": "2.10"}, "a card", 1),
     )
+
+
+def curves(precision=1.0, classes=("person", "car"), counts=((6, 1, 3), (0, 4, 2), (5, 0, 0)), chosen_on="val"):
+    """Curves that fall from that precision; the last of several classes has no object."""
+    falling = tuple(precision * (1 - i / 100) for i in range(101))
+    curve = ClassCurve(falling, falling, tuple(value / 2 for value in falling))
+    per_class = {name: None if 0 < i == len(classes) - 1 else curve for i, name in enumerate(classes)}
+    return Curves(curve, per_class, Confusion(classes, dict.fromkeys(classes, 0.4), chosen_on, counts))

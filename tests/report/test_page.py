@@ -5,18 +5,21 @@ from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
-from made_up import FAULT, robustness
+from made_up import FAULT, curves, robustness
 from staged_gallery import ALL_FOUND, record, six_scenes, staged
 
 from mmfuse.environment import Environment
 from mmfuse.evaluation.results import CellShares, Correlation, ShareGroup, Shares, Verdict
 from mmfuse.report import page as page_module
 from mmfuse.report.page import comparison_page, run_page
+from mmfuse.report.parts import confusion_parts, curve_parts
 from mmfuse.report.run_page import write_run_page
 
 VOID = {"meta", "link", "img", "input", "br"}
 SHARES = {"both": {"rgb": {3: 0.25, 4: 0.5}, "thermal": {3: 0.75, 4: 0.5}}}
+CURVES = {"rgb": [curves(0.5)], "both": [curves(0.8), curves(1.0)]}
 TRAINING = {"both": [[{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 1.5, "val_ap": 0.4}]]}
 
 
@@ -59,7 +62,7 @@ class Read(HTMLParser):
 
 @pytest.fixture
 def text(comparison):
-    return comparison_page(comparison, six_scenes(), SHARES, TRAINING)
+    return comparison_page(comparison, six_scenes(), CURVES, SHARES, TRAINING)
 
 
 def test_a_page_needs_nothing_else(text):
@@ -112,9 +115,23 @@ def test_names_from_files_are_no_markup(comparison, name):
         (name, "car"),
     )
     plain = staged([record(0)], {"a": {0: ALL_FOUND}, "rgb": {}}, ("a", "rgb"))
-    written = Read(comparison_page(comparison, gallery, {name: {name: {3: 1.0}}}, {name: TRAINING["both"]}))
+    written = Read(
+        comparison_page(
+            comparison,
+            gallery,
+            {name: [curves(classes=(name, "car"))]},
+            {name: {name: {3: 1.0}}},
+            {name: TRAINING["both"]},
+        )
+    )
     expected = Read(
-        comparison_page(replace(comparison, card="a"), plain, {"a": {"a": {3: 1.0}}}, {"a": TRAINING["both"]})
+        comparison_page(
+            replace(comparison, card="a"),
+            plain,
+            {"a": [curves(classes=("a", "car"))]},
+            {"a": {"a": {3: 1.0}}},
+            {"a": TRAINING["both"]},
+        )
     )
     assert [tag for tag, _ in written.elements if tag != "option"] == [
         tag for tag, _ in expected.elements if tag != "option"
@@ -159,7 +176,7 @@ def test_links_lead_to_parts_each_of_which_has_a_name_of_its_own(text):
 
 def test_the_verdict_comes_first(comparison):
     verdicts = (Verdict("both", "no", "both: fault ≥ without it: no (at worst -0.070 AP)"),)
-    text = comparison_page(replace(comparison, fault_verdicts=verdicts), six_scenes(), {}, {})
+    text = comparison_page(replace(comparison, fault_verdicts=verdicts), six_scenes(), CURVES, {}, {})
     places = [
         text.index(words, text.index("<body>"))
         for words in ("Yes.", "+0.080 AP", "No.", "at worst", "<table", 'id="gallery"')
@@ -170,10 +187,11 @@ def test_the_verdict_comes_first(comparison):
 
 def test_tables_hold_what_the_markdown_has_and_draw_its_intervals(comparison):
     models = (*comparison.models[:2], replace(comparison.models[2], faults=(FAULT,)))
-    page = Read(comparison_page(replace(comparison, models=models), six_scenes(), SHARES, TRAINING))
+    page = Read(comparison_page(replace(comparison, models=models), six_scenes(), CURVES, SHARES, TRAINING))
     titles = [body for _, body in page.all("h2")]
     wanted = ["Models", "Gallery", "By condition", "When sensors are lost", "When sensors lie", "AP per class"]
     assert [title for title in titles if title in wanted] == wanted
+    assert titles[-5:-3] == ["Precision and recall", "Confusion"]
     assert titles[-3:] == ["Shares in the fusion", "Training", "How it was made"]
     cells = page.all("td")
     values = {
@@ -190,12 +208,50 @@ def test_tables_hold_what_the_markdown_has_and_draw_its_intervals(comparison):
     assert len(lines) == 5 + len(comparison.models[2].per_condition)
 
 
-def test_a_page_says_what_its_gallery_holds(comparison, monkeypatch):
+def test_curves_are_those_of_each_class_and_model_over_seeds():
+    (part,) = curve_parts(CURVES)
+    assert [(one.title, one.x, one.y) for one in part.charts] == [
+        *(("all classes", "recall", "precision"), ("all classes", "score", "F1")),
+        *(("class person", "recall", "precision"), ("class person", "score", "F1")),
+    ], "a class without an object has none"
+    rgb, both = part.charts[0].lines
+    assert (rgb.name, both.name, both.colour) == ("rgb", "both", 1)
+    assert both.points[0] == pytest.approx((0, 0.9)), "the mean over seeds"
+    assert both.points[50] == pytest.approx((0.5, 0.45))
+    assert part.charts[1].lines[1].points[0] == pytest.approx((0, 0.45))
+
+
+def test_what_is_taken_for_what_is_summed_over_seeds():
+    (part,) = confusion_parts(CURVES)
+    assert part.table.header == ["model", "object", "as person", "as car", "missed", "recall", "precision"]
+    rows = [[None if cell is None else str(cell) for cell in row] for row in part.table.rows]
+    assert rows[0] == ["rgb", "person", "6", "1", "3", "60.0%", "54.5%"]
+    assert rows[2] == ["rgb", "nothing", "5", "0", "0", None, None]
+    assert rows[4] == ["both", "car", "0", "8", "4", "66.7%", "80.0%"]
+    assert part.table.rows[0][2].shade == 0.6
+    assert "thresholds are chosen on val" in part.note
+    (part,) = confusion_parts({"rgb": [curves(chosen_on=None)]})
+    assert "thresholds are 0.3, as none was chosen in training" in part.note
+
+
+def test_of_many_classes_what_is_confused_most_is_told():
+    classes = tuple(f"class{i}" for i in range(80))
+    counts = np.zeros((81, 81), int)
+    counts[range(80), range(80)] = 50
+    counts[3, 7], counts[5, 2], counts[80, 4], counts[4, 80] = 10, 25, 99, 99
+    (part,) = confusion_parts({"rgb": [curves(classes=classes, counts=tuple(map(tuple, counts.tolist())))]})
+    assert [[str(cell) for cell in row] for row in part.table.rows] == [
+        ["rgb", "class5", "class2", "25", "33.3%"],
+        ["rgb", "class3", "class7", "10", "16.7%"],
+    ]
+
+
+def test_a_page_says_what_its_gallery_holds(comparison):
     assert "All 6 images, from the largest win of both over thermal" in comparison_page(
         comparison, six_scenes(), {}, {}
     )
     few = replace(six_scenes(), of=10_000)
-    text = comparison_page(comparison, few, {}, {})
+    text = comparison_page(comparison, few, CURVES, {}, {})
     assert "Of 10000 images the 6 in which both differ most, from the largest win" in text
     assert "misses plus the false detections that it makes at a score of at least 0.3 and IoU 0.5" in text
 

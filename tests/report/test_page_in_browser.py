@@ -2,13 +2,14 @@
 
 import pytest
 from browser import CHROMIUM, Browser
-from made_up import comparison_of_three
+from made_up import comparison_of_three, curves
 from staged_gallery import six_scenes
 
 from mmfuse.report.page import comparison_page
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium; on Debian: apt-get install chromium")
 
+CURVES = {"rgb": [curves(0.5)], "both": [curves(0.8)]}
 TRAINING = {"both": [[{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 1.5}]]}
 
 
@@ -22,7 +23,7 @@ def browser(tmp_path_factory):
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(comparison_page(comparison_of_three(), six_scenes(), {}, TRAINING))
+    path.write_text(comparison_page(comparison_of_three(), six_scenes(), CURVES, {}, TRAINING))
     return path
 
 
@@ -165,6 +166,14 @@ def test_a_click_on_a_header_sorts_and_a_second_turns_round(page):
     page.click("#models thead th:nth-child(1) button")
     assert page.ask(first) == ["thermal", "rgb", "both"]
     assert page.ask("document.querySelectorAll('#models th[aria-sort]').length") == 1
+
+
+def test_curves_are_those_of_the_chosen_class(page):
+    shown = "[...document.querySelectorAll('#precision-and-recall .chart')].filter(e => e.checkVisibility())"
+    assert page.ask(f"{shown}.map(e => e.dataset.chart)") == ["all classes"] * 2
+    choose = "(e => { e.value = 'class person'; e.dispatchEvent(new Event('change')) })"
+    page.ask(f"{choose}(document.querySelector('.switch'))")
+    assert page.ask(f"{shown}.map(e => e.dataset.chart)") == ["class person"] * 2
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

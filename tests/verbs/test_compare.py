@@ -11,6 +11,7 @@ from PIL import Image
 from mmfuse.data.annotations.cards import card_of
 from mmfuse.data.annotations.records import Record
 from mmfuse.errors import UserError
+from mmfuse.evaluation import score as score_module
 from mmfuse.evaluation.coco import coco_scores
 from mmfuse.evaluation.results import DifferenceTo
 from mmfuse.evaluation.score import Evaluation, evaluate
@@ -117,9 +118,9 @@ def staged(monkeypatch, tmp_path, paired_set):
             scores = coco_scores(RECORDS, detections, CLASSES)
             return Evaluation(Blank(), RECORDS, (digests or {}).get(recipe.name, "ab"), detections, scores, {})
 
-        match = compare_module.match
+        match = score_module.match
         monkeypatch.setattr(compare_module, "evaluate", made_up)
-        monkeypatch.setattr(compare_module, "match", lambda *a: matched.append(1) or match(*a))
+        monkeypatch.setattr(score_module, "match", lambda *a: matched.append(1) or match(*a))
         without_pictures(monkeypatch)
         for measured in ("gmacs", "latency_ms"):
             monkeypatch.setattr(compare_module, measured, lambda *a: 1.0)
@@ -177,7 +178,9 @@ def test_the_page_shows_each_image_and_what_each_model_finds(report, folder):
     assert report.verdicts[0].figures in text
     objects = [scene["found"][model]["objects"] for scene in scenes for model in range(3)]
     assert sum(objects) == 3 * report.models[0].scores[0].boxes
-    assert all(name in text for name in ("Training", "Shares in the fusion", "AP per class", "By condition"))
+    assert all(
+        name in text for name in ("Training", "Shares in the fusion", "AP per class", "By condition", "Confusion")
+    )
 
 
 @pytest.mark.parametrize(

@@ -117,11 +117,12 @@ def run_page(robustness: Sequence[Robustness], shares: Sequence[Shares]) -> str:
 
 
 def _rendered(**values: Any) -> str:
+    """Fills the template; what a name holds that no text can, such as half a character, shows as a question mark."""
     files = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    style, script = ((_HERE / name).read_text() for name in ("page.css", "page.js"))
-    return files.get_template("page.html").render(
+    style, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    page = files.get_template("page.html").render(
         style=style,
         script=script,
         style_digest=_digest(style),
@@ -133,6 +134,7 @@ def _rendered(**values: Any) -> str:
         limits={"score": SCORE, "lowest": LOWEST_SCORE, "side": LONGEST_SIDE},
         **values,
     )
+    return page.encode(errors="replace").decode()
 
 
 def _digest(text: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
+from tqdm import tqdm
 
 from mmfuse.data.annotations.records import Record
 from mmfuse.drawing import displayable
@@ -88,7 +89,7 @@ def make_gallery(
     ahead = errors[pair[1]] - errors[pair[0]]
     left = most_bytes
     scenes: dict[int, dict[str, Any]] = {}
-    for place in telling(ahead)[:MOST_IMAGES].tolist():
+    for place in tqdm(telling(ahead)[:MOST_IMAGES].tolist(), desc="gallery", unit="image", leave=False):
         record = by_id[place]
         pictures = {m: jpeg(displayable(image, sensors[m])) for m, image in read(record).items()}
         left -= sum(map(len, pictures.values()))

@@ -147,6 +147,13 @@ def test_names_from_files_are_no_markup(comparison, name):
     assert json.loads(written.all("script", id="gallery-facts")[0][1])["classes"] == [name, "car"]
 
 
+def test_half_a_character_in_a_name_is_no_end_of_a_page(comparison):
+    gallery = staged([record(0, name="a\udcff")], {"a": {0: ALL_FOUND}, "rgb": {}}, ("a", "rgb"))
+    page = Read(comparison_page(replace(comparison, card="b\ud800"), gallery, CURVES, {}, {}).encode().decode())
+    assert page.all("h1")[0][1] == "b?"
+    assert page.all("img")[0][0]["alt"] == "rgb image of a?.png"
+
+
 def test_what_is_shown_has_words_for_who_cannot_see_it(text):
     page = Read(text)
     images = page.all("img")

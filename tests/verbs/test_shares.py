@@ -356,7 +356,7 @@ def test_what_is_printed_as_json_and_written_is_what_evaluate_says(run_of, capsy
     assert printed == json.loads((run.folder / "shares-val.json").read_text())
     assert "tested on the val split" in (run.folder / "shares-val.md").read_text()
     assert (run.folder / "shares-val.png").read_bytes().startswith(b"\x89PNG")
-    assert "Shares in the fusion, val split" in (run.folder / "report.html").read_text()
+    assert "One detector, tested on the val split" in (run.folder / "report.html").read_text()
     scores = {m: Scores(**_stored(run, f"val-without-{m}")) for m in ("rgb", "thermal")}
     whole = Scores(**_stored(run, "val"))
     assert printed["whole"]["delta_ap"] == pytest.approx({m: whole.ap - one.ap for m, one in scores.items()})

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from mmfuse.evaluation.coco import Scores
 from mmfuse.evaluation.curves import Confusion
 from mmfuse.evaluation.miss_rate import MissRates
-from mmfuse.evaluation.results import Comparison, DoubtRow, Robustness, Shares
+from mmfuse.evaluation.results import Comparison, DoubtRow, ModelRow, Robustness, Shares
 from mmfuse.evaluation.voc import VocScores
 from mmfuse.report.sections import (
     NOTHING,
@@ -17,6 +17,7 @@ from mmfuse.report.sections import (
     correlation_pairs,
     correlation_text,
     figure,
+    mean_and_spread,
     models_table,
     percent,
     reading,
@@ -83,7 +84,7 @@ def thresholds_text(confusion: Confusion) -> str:
         [
             name,
             f"{threshold:.3f}",
-            *(_figure(of(name)) for of in (confusion.precision, confusion.recall, confusion.f1)),
+            *(figure(of(name)) for of in (confusion.precision, confusion.recall, confusion.f1)),
         ]
         for name, threshold in confusion.thresholds.items()
     ]

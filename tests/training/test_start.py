@@ -230,9 +230,7 @@ def test_a_resumed_run_does_not_read_its_start_again(fused_file, singles, tmp_pa
     assert cut.recipe.init == {"rgb": f"{copy}/rgb", "thermal": f"{copy}/thermal/best.safetensors"}
     a, b = checkpoint.read(whole.last)[0], checkpoint.read(cut.last)[0]
     assert all(torch.equal(a[key], b[key]) for key in a)
-    with pytest.raises(
-        UserError, match=r"was trained with init\.rgb='.*/rgb', not None and init\.thermal="
-    ):
+    with pytest.raises(UserError, match=r"was trained with init\.rgb='.*/rgb', not None and init\.thermal="):
         train(fused_file, ["init={}"], folder=cut.folder, resume=True)
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
@@ -218,3 +219,8 @@ def test_the_first_line_says_the_job():
     trees = {path: ast.parse(path.read_text()) for path in FILES}
     silent = [path for path, tree in trees.items() if tree.body and not ast.get_docstring(tree)]
     assert silent == []
+
+
+def test_no_two_test_files_have_one_name():
+    names = Counter(path.name for path in Path(__file__).parent.rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []  # pytest would import one of them alone

@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from mmfuse.evaluation.curves import Curves
 from mmfuse.evaluation.results import Comparison, Robustness, Shares, Verdict
 from mmfuse.evaluation.significance import hardest
+from mmfuse.report.gallery import LONGEST_SIDE, LOWEST_SCORE, SCORE, Gallery
 from mmfuse.report.parts import (
     Part,
     confusion_parts,
@@ -24,7 +25,6 @@ from mmfuse.report.parts import (
     weight_parts,
 )
 from mmfuse.report.plots import Chart, Scale, around_zero
-from mmfuse.report.scenes import LONGEST_SIDE, LOWEST_SCORE, SCORE, Gallery
 from mmfuse.report.sections import (
     NOTHING,
     Figure,

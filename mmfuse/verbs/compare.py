@@ -35,9 +35,9 @@ from mmfuse.report.charts import (
     threshold_curves,
     training_curves,
 )
+from mmfuse.report.gallery import Answers, make_gallery
 from mmfuse.report.page import comparison_page
 from mmfuse.report.pictures import GalleryRow, gallery
-from mmfuse.report.scenes import Answers, make_gallery
 from mmfuse.report.tables import comparison_markdown, f1_table
 from mmfuse.run import Run, input_size
 from mmfuse.sensor import Sensor

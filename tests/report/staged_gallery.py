@@ -7,7 +7,7 @@ import torch
 
 from mmfuse.data.annotations.records import Record
 from mmfuse.evaluation.significance import match
-from mmfuse.report.scenes import Answers, make_gallery
+from mmfuse.report.gallery import Answers, make_gallery
 from mmfuse.sample import Detections
 from mmfuse.sensor import Sensor
 

@@ -23,7 +23,7 @@ class Split:
     `file` is COCO JSON or a list with an entry a line; without it, all entries whose files are found. Of these are
     taken those that the pattern `only` matches whole, from `first` to `last` in the order of text. `folder` is what
     `{folder}` stands for, the file's folder if left out. Or `share`, alone, is the part of the images of train that is
-    drawn from these, by `seed` (see `shares.drawn`). `images` and `boxes` (without ignored ones) are the published
+    drawn from these, by `seed` (see `draws.drawn`). `images` and `boxes` (without ignored ones) are the published
     counts, which `check` compares.
     """
 

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
 
 from mmfuse.data.annotations.cards import Card, inside
+from mmfuse.data.annotations.draws import drawn
 from mmfuse.data.annotations.formats import bounds, decode, mask_bounds
 from mmfuse.data.annotations.layout import (
     Entries,
@@ -27,7 +28,6 @@ from mmfuse.data.annotations.records import (
     make_record,
     objects_from,
 )
-from mmfuse.data.annotations.shares import drawn
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.files import read_regular
 from mmfuse.sensor import Calibration

@@ -12,10 +12,10 @@ from PIL import Image
 
 from mmfuse.data.annotations.calibration_files import read_calibration
 from mmfuse.data.annotations.cards import Card, Layout, Split, inside
+from mmfuse.data.annotations.draws import drawn
 from mmfuse.data.annotations.formats import decode
 from mmfuse.data.annotations.patterns import LONGEST_NAME, matches
 from mmfuse.data.annotations.records import Reading
-from mmfuse.data.annotations.shares import drawn
 from mmfuse.data.annotations.templates import fill, matcher, placeholders, wildcard
 from mmfuse.data.annotations.timestamps import match
 from mmfuse.errors import UserError

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from mmfuse.data.annotations.cards import Card, inside
+from mmfuse.data.annotations.draws import drawn
 from mmfuse.data.annotations.layout import Entries, Entry, calibrations, reference_size
 from mmfuse.data.annotations.matlab import as_list, read_mat
 from mmfuse.data.annotations.patterns import matches
 from mmfuse.data.annotations.records import Annotation, Reading, make_record, objects_from
-from mmfuse.data.annotations.shares import drawn
 from mmfuse.data.annotations.templates import fill
 from mmfuse.errors import UserError
 

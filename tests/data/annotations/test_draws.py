@@ -10,8 +10,8 @@ from PIL import Image
 from sun_rgbd_files import write_sun_rgbd
 
 from mmfuse.data.annotations.cards import Split, load_card
+from mmfuse.data.annotations.draws import drawn
 from mmfuse.data.annotations.readers import read_split
-from mmfuse.data.annotations.shares import drawn
 from mmfuse.data.checks.check import check
 from mmfuse.errors import UserError
 

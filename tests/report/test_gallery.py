@@ -18,8 +18,8 @@ from staged_gallery import (
 )
 
 from mmfuse.evaluation.significance import Matches, Ranking
-from mmfuse.report import scenes
-from mmfuse.report.scenes import Answers, jpeg, make_gallery, telling
+from mmfuse.report import gallery as module
+from mmfuse.report.gallery import Answers, jpeg, make_gallery, telling
 
 
 def test_scenes_go_from_the_largest_win_to_the_largest_loss():
@@ -79,7 +79,7 @@ def many():
 
 @pytest.mark.parametrize(("most_bytes", "count"), [(10**6, 200), (1000, 5), (1, 1)])
 def test_ten_thousand_images_stay_few_and_small(many, monkeypatch, most_bytes, count):
-    monkeypatch.setattr(scenes, "jpeg", lambda pixels: bytes(100))
+    monkeypatch.setattr(module, "jpeg", lambda pixels: bytes(100))
     won, lost = range(0, 600, 2), range(1, 100, 2)
     answers = [Answers(name, {}, finding(len(many), places)) for name, places in (("both", won), ("thermal", lost))]
     gallery = make_gallery(many, answers, ("both", "thermal"), SENSORS, CLASSES, read, most_bytes)

@@ -7,6 +7,7 @@ OPEN3D_PACKAGES = libusb-1.0-0 libgl1 libegl1 libx11-6
 define HELP
 make demo     make .venv, install, run the main job on an embedded paired set (needs no root)
 make test     the same with the test tools, then format, lint, type and unit tests
+make long     the same tools, then the tests that make test leaves out: every fusion exported, two processes stopped in mid-epoch
 make faults   the same tools, then try what takes minutes: kills at any instant, 100,000 images, 200 MB of JSON
 make bench    the same tools, then measure what docs/performance.md shows and rewrite its tables: wants a quiet machine
 make docs     the same tools, then the pages as a site in site/, with every link checked (needs no network after the install)
@@ -42,7 +43,7 @@ endef
 export HELP CHECK_PYTHON CHECK_LIBRARIES
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults bench docs system clean
+.PHONY: help demo test long faults bench docs system clean
 .NOTPARALLEL:
 
 help:
@@ -55,7 +56,10 @@ test: system .venv/.installed-dev
 	.venv/bin/python -m ruff format --check
 	.venv/bin/python -m ruff check
 	.venv/bin/python -m mypy
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist worksteal -m "not gpu and not network and not faults"
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist worksteal -m "not gpu and not network and not faults and not long"
+
+long: system .venv/.installed-dev
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist worksteal -m "long and not gpu and not network"
 
 faults: system .venv/.installed-dev
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests/faults -s

@@ -133,7 +133,7 @@ def test_the_benchmark_of_forward_runs_small(tmp_path):
     }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_benchmark_of_the_exported_detector_runs_small(tmp_path):
     result = run(tmp_path, "exported", "--side", "128", "--classes", "7", "--rounds", "2")
     assert names(result, "time") == ["effdet", "mmfuse, folded", "mmfuse, exported", "mmfuse, exported, again"]

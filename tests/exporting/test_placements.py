@@ -41,15 +41,17 @@ def make(*modalities, doubting=True, **options):
     return detector
 
 
+QUICKEST = ({"placement": "boxes"}, {"fusion": "gated"})
+OTHERS = (
+    *({"placement": placement} for placement in ("channels", "every", "last")),
+    *({"fusion": fusion} for fusion in FUSIONS if fusion != "gated"),
+    {"align": "rgb"},
+)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options",
-    [
-        *({"placement": placement} for placement in ("channels", "every", "last", "boxes")),
-        *({"fusion": fusion} for fusion in FUSIONS),
-        {"align": "rgb"},
-    ],
-    ids=str,
+    "options", [*QUICKEST, *(pytest.param(options, marks=pytest.mark.long) for options in OTHERS)], ids=str
 )
 def test_two_sensors_are_exported(tmp_path, options):
     """`export` compares it with the detector itself, also without each sensor."""
@@ -58,7 +60,7 @@ def test_two_sensors_are_exported(tmp_path, options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("placement", ["first", "boxes"])
+@pytest.mark.parametrize("placement", ["first", pytest.param("boxes", marks=pytest.mark.long)])
 def test_three_sensors_of_other_pixels_are_exported(tmp_path, placement):
     """Depth, which isn't mixed, 16 bits and floats with gaps, of which two or one may be missing."""
     detector = make("warm", "far", "own", placement=placement)

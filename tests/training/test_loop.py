@@ -260,7 +260,7 @@ def test_two_processes_write_one_run(keys, recipe_file, tmp_path):
     assert json.loads((run.folder / "environment.json").read_text())["processes"] == 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_resume_within_an_epoch(recipe_file, tmp_path):
     """One that is interrupted in its sixth step, and one that isn't."""
     script = tmp_path / "interrupted.py"

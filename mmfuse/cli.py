@@ -209,6 +209,8 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--iou-threshold", type=float, default=0.5, metavar="IOU", help=text)
     add.add_argument("--max-detections", type=int, default=100, metavar="N", help="in an image (default: %(default)s)")
     add.add_argument("--doubt", choices=DOUBTING, help=doubting)
+    text = "suppress by ONNX's NonMaxSuppression, in single precision, in place of steps in double"
+    add.add_argument("--standard-nms", action="store_true", help=text)
     moved(add)
 
     add = verb("check", _check, "check a dataset and its card")
@@ -452,6 +454,7 @@ def _export(options: argparse.Namespace, rest: list[str]) -> int:
         iou_threshold=options.iou_threshold,
         max_detections=options.max_detections,
         doubt=options.doubt,
+        standard_nms=options.standard_nms,
     )
     _print(
         options,

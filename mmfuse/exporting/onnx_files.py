@@ -8,6 +8,7 @@ from mmfuse.errors import UserError
 from mmfuse.exporting.graph import quiet
 from mmfuse.exporting.header import KEY, OUTPUTS, Header
 from mmfuse.exporting.letterboxing import FOUND, inputs_of, with_letterbox
+from mmfuse.exporting.standard import translations
 
 OPSET = 20
 
@@ -30,6 +31,7 @@ def to_onnx(program: ExportedProgram, header: Header) -> Any:
             input_names=inputs_of(tuple(header.sensors)),
             output_names=[FOUND, *OUTPUTS[1:]],
             opset_version=OPSET,
+            custom_translation_table=translations(),
             optimize=False,  # takes half of the time, and runtimes do it again when they open the file
             verbose=False,
         )

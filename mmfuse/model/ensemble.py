@@ -16,7 +16,7 @@ from mmfuse.errors import UserError
 from mmfuse.model.agreement import Agreement, Witness
 from mmfuse.model.detector import CLASS_PRIOR, Detector, Outputs
 from mmfuse.model.doubt import Doubt, Doubting, Judgement
-from mmfuse.model.postprocess import DEFAULT, Selection, settled, suppress
+from mmfuse.model.postprocess import DEFAULT, Selection, suppress
 from mmfuse.model.presence import Presence
 from mmfuse.sample import Detections, Sight, Targets
 
@@ -254,7 +254,7 @@ def _merged(
     every = replace(selection, threshold=-math.inf, max_detections=count)
     heads = torch.zeros(batch, count, dtype=torch.bool, device=boxes.device)
     if torch.compiler.is_exporting():
-        places = settled(boxes.double(), exact > -math.inf, labels, every)
+        places = every.settle(boxes.double(), exact > -math.inf, labels)
         heads = F.pad(heads, (0, 1)).scatter(1, places, True)[:, :count]
     else:
         heads.view(-1)[suppress(boxes, exact, labels, every)] = True

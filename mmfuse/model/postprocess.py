@@ -36,6 +36,10 @@ class Selection:
     candidates: int = 5000
     soft: bool = False
 
+    def settle(self, boxes: Tensor, above: Tensor, labels: Tensor) -> Tensor:
+        """Does hard suppression in shapes that don't depend on what is found, see `settled`."""
+        return settled(boxes, above, labels, self)
+
 
 DEFAULT = Selection()
 
@@ -150,7 +154,7 @@ def hard_nms(boxes: Tensor, scores: Tensor, labels: Tensor, selection: Selection
     boxes = boxes.double()
     if boxes.is_cuda and not torch.compiler.is_exporting():
         return _rounds(boxes, scores, labels, selection.max_detections, selection.iou_threshold)
-    places = settled(boxes, scores > selection.threshold, labels, selection)
+    places = selection.settle(boxes, scores > selection.threshold, labels)
     taken = F.pad(scores, (0, 1), value=-torch.inf).gather(1, places)
     return places.clamp(max=max(scores.shape[1] - 1, 0)), taken
 

@@ -4,7 +4,7 @@ import copy
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from mmfuse.exporting.header import CONTENT, OUTPUTS, PRESENT, Header, outside, 
 from mmfuse.exporting.loading import ONNX, onnx_session
 from mmfuse.exporting.onnx_files import to_onnx
 from mmfuse.exporting.parity import RESIZED, TOLERANCE, difference, masks_of, told
+from mmfuse.exporting.standard import StandardSelection
 from mmfuse.files import named_like, write_whole
 from mmfuse.images.scenes import mounted, prepare_scene
 from mmfuse.images.sight import Sight
@@ -67,6 +68,7 @@ def export(
     iou_threshold: float = 0.5,
     max_detections: int = 100,
     doubt: Doubting | None = None,
+    standard_nms: bool = False,
 ) -> Exported:
     """Writes a detector to `out`, an ONNX file (.onnx), and compares what that finds with what the detector finds.
 
@@ -80,6 +82,8 @@ def export(
     - `size`: height and width at which it sees, the detector's if None.
     - `batch`: the number of images, 0 for any.
     - `threshold` to `max_detections`: what is found, as for `Detector.detect`. `doubt`: the run's if None.
+    - `standard_nms`: suppress by the operator NonMaxSuppression of ONNX, in single precision, in place of steps in
+      double; both find the same.
 
     It is tried on scenes of the run's validation split, or drawn ones where that isn't here, with each sensor missing
     in turn, too.
@@ -120,7 +124,8 @@ def export(
         recipe=run.recipe if run else None,
         thresholds=run.thresholds if run else {},
     )
-    program = traced(detector.folded(), header.size, batch, header.selection, header.doubt)
+    selection = StandardSelection(**asdict(header.selection)) if standard_nms else header.selection
+    program = traced(detector.folded(), header.size, batch, selection, header.doubt)
     content = to_onnx(program, header).SerializeToString()
     tried = scenes or [_drawn(detector, seed) for seed in range(_COMPARED)]
     _compare(detector, content, header, tried, str(out))

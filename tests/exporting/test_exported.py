@@ -165,6 +165,18 @@ def test_predict_evaluate_and_compare_take_it(run, file, tmp_path, capsys):
     assert str(file) in comparison.command
 
 
+@pytest.mark.slow
+def test_suppression_is_the_standard_operator_on_wish(run, file, tmp_path):
+    out = tmp_path / "nms.onnx"
+    assert cli.main(["export", str(run.folder), "--out", str(out), "--standard-nms"]) == 0
+    assert "NonMaxSuppression" not in {node.op_type for node in onnx.load(file).graph.node}
+    kinds = [node.op_type for node in onnx.load(out).graph.node]
+    assert kinds.count("NonMaxSuppression") == 1
+    assert "Loop" not in kinds
+    for found, expected in zip(mmfuse.load(out).detect(scene()), mmfuse.load(run.best).detect(scene()), strict=True):
+        same(found, expected)
+
+
 def test_an_existing_file_is_kept(run, file):
     before = file.read_bytes()
     with pytest.raises(UserError, match=r"d\.onnx exists already; remove it"):

@@ -6,8 +6,10 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import UserError as TracingError
 from torch.export import Dim, ExportedProgram
 
+from mmfuse.errors import UserError
 from mmfuse.exporting.header import pixel_type
 from mmfuse.model.detector import Detector
 from mmfuse.model.doubt import Doubting
@@ -46,7 +48,11 @@ def example(
 def traced(
     detector: Detector, size: tuple[int, int], batch: int, selection: Selection, doubt: Doubting
 ) -> ExportedProgram:
-    """Traces a folded detector for images of `size` (H, W), `batch` of them or, where that is 0, any number."""
+    """Traces a folded detector for images of `size` (H, W), `batch` of them or, where that is 0, any number.
+
+    Raises:
+        UserError: it can't be traced for any number.
+    """
     given = example(detector, size, batch or 2)
     dynamic = None
     if not batch:
@@ -55,7 +61,12 @@ def traced(
     finding = Finding(detector, selection, doubt).eval()
     with torch.no_grad(), quiet():
         finding(*given)  # anchors and what heads keep are made now, not in the graph
-        return torch.export.export(finding, given, dynamic_shapes=dynamic)
+        try:
+            return torch.export.export(finding, given, dynamic_shapes=dynamic)
+        except TracingError:
+            if batch:
+                raise
+            raise UserError("batch: this detector can't be exported for any number of images; give a number") from None
 
 
 @contextmanager

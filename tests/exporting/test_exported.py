@@ -12,12 +12,14 @@ import onnx
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 import mmfuse
 from mmfuse import boxes as box_maths
 from mmfuse import cli, strict_yaml
 from mmfuse.data.annotations.cards import card_of
 from mmfuse.errors import UserError
+from mmfuse.exporting import graph
 from mmfuse.exporting.parity import Tolerance, difference
 from mmfuse.model import checkpoint
 from mmfuse.model.build import create_detector
@@ -163,6 +165,20 @@ def test_predict_evaluate_and_compare_take_it(run, file, tmp_path, capsys):
     assert exported.latency_ms > 0
     assert [row.modalities for row in exported.subsets] == [row.modalities for row in original.subsets]
     assert str(file) in comparison.command
+
+
+def test_a_detector_that_can_t_take_any_number_of_images_is_told(run, tmp_path, monkeypatch):
+    class OfTwo(nn.Module):
+        def __init__(self, *_):
+            super().__init__()
+
+        def forward(self, images, present, contents):
+            return contents + contents.new_zeros(2, 2)
+
+    monkeypatch.setattr(graph, "Finding", OfTwo)
+    with pytest.raises(UserError, match="batch: this detector can't be exported for any number of images; give a"):
+        mmfuse.export(run, tmp_path / "d.onnx", batch=0)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -158,7 +158,10 @@ def _check_whole(run: Run, rows: list[dict[str, float]], finished: bool) -> None
 
 
 def _look_again(recipe: Recipe, run: Run, world: World, accept_changed_data: bool) -> None:
-    """Looks whether a finished run still is that of its data, and keeps the keys of the recipe that changed."""
+    """Looks whether a finished run still is that of its data, and keeps the keys of the recipe that changed.
+
+    With more epochs than are asked for it stays as it is.
+    """
     card, splits = _read(recipe)
     spec = checkpoint.Spec.read(checkpoint.read(run.best, with_tensors=False)[1], str(run.best))
     require_sensors(card, spec.sensors)
@@ -166,7 +169,13 @@ def _look_again(recipe: Recipe, run: Run, world: World, accept_changed_data: boo
     if not accept_changed_data:
         require_unchanged(run, changes)
     done = int(run.metrics[-1]["epoch"])
-    require_epochs(run, done, recipe)
+    if done > recipe.train.epochs:
+        if not run.finished:
+            require_epochs(run, done, recipe)
+        if world.is_first:
+            asked = f"train.epochs={recipe.train.epochs} is less"
+            print(f"{run.folder}: is finished with {done} epochs, and stays so; {asked}")
+        return
     if world.is_first and changed_keys(run, recipe):
         save_yaml(run.folder / "config.yaml", recipe.to_dict())
     if world.is_first and done < recipe.train.epochs:

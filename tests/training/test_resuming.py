@@ -152,11 +152,21 @@ def test_more_epochs_have_the_rates_of_the_new_number_from_there_on(place, capsy
     assert resume(place, "train.epochs=3").metrics == rows
 
 
-def test_a_finished_run_takes_more_epochs_and_not_fewer(place, no_steps):
-    with pytest.raises(UserError, match=r"^train.epochs: 1 is less than the 2 of .*/whole; use at least 2, or train"):
-        resume(place, "train.epochs=1", run="whole")
+def test_a_finished_run_takes_more_epochs_and_stays_as_it_is_with_fewer(place, no_steps, capsys):
+    config = place / "whole" / "config.yaml"
+    before = config.read_text()
+    assert resume(place, "train.epochs=1", run="whole").finished
+    assert "is finished with 2 epochs, and stays so; train.epochs=1 is less" in capsys.readouterr().out
+    assert config.read_text() == before
     with pytest.raises(TypeError):  # it would train
         resume(place, "train.epochs=3", run="whole")
+
+
+def test_a_run_that_was_cut_short_does_not_end_with_fewer_epochs_than_it_has(place, no_steps):
+    config = place / "whole" / "config.yaml"
+    config.write_text(config.read_text().replace("epochs: 2", "epochs: 3", 1))
+    with pytest.raises(UserError, match=r"^train.epochs: 1 is less than the 2 of .*/whole; use at least 2, or train"):
+        resume(place, "train.epochs=1", run="whole")
 
 
 def test_a_last_epoch_is_scored_where_fewer_are_wanted(place, monkeypatch):

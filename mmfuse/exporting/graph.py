@@ -6,7 +6,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.exc import UserError as TracingError
 from torch.export import Dim, ExportedProgram
 
 from mmfuse.errors import UserError
@@ -53,6 +52,8 @@ def traced(
     Raises:
         UserError: it can't be traced for any number.
     """
+    from torch._dynamo.exc import UserError as TracingError
+
     given = example(detector, size, batch or 2)
     dynamic = None
     if not batch:

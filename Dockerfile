@@ -9,7 +9,9 @@
 #   docker build -t mmfuse --build-arg PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu .
 FROM python:3.12-slim
 ARG PIP_EXTRA_INDEX_URL=""
-RUN apt-get update && apt-get install -y --no-install-recommends make && rm -rf /var/lib/apt/lists/*
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends make libusb-1.0-0 libgl1 libegl1 libx11-6 \
+    && rm -rf /var/lib/apt/lists/*
 WORKDIR /mmfuse
 COPY pyproject.toml Makefile README.md LICENSE ./
 COPY mmfuse mmfuse

@@ -34,6 +34,8 @@ def test_the_image_takes_the_steps_of_the_makefile_and_all_that_they_need():
     assert copied == kept
     home = re.search(r"^WORKDIR (\S+)$", steps, re.M)[1]
     assert f"ENV PATH={home}/.venv/bin:$PATH" in steps
+    libraries = re.search(r"^OPEN3D_PACKAGES = (.+)$", (ROOT / "Makefile").read_text(), re.M)[1]
+    assert f"make {libraries} " in steps
     wheel = (ROOT / "pyproject.toml").read_text()
     assert {"README.md", "LICENSE"} <= copied
     assert 'readme = "README.md"' in wheel

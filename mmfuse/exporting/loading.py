@@ -55,8 +55,7 @@ class ExportedDetector(Finder):
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}; export a run to it, or check the path") from None
         self.path = path
-        text, self._run = _open(path, self.content, str(device))
-        self.header = Header.read(text, str(path))
+        self.header, self._run = _open(path, self.content, str(device))
         header = self.header
         self.sensors, self.classes = dict(header.sensors), header.classes
         self.sight = Sight(self.sensors, header.size, header.stride)
@@ -98,7 +97,8 @@ class ExportedDetector(Finder):
         check_doubting(doubt)
         self._check(images, selection, doubt)
         if doubt != "off":
-            broken_sensors(images, {m: self.sensors[m].encode(x) for m, x in images.items()}, present)
+            encoded = {m: self.sensors[m].encode(x) if x.is_floating_point() else x for m, x in images.items()}
+            broken_sensors(images, encoded, present)
         first = next(iter(images.values()))
         batch, (height, width) = len(first), self.header.size
         if contents is None:
@@ -188,16 +188,15 @@ def header_of(path: Path) -> Header:
     return ExportedDetector(path).header
 
 
-def _open(path: Path, content: bytes, device: str) -> tuple[str, Run]:
+def _open(path: Path, content: bytes, device: str) -> tuple[Header, Run]:
     session = onnx_session(content, str(path), device)
-    text = session.get_modelmeta().custom_metadata_map.get(KEY, "")
-    batch = Header.read(text, str(path)).batch
+    header = Header.read(session.get_modelmeta().custom_metadata_map.get(KEY, ""), str(path))
 
     def run(given: Arrays, content: np.ndarray) -> list[np.ndarray]:
-        filled, count = _filled(given, batch)
+        filled, count = _filled(given, header.batch)
         return [x[:count] for x in session.run(OUTPUTS, filled | {CONTENT: content})]
 
-    return text, run
+    return header, run
 
 
 def onnx_session(content: bytes, place: str, device: str = "cpu") -> Any:

@@ -1,9 +1,11 @@
 """An exported detector in the place of the run that it was made from: to be scored and compared on its data."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from mmfuse.errors import UserError
+from mmfuse.exporting.header import Header
 from mmfuse.exporting.loading import ONNX, header_of
 from mmfuse.model import checkpoint
 from mmfuse.recipes import Recipe
@@ -18,6 +20,11 @@ class ExportedRun(Run):
     """
 
     file: Path = Path()
+
+    @cached_property
+    def header(self) -> Header:
+        """What the file says of itself, for which it has to be opened; see `header_of`."""
+        return header_of(self.file)
 
     @property
     def given(self) -> str:
@@ -36,7 +43,7 @@ class ExportedRun(Run):
         Raises:
             UserError: it was made from a detector without a run.
         """
-        recipe = header_of(self.file).recipe
+        recipe = self.header.recipe
         if recipe is None:
             raise UserError(f"{self.file}: was made from a detector without a run, so it has no recipe; export a run")
         return replace(recipe, name=f"{recipe.name}-{self.file.stem}").moved(self.card, self.root)
@@ -44,12 +51,12 @@ class ExportedRun(Run):
     @property
     def classes(self) -> tuple[str, ...]:
         """The names of the classes, in the order of the labels."""
-        return header_of(self.file).classes
+        return self.header.classes
 
     @property
     def thresholds(self) -> dict[str, float]:
         """The scores, by class, that were best for the detector that it was made from."""
-        return header_of(self.file).thresholds
+        return self.header.thresholds
 
 
 def is_exported(path: str | Path) -> bool:

@@ -4,7 +4,11 @@ Here, since with several workers no conftest of a folder below is read where the
 of the table in `faults/`.
 """
 
+import shutil
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import hub_stub
 import pytest
@@ -14,11 +18,28 @@ from mmfuse.embedded.dataset import generate
 
 torch.set_num_threads(1)
 
+ROOT = Path(__file__).parents[1]
+
 
 @pytest.fixture(scope="session")
 def paired_set(tmp_path_factory):
     """The card of an embedded set of 8 training, 4 validation and 4 test images."""
     return generate(tmp_path_factory.mktemp("set"), counts={"train": 8, "val": 4, "test": 4}, seed=0)
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    """The wheel, built from a copy: a checkout's `build/` may hold modules that are gone, and would be left behind."""
+    folder = tmp_path_factory.mktemp("wheel")
+    (folder / "source").mkdir()
+    for name in ("mmfuse", "configs", "datasets"):
+        shutil.copytree(ROOT / name, folder / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / "source")
+    words = ["-m", "pip", "wheel", str(folder / "source"), "--no-deps", "--no-build-isolation", "-q", "-w", str(folder)]
+    subprocess.run([sys.executable, *words], check=True, capture_output=True)
+    (built,) = folder.glob("mmfuse-*.whl")
+    return built
 
 
 @pytest.fixture

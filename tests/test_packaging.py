@@ -42,11 +42,9 @@ def test_the_image_takes_the_steps_of_the_makefile_and_all_that_they_need():
 
 
 @pytest.mark.long
-def test_what_is_installed_from_the_wheel_trains_without_the_sources(tmp_path):
+def test_what_is_installed_from_the_wheel_trains_without_the_sources(tmp_path, wheel):
     """In a fresh environment, which finds torch and the rest beside it, but not this checkout."""
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
-    subprocess.run([*pip, "wheel", str(ROOT), "--no-deps", "--no-build-isolation", "-w", str(tmp_path)], check=True)
-    (wheel,) = tmp_path.glob("mmfuse-*.whl")
     venv.create(tmp_path / "env", symlinks=True)
     python = tmp_path / "env" / "bin" / "python"
     site = next((tmp_path / "env" / "lib").glob("python*")) / "site-packages"

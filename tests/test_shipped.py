@@ -64,11 +64,8 @@ def test_the_package_lists_all_its_folders():
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_recipes_and_cards_which_are_found_in_it(tmp_path):
+def test_the_wheel_holds_recipes_and_cards_which_are_found_in_it(tmp_path, wheel):
     """Unpacked, as an installation does, and asked from another folder."""
-    words = ["-m", "pip", "wheel", str(ROOT), "--no-deps", "--no-build-isolation", "-q", "-w", str(tmp_path)]
-    subprocess.run([sys.executable, *words], check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("mmfuse-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     inner = [str(p.relative_to(tmp_path / "site" / "mmfuse")) for p in (tmp_path / "site" / "mmfuse").rglob("*.yaml")]

@@ -23,11 +23,10 @@ from mmfuse.data.checks.contents import is_coloured
 from mmfuse.data.file_groups import SENSORS, Group, groups, identifier, names_in, placeholders_of, shared, split_of
 from mmfuse.errors import UserError
 from mmfuse.files import named_like, read_regular, write_whole
+from mmfuse.images.decode import PICTURES, POINTS
 from mmfuse.shipped import find
 from mmfuse.strict_yaml import parse_yaml
 
-IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
-POINTS = (".bin", ".npy")
 _LOOKED_AT = 8
 _SUNRGBD_BOXES = "SUNRGBDMeta2DBB_v2.mat"
 _SPLITS = ("train", "val", "test")
@@ -110,7 +109,7 @@ class _Draft:
 def _looked(path: Path, folder: Path, names: Sequence[str]) -> str:
     sensors = _sensors(folder, names)
     if not sensors:
-        kinds = ", ".join(suffix.removeprefix(".") for suffix in (*IMAGES, *POINTS))
+        kinds = ", ".join(suffix.removeprefix(".") for suffix in (*PICTURES, *POINTS))
         raise UserError(f"{folder}: holds no image ({kinds}); give the folder that the dataset lies in")
     draft = _Draft(folder)
     coco = _coco_files(folder, names)
@@ -129,7 +128,7 @@ def _looked(path: Path, folder: Path, names: Sequence[str]) -> str:
 def _sensors(folder: Path, names: Sequence[str]) -> dict[str, Group]:
     """Returns the files of each sensor: of each the largest group, those whose names say a sensor first."""
     images = groups(
-        n for n in names if n.lower().endswith(IMAGES) and not _NO_IMAGES & set(re.split("[-_./]", n.lower()))
+        n for n in names if n.lower().endswith(PICTURES) and not _NO_IMAGES & set(re.split("[-_./]", n.lower()))
     )
     points = [g for g in groups(name for name in names if name.lower().endswith(POINTS)) if g.sensor == "lidar"]
     found: dict[str, Group] = {}

@@ -22,7 +22,10 @@ from mmfuse.sensor import Sensor
 
 _MODES = {1: "L", 3: "RGB"}
 _JPEG_MODES = {1: "GRAY", 3: "RGB"}
+PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
 POINTS = (".bin", ".npy")
+"""Suffixes of files that are looked for as images, and as points of a LiDAR."""
+
 _ORIENTATION = 0x0112
 
 

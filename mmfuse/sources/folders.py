@@ -6,9 +6,10 @@ from pathlib import Path
 
 from mmfuse.data.annotations.timestamps import match
 from mmfuse.errors import UserError
+from mmfuse.images.decode import PICTURES, POINTS
 from mmfuse.sample import Scene
 
-SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".bin", ".npy"))
+SUFFIXES = frozenset((*PICTURES, *POINTS))
 
 
 def scenes_of_folders(folders: Mapping[str, Path], tolerance: float | None = None) -> list[Scene]:

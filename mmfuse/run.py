@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,6 +40,11 @@ class Run:
     def best(self) -> Path:
         """The detector that was best on the validation split."""
         return self.folder / "best.safetensors"
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of the file of the best detector, by which results of it are known."""
+        return hashlib.sha256(read_regular(self.best)).hexdigest()
 
     @property
     def last(self) -> Path:

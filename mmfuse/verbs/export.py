@@ -142,7 +142,7 @@ def _opened(model: str | Path | Run | Detector) -> tuple[Detector, Run | None, s
     run = model if isinstance(model, Run) else Run(Path(model))
     if (run.folder / "config.yaml").exists():
         detector = load(run.best)
-        return detector, run, hashlib.sha256(run.best.read_bytes()).hexdigest()
+        return detector, run, run.digest
     path = located(model.folder if isinstance(model, Run) else model)
     return load(path), None, hashlib.sha256(path.read_bytes()).hexdigest()
 

@@ -1,10 +1,9 @@
 """Shares a run: its detector, with a page that says what it is and how well it was measured."""
 
-import hashlib
 from pathlib import Path
 
 from mmfuse.errors import UserError
-from mmfuse.files import HUB, read_regular
+from mmfuse.files import HUB
 from mmfuse.model import checkpoint
 from mmfuse.model.hub import HubName, is_hub
 from mmfuse.report.model_card import comparison_of, model_card, robustness_of
@@ -39,7 +38,7 @@ def publish(
     notes = checkpoint.read(run.best, with_tensors=False)[1].get("notes", {})
     place = "path/to/this/folder" if name is None else str(name)
     compared = None if comparison is None else comparison_of(run, Path(comparison))
-    measured = robustness_of(run, hashlib.sha256(read_regular(run.best)).hexdigest())
+    measured = robustness_of(run, run.digest)
     card = model_card(run, detector, notes, place, compared, measured)
     if name is not None:
         return detector.push_to_hub(str(name).removeprefix(HUB), card=card, notes=notes, private=private)

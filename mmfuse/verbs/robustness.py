@@ -1,6 +1,5 @@
 """Measures how a trained run bears what its sensors suffer: AP against the severity of each corruption."""
 
-import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -92,7 +91,7 @@ def robustness(
     empty = Robustness(
         split=split,
         digest=split_digest(scored),
-        detector=hashlib.sha256(run.best.read_bytes()).hexdigest(),
+        detector=run.digest,
         seed=seed,
         rounds=rounds,
         name=recipe.name,

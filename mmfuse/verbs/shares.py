@@ -1,6 +1,5 @@
 """Tests the fusion weights of a trained run as an explanation: a modality's share beside what AP loses without it."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -102,7 +101,7 @@ def shares(run: str | Path | Run, *, split: str = "test") -> Shares:
     result = Shares(
         split=split,
         digest=evaluation.digest,
-        detector=hashlib.sha256(run.best.read_bytes()).hexdigest(),
+        detector=run.digest,
         name=recipe.name,
         modalities=names,
         levels=tuple(pyramid.levels),

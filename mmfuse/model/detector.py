@@ -13,7 +13,7 @@ from torch.export import register_dataclass
 
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.model.agreement import Agreement, Witness
-from mmfuse.model.doubt import Doubt, Doubting, Judgement, blank, broken_sensors, check_doubting
+from mmfuse.model.doubt import LEAVING_OUT, Doubt, Doubting, Judgement, blank, broken_sensors, check_doubting
 from mmfuse.model.heads import Head, Heads, anchors, grids
 from mmfuse.model.hub import OnHub
 from mmfuse.model.layers import Exact, Foldable
@@ -224,11 +224,21 @@ class Detector(Exact, OnHub, Finder):
         """
         size, presence = self.checked(images, present or {})
         doubt = "off" if self.training else doubt
+        return self._run_judged(images, size, presence, doubt, repeated or {})
+
+    def _run_judged(
+        self,
+        images: Mapping[str, Tensor],
+        size: tuple[int, int],
+        presence: Presence,
+        doubt: Doubting,
+        repeated: Mapping[str, Tensor],
+    ) -> Any:
+        """Sets the sensors beside one another, unless nobody looks, and runs the network in its own type."""
         witness = None
         if self.agreement is not None and doubt != "off":
-            witness = self.agreement.witness(images, repeated or {})
-        images = {m: x.to(self.dtype) for m, x in images.items()}
-        return self.run(images, size, presence, doubt, witness)
+            witness = self.agreement.witness(images, repeated)
+        return self.run({m: x.to(self.dtype) for m, x in images.items()}, size, presence, doubt, witness)
 
     @abstractmethod
     def run(
@@ -310,7 +320,7 @@ class Detector(Exact, OnHub, Finder):
                 device = next(self.parameters()).device
                 encoded = self.normalise({m: to_device(x, device) for m, x in images.items()})
                 broken = None if doubt == "off" else broken_sensors(images, encoded, present)
-                if broken is not None and doubt in ("drop", "weigh"):
+                if broken is not None and doubt in LEAVING_OUT:
                     present = {m: ~gone & present.get(m, ~gone) for m, gone in broken.items()}
                 outputs = self(encoded, present, doubt=doubt, repeated=repeated)
                 found = [replace(one, classes=self.classes) for one in self.decode(outputs, contents, selection)]
@@ -340,13 +350,10 @@ class Detector(Exact, OnHub, Finder):
         size, presence = self.checked(encoded, {})
         floats = [m for m in self.modalities if images[m].is_floating_point() and doubt != "off"]
         broken = {m: present[m] & ~encoded[m].flatten(1).sum(1).isfinite() for m in floats}
-        left_out = broken if doubt in ("drop", "weigh") else {}
+        left_out = broken if doubt in LEAVING_OUT else {}
         there = {m: present[m] & ~left_out[m] if m in left_out else present[m] for m in self.modalities}
         presence = presence.doubted({m: ~mask for m, mask in there.items()})
-        witness = None
-        if self.agreement is not None and doubt != "off":
-            witness = self.agreement.witness(encoded, {})
-        outputs = self.run({m: x.to(self.dtype) for m, x in encoded.items()}, size, presence, doubt, witness)
+        outputs = self._run_judged(encoded, size, presence, doubt, {})
         boxes, scores, labels = self.decode_padded(outputs, contents, selection)
         seen = torch.stack(list(there.values()), 1).any(1, keepdim=True)
         judged: Judgement | None = outputs.judgement

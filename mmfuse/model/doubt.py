@@ -19,6 +19,9 @@ Doubting = Literal["drop", "weigh", "report", "off"]
 nobody looks.
 """
 
+LEAVING_OUT = ("drop", "weigh")
+"""What leaves out sensors that aren't believed at all."""
+
 SHRINKAGE = 0.2
 """How far the covariance is drawn to that of features that are independent."""
 
@@ -142,7 +145,7 @@ class Judgement:
             others_agree = (others & witness.agrees).flatten(1).any(1, keepdim=True)
             stale = (disagreeing & others_agree) | (witness.repeated & strangers(witness.clearly, others))
             stale = stale & (believed & ~stale).any(1, keepdim=True)
-        if doubting not in ("drop", "weigh"):
+        if doubting not in LEAVING_OUT:
             return Judgement(doubts, torch.zeros_like(there), disagreeing)
         lost = doubted if doubting == "drop" else there & doubts.isinf()
         least = torch.where(there, doubts.clamp(max=1e30), torch.inf).argmin(1, keepdim=True)  # one that is there
@@ -166,7 +169,7 @@ class Judgement:
             if judgement is None
             else (judgement.dropped.cpu(), judgement.disagreeing.cpu())
         )
-        left_out = gone & (doubting in ("drop", "weigh"))
+        left_out = gone & (doubting in LEAVING_OUT)
         return Judgement(doubts.masked_fill(gone, torch.inf), dropped | left_out, disagreeing)
 
     def tell(self, found: Sequence[Detections], modalities: Sequence[str]) -> list[Detections]:

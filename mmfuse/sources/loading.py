@@ -23,7 +23,7 @@ class Loaded:
     """Some scenes, and the `views` of those that can be shown, which are `rows` of them.
 
     `lost` names the sensors of which each has no image that is shown, `problems` says why. `digests` tell the frames of
-    its sensors from any others, where they are on the host.
+    its sensors, where there are several, from any others, where they are on the host.
     """
 
     scenes: Sequence[Scene]
@@ -95,7 +95,8 @@ def load(scenes: Sequence[Scene], sight: Sight) -> Loaded:
         views = sight.shown([scenes[r] for r in rows], [raw[r] for r in rows]) if rows else None
     shown = [raw[row] if row in rows else {} for row in range(len(scenes))]
     lost = [tuple(m for m in sight.sensors if m not in images) for images in shown]
-    digests = [{m: _digest(image) for m, image in images.items() if not image.is_cuda} for images in raw]
+    several = len(sight.sensors) > 1  # one alone is set beside nothing
+    digests = [{m: _digest(x) for m, x in images.items() if several and not x.is_cuda} for images in raw]
     return Loaded(scenes, views, rows, lost, [tuple(wrong) for wrong in problems], digests)
 
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from mmfuse.data.annotations.records import Record
 from mmfuse.drawing import displayable
+from mmfuse.evaluation.curves import THRESHOLD
 from mmfuse.evaluation.significance import Matches
 from mmfuse.sample import Detections
 from mmfuse.sensor import Sensor
@@ -20,7 +21,6 @@ MOST_IMAGES = 200
 MOST_BYTES = 12_000_000
 LONGEST_SIDE = 640
 LOWEST_SCORE = 0.05
-SCORE = 0.3
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Gallery:
     Each of `scenes` is what a page's script reads: `name`, `condition`, `struck`, `size` (width, height), `ahead`, the
     errors that the model makes fewer than its rival, `images`, JPEG as data URIs by modality, `truth`, and what was
     `found` by each of `models`. Boxes are rows of x1, y1, x2, y2, then label and 1 where ignored for objects, and then
-    score, label and 1 for a hit, 0 for none and -1 where it doesn't count for detections. `of` counts the images that
-    they were chosen from.
+    score, label and 1 for a hit, 0 for none and -1 where it doesn't count for detections; beside them stand `notes_on`
+    the sensors. `of` counts the images that they were chosen from.
     """
 
     model: str
@@ -69,8 +69,8 @@ def make_gallery(
 ) -> Gallery:
     """Chooses the images in which the two models named by `pair` differ most, as many as a page bears.
 
-    They differ by the objects that a model misses plus the false detections that it makes, at a score of `SCORE` and
-    IoU 0.5. There are at most `MOST_IMAGES` of them, and of `most_bytes` together, but always one.
+    They differ by the objects that a model misses plus the false detections that it makes, at a score of `THRESHOLD`
+    and IoU 0.5. There are at most `MOST_IMAGES` of them, and of `most_bytes` together, but always one.
 
     Args:
         records: all images, whose objects are shown.
@@ -85,7 +85,7 @@ def make_gallery(
         UserError: an image can't be read.
     """
     by_id = sorted(records, key=lambda record: record.image_id)
-    errors = {one.name: one.matches.errors(SCORE) for one in answers}
+    errors = {one.name: one.matches.errors(THRESHOLD) for one in answers}
     ahead = errors[pair[1]] - errors[pair[0]]
     left = most_bytes
     scenes: dict[int, dict[str, Any]] = {}
@@ -114,6 +114,16 @@ def make_gallery(
     return Gallery(*pair, names, tuple(sensors), tuple(classes), shown, len(records))
 
 
+def notes_on(found: Detections) -> list[str]:
+    """Returns what is to be told of sensors in one image: those that were left out, those that show other scenes."""
+    notes = [f"{', '.join(found.dropped)} left out, doubted"] if found.dropped else []
+    if found.disagreeing:
+        several = len(found.disagreeing) > 1
+        what = "show different scenes" if several else "shows another scene"
+        notes.append(f"{' and '.join(found.disagreeing)} {what}")
+    return notes
+
+
 def jpeg(pixels: np.ndarray) -> bytes:
     """Returns RGB pixels (H, W, 3) uint8 as a JPEG file, made smaller where a side is longer than `LONGEST_SIDE`."""
     from PIL import Image
@@ -139,4 +149,8 @@ def _found(answers: Answers, record: Record, place: int) -> dict[str, Any]:
         for i, outcome in zip(own, outcomes.tolist(), strict=False):  # the last of too many aren't judged
             if scores[i] >= LOWEST_SCORE:
                 rows.append([*boxes[i].round(1).tolist(), round(float(scores[i]), 3), label, outcome])
-    return {"boxes": sorted(rows, key=lambda row: row[4]), "objects": objects, "dropped": list(found.dropped)}
+    return {
+        "boxes": sorted(rows, key=lambda row: row[4]),
+        "objects": objects,
+        "notes": notes_on(found),
+    }

@@ -65,8 +65,8 @@ def found_grid(
             boxes, labels = sample.own.get(m, (sample.boxes, sample.labels))
             names = [classes[k] for k in labels.tolist()]
             objects.append(_panel(image, sensors[m], boxes, labels, names, f"{m}: objects"))
-            note = f"{m}: not believed" if m in one.dropped else f"{m}: found"
-            answers.append(_panel(image, sensors[m], kept.boxes, kept.labels, scores, note))
+            note = "not believed" if m in one.dropped else "shows another scene" if m in one.disagreeing else "found"
+            answers.append(_panel(image, sensors[m], kept.boxes, kept.labels, scores, f"{m}: {note}"))
         rows.append(objects + answers)
     _write(rows, path)
 

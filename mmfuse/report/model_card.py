@@ -85,21 +85,6 @@ def comparison_of(run: Run, folder: Path) -> Comparison:
     return comparison
 
 
-def robustness_of(run: Run, digest: str) -> list[Robustness]:
-    """Returns what `mmfuse.robustness` wrote into the run folder of the detector with this SHA-256.
-
-    Raises:
-        UserError: such a file holds something else.
-    """
-    found = []
-    for path in sorted(run.folder.glob("robustness-*.json")):
-        try:
-            found.append(build(Robustness, json.loads(read_regular(path)), str(path)))
-        except (OSError, ValueError, RecursionError):
-            raise UserError(f"{path}: holds no robustness curves; remove it, or measure them anew") from None
-    return [one for one in found if one.detector == digest]
-
-
 def _unit(sensor: Sensor) -> str | None:
     if sensor.disparity:
         a, b = sensor.disparity

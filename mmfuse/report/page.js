@@ -129,8 +129,7 @@ if (root) {
     all(".count").forEach((output, i) => {
       const found = scene.found[i], kept = found.boxes.filter((b) => b[4] >= least);
       const count = (outcome) => kept.filter((b) => b[6] === outcome).length;
-      const lost = found.dropped.length ? `, ${found.dropped.join(", ")} left out, doubted` : "";
-      output.textContent = `${count(1)} of ${found.objects} found, ${count(0)} false${lost}`;
+      output.textContent = [`${count(1)} of ${found.objects} found`, `${count(0)} false`, ...found.notes].join(", ");
     });
   }
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from mmfuse.evaluation.curves import Curves
+from mmfuse.evaluation.curves import THRESHOLD, Curves
 from mmfuse.evaluation.results import Comparison, Robustness, Shares, Verdict
 from mmfuse.evaluation.significance import hardest
-from mmfuse.report.gallery import LONGEST_SIDE, LOWEST_SCORE, SCORE, Gallery
+from mmfuse.report.gallery import LONGEST_SIDE, LOWEST_SCORE, Gallery
 from mmfuse.report.parts import (
     Part,
     confusion_parts,
@@ -131,7 +131,7 @@ def _rendered(**values: Any) -> str:
         anchor=_anchor,
         key_of=_key,
         nothing=NOTHING,
-        limits={"score": SCORE, "lowest": LOWEST_SCORE, "side": LONGEST_SIDE},
+        limits={"score": THRESHOLD, "lowest": LOWEST_SCORE, "side": LONGEST_SIDE},
         **values,
     )
     return page.encode(errors="replace").decode()

@@ -9,7 +9,9 @@ import numpy as np
 from torch import Tensor
 
 from mmfuse.drawing import CLASS_COLOURS, displayable
+from mmfuse.evaluation.curves import THRESHOLD
 from mmfuse.report.figures import legend, new_figure, patch, write
+from mmfuse.report.gallery import notes_on
 from mmfuse.sample import Detections
 from mmfuse.sensor import Sensor
 
@@ -39,7 +41,7 @@ def gallery(
     shown_on: Mapping[str, str],
     classes: Sequence[str],
     path: Path,
-    threshold: float = 0.3,
+    threshold: float = THRESHOLD,
 ) -> None:
     """Writes a grid with a row for each image: every sensor with the ground truth, then what each model found.
 
@@ -63,10 +65,8 @@ def gallery(
         for ax, model in zip(axes[len(modalities) :], shown_on, strict=True):
             found = row.detections[model]
             _draw_detections(ax, found, threshold)
-            if found.dropped:
-                _note(ax, f"{', '.join(found.dropped)} left out, doubted")
-            elif found.disagreeing:
-                _note(ax, f"{', '.join(found.disagreeing)} disagree")
+            if notes := notes_on(found):
+                _note(ax, "\n".join(notes))
         axes[0].set_ylabel(row.title, fontsize=9)
     found_by = [f"found by {model}" for model in shown_on]
     for ax, name in zip(grid[0], [*(f"{m}: ground truth" for m in modalities), *found_by], strict=True):

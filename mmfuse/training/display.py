@@ -5,9 +5,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from mmfuse.data.annotations.records import Record
 from mmfuse.data.samples import load_sample
 from mmfuse.errors import UserError
+from mmfuse.evaluation.curves import THRESHOLD
 from mmfuse.recipes import TrainRecipe
 from mmfuse.report.charts import training_progress
 from mmfuse.report.grids import batch_grid, found_grid
@@ -19,7 +22,6 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 SHOWN = 4
-THRESHOLD = 0.3
 
 
 class Display:
@@ -27,7 +29,7 @@ class Display:
 
     `first_batch.png` is there once, `training.png` and `validation.png` are renewed each time that the validation split
     is scored; the latter shows the same images with objects each time. With `log` "tensorboard" the figures of each
-    epoch go into `tensorboard` there.
+    epoch, and that picture of each that is scored, go into `tensorboard` there.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Display:
         epochs_done: int = 0,
     ) -> None:
         self._folder = folder
+        self._found = folder / "validation.png"
         self._sensors = sensors
         self._classes = classes
         seen = [r for r in val_records if not r.ignore.all() and set(sensors) <= set(r.files)]
@@ -55,10 +58,7 @@ class Display:
         """Logs the last of the epochs so far, and shows all where it was scored."""
         row = rows[-1]
         if self._writer is not None:
-            for key, value in row.items():
-                if key != "epoch":
-                    self._writer.add_scalar(key, value, int(row["epoch"]))
-            self._writer.flush()
+            self._log(self._writer, row)
         if "val_ap" in row:
             training_progress(rows, self._folder / "training.png")
 
@@ -66,8 +66,18 @@ class Display:
         """Shows what was found in some validation images, given all detections by image id."""
         if self._samples:
             found = [detections[sample.image_id] for sample in self._samples]
-            path = self._folder / "validation.png"
-            found_grid(self._samples, found, self._sensors, self._classes, path, threshold=THRESHOLD)
+            found_grid(self._samples, found, self._sensors, self._classes, self._found, threshold=THRESHOLD)
+
+    def _log(self, writer: "SummaryWriter", row: Row) -> None:
+        from PIL import Image
+
+        epoch = int(row["epoch"])
+        for key, value in row.items():
+            if key != "epoch":
+                writer.add_scalar(key, value, epoch)
+        if "val_ap" in row and self._samples:
+            writer.add_image("validation", np.array(Image.open(self._found)), epoch, dataformats="HWC")
+        writer.flush()
 
 
 def check_log(train: TrainRecipe) -> None:

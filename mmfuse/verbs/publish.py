@@ -3,10 +3,12 @@
 from pathlib import Path
 
 from mmfuse.errors import UserError
+from mmfuse.evaluation.results import Robustness
 from mmfuse.files import HUB
 from mmfuse.model import checkpoint
 from mmfuse.model.hub import HubName, is_hub
-from mmfuse.report.model_card import comparison_of, model_card, robustness_of
+from mmfuse.report.model_card import comparison_of, model_card
+from mmfuse.report.run_page import stored
 from mmfuse.run import Run
 
 
@@ -38,7 +40,7 @@ def publish(
     notes = checkpoint.read(run.best, with_tensors=False)[1].get("notes", {})
     place = "path/to/this/folder" if name is None else str(name)
     compared = None if comparison is None else comparison_of(run, Path(comparison))
-    measured = robustness_of(run, run.digest)
+    measured = stored(run.folder, "robustness", Robustness, run.digest)
     card = model_card(run, detector, notes, place, compared, measured)
     if name is not None:
         return detector.push_to_hub(str(name).removeprefix(HUB), card=card, notes=notes, private=private)

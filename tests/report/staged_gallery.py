@@ -1,5 +1,6 @@
 """A gallery of made-up images in which it is known what each model finds."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,5 +52,5 @@ def six_scenes():
     half = ALL_FOUND[:1]
     both = {0: ALL_FOUND, 1: ALL_FOUND, 2: half, 3: NOTHING_FOUND, 4: half, 5: ONE_FALSE}
     thermal = {0: ONE_FALSE, 1: NOTHING_FOUND, 2: half, 3: NOTHING_FOUND, 4: ALL_FOUND, 5: ALL_FOUND}
-    rgb = dict.fromkeys(range(6), ALL_FOUND)
+    rgb = dict.fromkeys(range(6), ALL_FOUND) | {0: replace(ALL_FOUND, dropped=("rgb",), disagreeing=("rgb",))}
     return staged(records, {"rgb": rgb, "thermal": thermal, "both": both})

@@ -1,5 +1,6 @@
 import base64
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,8 @@ from staged_gallery import (
 
 from mmfuse.evaluation.significance import Matches, Ranking
 from mmfuse.report import gallery as module
-from mmfuse.report.gallery import Answers, jpeg, make_gallery, telling
+from mmfuse.report.gallery import Answers, jpeg, make_gallery, notes_on, telling
+from mmfuse.sample import Detections
 
 
 def test_scenes_go_from_the_largest_win_to_the_largest_loss():
@@ -31,16 +33,24 @@ def test_scenes_go_from_the_largest_win_to_the_largest_loss():
 
 def test_a_scene_tells_what_became_of_each_detection():
     found = detections(
-        [*BOXES.tolist(), [40, 30, 60, 46], [0, 0, 9, 9]], [0.9, 0.4, 0.5, 0.04], [0, 1, 1, 0], dropped=("rgb",)
+        [*BOXES.tolist(), [40, 30, 60, 46], [0, 0, 9, 9]], [0.9, 0.4, 0.5, 0.04], [0, 1, 1, 0], disagreeing=("rgb",)
     )
     gallery = staged([record(7, ignore=(1,))], {"both": {7: found}, "thermal": {}})
     (scene,) = gallery.scenes
     both, thermal = scene["found"]
     assert [row[4:] for row in both["boxes"]] == [[0.4, 1, -1], [0.5, 1, 0], [0.9, 0, 1]]
     assert both["boxes"][2][:4] == BOXES[0].tolist()
-    assert (both["objects"], both["dropped"]) == (1, ["rgb"])
-    assert thermal == {"boxes": [], "objects": 1, "dropped": []}
+    assert (both["objects"], both["notes"]) == (1, ["rgb shows another scene"])
+    assert thermal == {"boxes": [], "objects": 1, "notes": []}
     assert [row[4:] for row in scene["truth"]] == [[0, 0], [1, 1]]
+
+
+def test_sensors_that_are_left_out_and_that_disagree_are_told():
+    assert notes_on(Detections.empty()) == []
+    two = replace(Detections.empty(), disagreeing=("rgb", "thermal"))
+    assert notes_on(two) == ["rgb and thermal show different scenes"]
+    both = replace(Detections.empty(), dropped=("rgb", "depth"), disagreeing=("rgb",))
+    assert notes_on(both) == ["rgb, depth left out, doubted", "rgb shows another scene"]
 
 
 def test_images_come_small_and_only_where_there_is_one():

@@ -1,6 +1,9 @@
+from dataclasses import replace
+
 import torch
 from png import pixels
 
+from mmfuse.report import grids
 from mmfuse.report.grids import GAP, batch_grid, found_grid
 from mmfuse.sample import Batch, Detections, Sample, Targets
 from mmfuse.sensor import Sensor
@@ -77,3 +80,18 @@ def test_objects_and_detections_are_side_by_side(tmp_path):
     for panel in second[2:]:
         assert not coloured(panel, "car")
         assert not coloured(panel, "bus")
+
+
+def test_a_sensor_that_is_left_out_or_disagrees_is_told_on_it(tmp_path, monkeypatch):
+    notes = []
+    real = grids.draw
+    monkeypatch.setattr(grids, "draw", lambda *given: notes.append(given[-1][""]) or real(*given))
+    images = {"rgb": torch.full((3, 96, 128), 40).byte(), "thermal": torch.full((1, 96, 128), 90).byte()}
+    sample = Sample(1, images, BOX, torch.tensor([0]))
+    found = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0).long(), disagreeing=("rgb", "thermal"))
+    found = [found, replace(found, dropped=("thermal",))]
+    found_grid([sample, sample], found, SENSORS, CLASSES, tmp_path / "f.png", threshold=0.3)
+    assert [note for note in notes if "objects" not in note] == [
+        *("rgb: shows another scene", "thermal: shows another scene"),
+        *("rgb: shows another scene", "thermal: not believed"),
+    ]

@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from png import pixels
 
+from mmfuse.report import pictures
 from mmfuse.report.pictures import GalleryRow, gallery
 from mmfuse.sample import Detections
 from mmfuse.sensor import Sensor
@@ -39,6 +42,15 @@ def test_gallery_leaves_out_what_is_below_the_threshold(images, tmp_path):
         gallery([row], SENSORS, {"model": "rgb"}, CLASSES, tmp_path / name)
     assert (pixels(tmp_path / "none") == pixels(tmp_path / "weak")).all()
     assert (pixels(tmp_path / "none") != pixels(tmp_path / "strong")).any()
+
+
+def test_gallery_tells_of_sensors_that_are_left_out_and_that_disagree(images, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(pictures, "_note", lambda ax, text: told.append(text))
+    doubted = replace(found(), dropped=("rgb",), disagreeing=("rgb",))
+    row = GalleryRow("1", images, TRUTH, {"both": doubted, "thermal": found(0.9)})
+    gallery([row], SENSORS, {"both": "rgb", "thermal": "thermal"}, CLASSES, tmp_path / "a.png")
+    assert told == ["rgb left out, doubted\nrgb shows another scene"]
 
 
 def test_names_are_no_formulas(images, tmp_path):

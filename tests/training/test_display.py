@@ -1,4 +1,7 @@
+import io
+
 import pytest
+from PIL import Image
 
 from mmfuse.errors import UserError
 from mmfuse.run import Run
@@ -69,6 +72,10 @@ def test_tensorboard_has_the_figures_of_each_epoch(recipe_file, tmp_path, train_
     for key in ("loss", "lr", "val_ap", "class_loss"):
         events = [(event.step, event.value) for event in logged.Scalars(key)]
         assert events == [(row["epoch"], pytest.approx(row[key], rel=1e-5, abs=1e-8)) for row in run.metrics]
+    shown = logged.Images("validation")
+    assert [event.step for event in shown] == [row["epoch"] for row in run.metrics]
+    last = Image.open(io.BytesIO(shown[-1].encoded_image_string))
+    assert last.tobytes() == Image.open(folder / "validation.png").tobytes()
 
 
 def test_a_log_that_cannot_be_written_is_told_before_anything_else(recipe_file, tmp_path, monkeypatch):

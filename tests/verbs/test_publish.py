@@ -179,6 +179,11 @@ def test_a_comparison_of_another_training_is_refused(made, run, tmp_path):
     with pytest.raises(UserError, match=r"isn't of .*run as it is now; compare it anew, or leave"):
         publish(run, tmp_path / "x", comparison=report)
     assert not (tmp_path / "x").exists()
+    (run.folder / "robustness-val.json").write_text('{"split": "val"}')
+    with pytest.raises(UserError, match=r"robustness-val\.json: holds no robustness that can be read; remove it, or"):
+        publish(run, tmp_path / "x")
+    (run.folder / "robustness-val.json").unlink()
+    assert not (tmp_path / "x").exists()
     publish(run, tmp_path / "x")
     assert "robustness on" not in (tmp_path / "x" / "README.md").read_text()  # that was another detector's
 

@@ -1,6 +1,8 @@
 """Matching of objects to anchors, and the detection loss, batched over images."""
 
+import warnings
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -127,6 +129,32 @@ class _FocalSum(torch.autograd.Function):
         return gradient.mul_(scale).to(ctx.dtype), None, None
 
 
+def _focal_sum(logits: Tensor, label: Tensor, positive: Tensor) -> Tensor:
+    """Returns the focal loss of `logits` (B, A, K) summed, over 1 - alpha; `label` (B, A) is wanted where `positive`.
+
+    On CUDA it takes one kernel, and one for the gradient, where Triton can make them, else many.
+    """
+    if logits.is_cuda and logits.dtype != torch.float64 and not torch.compiler.is_compiling() and _has_kernels():
+        from mmfuse.model.focal_kernels import FocalSum
+
+        return FocalSum.apply(logits, torch.where(positive, label, -1), ALPHA / (1 - ALPHA))
+    return _FocalSum.apply(logits, label[..., None], positive[..., None])
+
+
+@cache
+def _has_kernels() -> bool:
+    """Returns whether Triton is there and makes kernels that run, for which it needs a C compiler."""
+    try:
+        from mmfuse.model.focal_kernels import FocalSum
+
+        FocalSum.apply(torch.zeros(1, 1, 1, device="cuda"), torch.zeros(1, 1, dtype=torch.int64, device="cuda"), 1.0)
+    except Exception as error:  # whatever Triton, a compiler or a linker says
+        reason = " ".join(str(error).split())[:120]
+        warnings.warn(f"the focal loss is slower than it could be: Triton doesn't run here ({reason})", stacklevel=2)
+        return False
+    return True
+
+
 def detection_loss(
     class_logits: Tensor,
     box_codes: Tensor,
@@ -155,7 +183,7 @@ def detection_loss(
         normaliser = per_process(positive.sum(dtype=torch.float32))
         label = labels.gather(1, matched).clamp(min=0)
         wanted = box_maths.encode(boxes.gather(1, matched[..., None].expand(-1, -1, 4)), anchors)
-    class_loss = _FocalSum.apply(class_logits, label[..., None], positive[..., None]) * (1 - ALPHA) / normaliser
+    class_loss = _focal_sum(class_logits, label, positive) * (1 - ALPHA) / normaliser
     distance = F.huber_loss(box_codes.float(), wanted, reduction="none", delta=DELTA)
     box_loss = torch.where(positive[..., None], distance, 0).sum() / (normaliser * 4)
     return {"class": class_loss, "box": box_loss, "total": class_loss + BOX_WEIGHT * box_loss}

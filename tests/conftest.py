@@ -15,10 +15,20 @@ import pytest
 import torch
 
 from mmfuse.embedded.dataset import generate
+from mmfuse.training import display
 
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _undrawn():
+    """Trainings draw no pictures, which would take longer than their steps, but in `training/test_display.py`."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("batch_grid", "found_grid", "training_progress"):
+            patch.setattr(display, name, lambda *_, **__: None)
+        yield
 
 
 @pytest.fixture(scope="session")

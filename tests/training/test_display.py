@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 from mmfuse.errors import UserError
+from mmfuse.report import charts, grids
 from mmfuse.run import Run
 from mmfuse.training import display, loop
 from mmfuse.training.loop import train
@@ -11,33 +12,32 @@ from mmfuse.training.loop import train
 PICTURES = ("first_batch.png", "training.png", "validation.png")
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def drawn(monkeypatch):
-    """What was shown: the image ids of each first batch, the epochs of each chart, the images of each found grid."""
+    """What is shown: the image ids of each first batch, the epochs of each chart, the images of each found grid."""
     shown = {"batch": [], "rows": [], "found": []}
-    for name, key, told in (
-        ("batch_grid", "batch", lambda batch, *_, **__: batch.image_ids),
-        ("training_progress", "rows", lambda rows, _: [row["epoch"] for row in rows]),
-        ("found_grid", "found", lambda samples, *_, **__: [sample.image_id for sample in samples]),
+    for name, real, told in (
+        ("batch", grids.batch_grid, lambda batch, *_, **__: batch.image_ids),
+        ("rows", charts.training_progress, lambda rows, _: [row["epoch"] for row in rows]),
+        ("found", grids.found_grid, lambda samples, *_, **__: [sample.image_id for sample in samples]),
     ):
-        real = getattr(display, name)
 
-        def spy(*args, real=real, key=key, told=told, **options):
-            shown[key].append(told(*args, **options))
+        def spy(*args, name=name, real=real, told=told, **options):
+            shown[name].append(told(*args, **options))
             return real(*args, **options)
 
-        monkeypatch.setattr(display, name, spy)
+        monkeypatch.setattr(display, real.__name__, spy)
     return shown
 
 
 def test_pictures_are_renewed_each_time_that_a_training_is_scored(recipe_file, tmp_path, drawn):
-    changes = ["train.epochs=5", "train.evaluate_every=2"]
+    changes = ["train.epochs=3", "train.evaluate_every=2"]
     run = train(recipe_file("rgb", "thermal"), changes, folder=tmp_path / "run")
     for name in PICTURES:
         assert (run.folder / name).read_bytes().startswith(b"\x89PNG")
     assert len(drawn["batch"]) == 1
-    assert drawn["rows"] == [[1, 2], [1, 2, 3, 4], [1, 2, 3, 4, 5]]
-    assert len(drawn["found"]) == 3
+    assert drawn["rows"] == [[1, 2], [1, 2, 3]]
+    assert len(drawn["found"]) == 2
     assert all(ids == drawn["found"][0] and 0 < len(ids) <= display.SHOWN for ids in drawn["found"])
     assert not (run.folder / "tensorboard").exists()
 

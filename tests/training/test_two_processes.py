@@ -11,7 +11,6 @@ from mmfuse.recipes import load_recipe
 
 PLAIN = "train.branch_losses=0"
 CASES = {
-    "plain": [PLAIN],
     "branches": ["train.branch_losses=1", "train.distillation=1"],
     "dropout": [PLAIN, "train.modality_dropout=0.9"],
     "faults": [PLAIN, "train.faults=0.9"],

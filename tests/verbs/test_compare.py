@@ -488,7 +488,7 @@ TINY = ["model.size=d-4", "data.input_size=[96, 128]", "data.workers=0", "train.
 TINY += ["model.pretrained=false"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_ablation_runs_on_any_card(paired_set, tmp_path):
     root = ABLATIONS / "placement"
     result = compare([root], [f"card={paired_set}", *TINY], out=tmp_path, rounds=2)
@@ -500,7 +500,7 @@ def test_an_ablation_runs_on_any_card(paired_set, tmp_path):
     assert all(f"| {model.name} " in text for model in result.models)
 
 
-@pytest.mark.parametrize("ablation", ["weighting", "pyramids", "backbone", "scaling"])
+@pytest.mark.parametrize("ablation", ["placement", "weighting", "pyramids", "backbone", "scaling"])
 def test_each_detector_of_an_ablation_fits_any_card(ablation, paired_set):
     for path in sorted((ABLATIONS / ablation).glob("*.yaml")):
         recipe = load_recipe(path, [f"card={paired_set}", *TINY])

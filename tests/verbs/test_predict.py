@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import socket
 import subprocess
 import sys
 
@@ -228,18 +230,23 @@ PROGRAM = """
 import sys
 from mmfuse.verbs import predict as module
 module.PART = 2
-found = list(module.predict(sys.argv[1], sys.argv[2], threshold=0.0, batch_size=1, workers=0, out=sys.argv[3]))
-print(len(found))
+list(module.predict(sys.argv[1], sys.argv[2], threshold=0.0, batch_size=1, workers=0, out=sys.argv[3]))
 """
 
 
-def test_processes_share_the_scenes_and_write_the_same_file(trained, folders, tmp_path):
+def test_processes_share_the_scenes_and_write_the_same_file(trained, folders, tmp_path, monkeypatch):
     run, program = trained(**SENSORS), tmp_path / "program.py"
     program.write_text(PROGRAM)
     alone, shared = tmp_path / "alone.jsonl", tmp_path / "shared.jsonl"
-    subprocess.run([sys.executable, program, run.folder, folders, alone], check=True, capture_output=True)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    subprocess.run([*torchrun, program, run.folder, folders, shared], check=True, capture_output=True)
+    monkeypatch.setattr(module, "PART", 2)
+    list(predict(run, folders, threshold=0.0, batch_size=1, workers=0, out=alone))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    words = [sys.executable, program, run.folder, folders, shared]
+    both = [subprocess.Popen(words, env=os.environ | world | {"RANK": rank}) for rank in "01"]
+    assert [process.wait(240) for process in both] == [0, 0]
     assert shared.read_bytes() == alone.read_bytes()
     assert len(lines(shared)) == 9
 

@@ -67,7 +67,7 @@ class Views:
     def restore(self, found: "Sequence[Detections]") -> "list[Detections]":
         """Returns detections of the views in pixels of the scenes."""
         return [
-            one.rescale(scale).shifted(*corner)
+            one if (scale, *corner) == (1, 0, 0) else one.rescale(scale).shifted(*corner)
             for one, scale, corner in zip(found, self.scales.tolist(), self.corners.tolist(), strict=True)
         ]
 
@@ -89,6 +89,9 @@ class Sight(Protocol):
         resize: bool = True,
     ) -> Views:
         """Prepares scenes and fits them into the detector's size, or without `resize` into one that holds them all."""
+
+    def at(self, size: tuple[int, int]) -> "Sight":
+        """Returns how it sees at another size."""
 
     def read(self, modality: str, image: Any) -> Tensor:
         """Returns the raw image of a sensor."""

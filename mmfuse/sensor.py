@@ -208,6 +208,15 @@ class Sensor:
         values = (low + mean * (high - low) for mean in self.mean)
         return tuple((v - _ABSOLUTE_ZERO) / self.unit if self.encoding == "celsius" else v for v in values)
 
+    @property
+    def shown_as_read(self) -> tuple[torch.dtype, ...]:
+        """Types of raw images whose pixels the detector is shown just as they are, but for their scale."""
+        changed = self.nodata or any(self.border) or self.counts != "plain" or self.encoding in WHOLE_IMAGE
+        if changed or self.register != "none":
+            return ()
+        integers = (torch.uint8, torch.uint16)
+        return tuple(kind for kind in integers if self.dtype in ("", str(kind).removeprefix("torch.")))
+
     def whole(self, size: tuple[int, int]) -> tuple[int, int]:
         """Returns the width and height of a file whose image within the border has `size`."""
         left, top, right, bottom = self.border

@@ -99,7 +99,8 @@ def evaluate(
     loader = eval_loader(records, detector.sensors, size, batch, data.workers, ImageCache().images)
     title = f"evaluating {recipe.name}" + "".join(f" without {m}" for m in without)
     doubt = doubt or recipe.doubt
-    found = collect(detector, loader, without=without, soft=soft, doubt=doubt, progress=title)
+    finder = detector.ready(len(records), batch)
+    found = collect(finder, loader, without=without, soft=soft, doubt=doubt, progress=title)
     scores = coco_scores(records, found, detector.classes)
     name = "-without-".join((split, *sorted(without))) + ("-soft" if soft else "")
     name += f"-doubt-{doubt}" if doubt != recipe.doubt else ""

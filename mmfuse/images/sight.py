@@ -29,6 +29,10 @@ class Sight:
     size: tuple[int, int]
     stride: int
 
+    def at(self, size: tuple[int, int]) -> "Sight":
+        """Returns how it sees at another size."""
+        return replace(self, size=size)
+
     def views(self, scenes: Scenes, present: Mapping[str, Tensor] | None = None, *, resize: bool = True) -> Views:
         """Prepares scenes, and fits them into the input size, or without `resize` into the least that holds them all.
 
@@ -40,6 +44,8 @@ class Sight:
             UserError: an unknown modality, an image that its sensor can't have given, images of a scene that differ in
                 size, a scene without any image.
         """
+        if resize and not present and isinstance(scenes, Mapping) and self._is_as_shown(scenes):
+            return self._as_given(scenes)
         listed = [one if isinstance(one, Scene) else Scene(one) for one in self._listed(scenes)]
         if not listed:
             raise UserError("images: no scene is given; give at least one")
@@ -74,6 +80,33 @@ class Sight:
     def check_units(self, views: Views) -> None:
         """Refuses views of images that can't be in their sensors' units; see `units.check_units`."""
         check_units(views.figures, self.sensors)
+
+    def _is_as_shown(self, images: Mapping[str, Any]) -> bool:
+        """Whether these are a batch (B, C, H, W) of each sensor in which no pixel has to be changed or moved."""
+        shapes = {m: tuple(getattr(x, "shape", ())) for m, x in images.items()}
+        batch = next(iter(shapes.values()), ())[:1]
+        return any(batch) and all(
+            m in self.sensors
+            and isinstance(x, Tensor)
+            and x.dtype in self.sensors[m].shown_as_read
+            and shapes[m] == (*batch, self.sensors[m].channels, *self.size)
+            for m, x in images.items()
+        )
+
+    def _as_given(self, images: Mapping[str, Tensor]) -> Views:
+        batch = len(next(iter(images.values())))
+        return Views(
+            dict(images),
+            {m: torch.ones(batch, dtype=torch.bool) for m in images},
+            torch.tensor([self.size] * batch, dtype=torch.float32),
+            torch.ones(batch),
+            torch.zeros(batch, 2),
+            {
+                m: figures(x, self.sensors[m])
+                for m, x in images.items()
+                if self.sensors[m].seen and x.dtype != torch.uint8
+            },
+        )
 
     @staticmethod
     def _listed(scenes: Scenes) -> Sequence[Scene | Mapping[str, Any]]:

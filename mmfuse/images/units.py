@@ -16,7 +16,7 @@ _WILD = 1e6
 
 
 def figures(raw: Tensor, sensor: Sensor) -> Tensor:
-    """Returns what tells the unit of a raw image (C, H, W), on its device: (5,) float32.
+    """Returns what tells the unit of raw images (..., C, H, W), on their device: (..., 5) float32.
 
     These are the lowest and the highest value, the shares below 0 and far above training's highest, and 1 if any has
     a fraction, else 0; over every second row and column, without what wasn't measured: NaN, infinity, and 0 of depth.
@@ -25,15 +25,17 @@ def figures(raw: Tensor, sensor: Sensor) -> Tensor:
     counts = values.isfinite()
     if sensor.is_depth:
         counts = counts & (values != 0)
-    some = counts.sum().clamp(min=1)
+    each = (-3, -2, -1)
+    some = counts.sum(each).clamp(min=1)
     return torch.stack(
         (
-            torch.where(counts, values, torch.inf).amin(),
-            torch.where(counts, values, -torch.inf).amax(),
-            (counts & (values < 0)).sum() / some,
-            (counts & (values > _MUCH * sensor.seen[1])).sum() / some,
-            (counts & (values != values.round())).any().to(torch.float32),
-        )
+            torch.where(counts, values, torch.inf).amin(each),
+            torch.where(counts, values, -torch.inf).amax(each),
+            (counts & (values < 0)).sum(each) / some,
+            (counts & (values > _MUCH * sensor.seen[1])).sum(each) / some,
+            (counts & (values != values.round())).flatten(-3).any(-1).to(torch.float32),
+        ),
+        -1,
     )
 
 

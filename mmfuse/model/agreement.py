@@ -116,7 +116,3 @@ class Witness:
     agrees: Tensor
     clearly: Tensor
     repeated: Tensor
-
-    def to(self, device: torch.device) -> "Witness":
-        """Returns it on another device."""
-        return Witness(self.agrees.to(device), self.clearly.to(device), self.repeated.to(device))

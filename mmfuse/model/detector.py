@@ -3,9 +3,9 @@
 import copy
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +24,17 @@ from mmfuse.model.pyramid import Pyramid
 from mmfuse.sample import Detections, Scene, Sight, Targets, to_device
 from mmfuse.sensor import Sensor
 
+if TYPE_CHECKING:
+    from mmfuse.model.fast import FastDetector
+
 STACKED, SHARED = "stacked", "shared"
 """Names of a backbone that reads all modalities: their channels at once, or one modality after the other."""
 
 CLASS_PRIOR = -4.59511985013459
 """-log 99: every class starts at a probability of 0.01."""
+
+WORTH_A_GRAPH = 2000
+"""Images from which on the seconds that capturing a CUDA graph takes are saved again."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,10 @@ class Finder(ABC):
     @abstractmethod
     def digest(self) -> str:
         """What tells it from any other: a hash of all that it is made of."""
+
+    def ready(self, images: int | None, batch: int) -> "Finder":
+        """Returns what finds the same soonest in `images`, None for no end of them, of which `batch` come at once."""
+        return self
 
     def detect(
         self,
@@ -339,36 +349,58 @@ class Detector(Exact, OnHub, Finder):
         contents: Tensor | None = None,
         selection: Selection = DEFAULT,
         doubt: Doubting = "drop",
+        repeated: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, ...]:
-        """Does what `find` does, of a detector in eval mode, in shapes and steps that depend on no value: for export.
+        """Does what `find` does, of a detector in eval mode, in shapes and steps that depend on no value: for graphs.
 
-        Every sensor has an image (B, C, H, W) and a mask (B,) bool, whatever the image of one that isn't there holds.
-        All run. Returns what `decode_padded` does and what is thought of the sensors: doubts, NaN where one wasn't
-        judged, and which are dropped and which disagree, (B, M) each. An image without any sensor has no detection.
+        A sensor is in those of `images` (B, C, H, W) where its mask in `present` (B,) bool says so, on the device, or
+        in all if it has none, whatever the image of one that isn't there holds. All run. Returns what `decode_padded`
+        does and what is thought of the sensors: doubts, NaN where one wasn't judged, and which are dropped and which
+        disagree, (B, M) each. An image without any sensor has no detection.
         """
         encoded = self.normalise(images)
         size, presence = self.checked(encoded, {})
-        floats = [m for m in self.modalities if images[m].is_floating_point() and doubt != "off"]
-        broken = {m: present[m] & ~encoded[m].flatten(1).sum(1).isfinite() for m in floats}
-        left_out = broken if doubt in LEAVING_OUT else {}
-        there = {m: present[m] & ~left_out[m] if m in left_out else present[m] for m in self.modalities}
-        presence = presence.doubted({m: ~mask for m, mask in there.items()})
-        outputs = self._run_judged(encoded, size, presence, doubt, {})
+        floats = [m for m in images if images[m].is_floating_point() and doubt != "off"]
+        broken = {m: ~encoded[m].flatten(1).sum(1).isfinite() for m in floats}
+        masks = dict(present)
+        if doubt in LEAVING_OUT:
+            masks |= {m: ~gone & masks[m] if m in masks else ~gone for m, gone in broken.items()}
+        presence = presence.doubted({m: ~mask for m, mask in masks.items()})
+        outputs = self._run_judged(encoded, size, presence, doubt, repeated or {})
         boxes, scores, labels = self.decode_padded(outputs, contents, selection)
-        seen = torch.stack(list(there.values()), 1).any(1, keepdim=True)
+        none = labels.new_zeros(labels.shape[0], dtype=torch.bool)
+        seen = torch.stack([masks.get(m, ~none) for m in images], 1).any(1, keepdim=True)
+        gone = torch.stack([broken[m] & present.get(m, ~none) if m in broken else none for m in self.modalities], 1)
         judged: Judgement | None = outputs.judgement
         if judged is None:
-            unknown = boxes.new_full((boxes.shape[0], len(there)), torch.nan)
-            judged = Judgement(unknown, torch.zeros_like(unknown, dtype=torch.bool), unknown > 0)
-        gone = torch.stack([broken.get(m, torch.zeros_like(mask)) for m, mask in there.items()], 1)
+            judged = Judgement(torch.full_like(gone, torch.nan, dtype=torch.float32), gone & False, gone & False)
         return (
             torch.where(seen[..., None], boxes, 0.0),
             torch.where(seen, scores, 0.0),
             torch.where(seen, labels, -1),
             judged.doubts.masked_fill(gone, torch.inf),
-            judged.dropped | (gone if left_out else torch.zeros_like(gone)),
+            judged.dropped | gone if doubt in LEAVING_OUT else judged.dropped,
             judged.disagreeing,
         )
+
+    def fast(
+        self,
+        size: tuple[int, int] | None = None,
+        batch: int = 1,
+        sensors: Collection[str] | None = None,
+        *,
+        dtype: torch.dtype | Literal["auto"] = "auto",
+        backend: Literal["auto", "graph", "compile", "eager"] = "auto",
+    ) -> "FastDetector":
+        """Returns a snapshot for inference with the same `detect`; see `fast.FastDetector`."""
+        from mmfuse.model.fast import FastDetector
+
+        return FastDetector(self, size, batch, sensors, dtype, backend)
+
+    def ready(self, images: int | None, batch: int) -> Finder:
+        """Returns a snapshot that computes in float32; a graph only for so many images that it pays."""
+        pays = images is None or images >= WORTH_A_GRAPH
+        return self.fast(batch=batch, dtype=torch.float32, backend="auto" if pays else "eager")
 
     def folded(self) -> Self:
         """Returns a copy for inference, as it is now: batch norms are folded into convolutions, the weights of merges

@@ -27,7 +27,7 @@ CLAMP = 1e-6
 @dataclass(frozen=True)
 class EnsembleOutputs:
     """What each modality's detector says of the images that have it: `members`, and these images: `rows` (n,) int64 on
-    the host. Only the boxes of those that are `believed` (B, M) bool, on the host too, are merged.
+    the host. Only the boxes of those that are `believed` (B, M) bool are merged.
     """
 
     members: Mapping[str, Outputs]
@@ -81,11 +81,11 @@ class BoxEnsemble(Detector):
         rows = {m: presence.rows[m] for m in presence.there}
         members = {m: self._run(m, own.take(images[m]), size, doubt) for m, own in rows.items()}
         places = {m: own.places(torch.device("cpu")) for m, own in rows.items()}
-        host = torch.device("cpu")
-        there = torch.stack([presence.rows[m].on(host).expand(presence.batch) for m in self.modalities], 1)
+        device = self.device
+        there = torch.stack([presence.rows[m].on(device).expand(presence.batch) for m in self.modalities], 1)
         if doubt == "off" or not self.doubts:
             return EnsembleOutputs(members, places, there, size)
-        judgement = self._judge(members, places, there, doubt, witness)
+        judgement = self._judge(members, {m: own.places(device) for m, own in rows.items()}, there, doubt, witness)
         return EnsembleOutputs(members, places, there & ~judgement.dropped, size, judgement)
 
     def _run(self, modality: str, images: Tensor, size: tuple[int, int], doubt: Doubting) -> Outputs:
@@ -102,12 +102,12 @@ class BoxEnsemble(Detector):
         doubt: Doubting,
         witness: Witness | None,
     ) -> Judgement:
-        doubts = torch.full(there.shape, torch.nan)
+        doubts = torch.full(there.shape, torch.nan, device=there.device)
         for modality, member in members.items():
             assert member.judgement is not None
-            doubts[places[modality], self.modalities.index(modality)] = member.judgement.doubts[:, 0].cpu()
+            doubts[places[modality], self.modalities.index(modality)] = member.judgement.doubts[:, 0]
         doubts = doubts.masked_fill(~there, torch.nan)
-        return Judgement.of(doubts, there, doubt, None if witness is None else witness.to(doubts.device))
+        return Judgement.of(doubts, there, doubt, witness)
 
     def maps(self, images: Mapping[str, Tensor]) -> dict[str, Sequence[Tensor]]:
         """Returns what the members' backbones say of images; see `Detector.maps`."""
@@ -145,12 +145,13 @@ class BoxEnsemble(Detector):
         nothing = Detections.empty().to(self.prior.device)
         found = {m: [nothing] * len(outputs.believed) for m in self.modalities}
         every = replace(selection, threshold=0.0)
+        believed = outputs.believed.cpu()
         for modality, member in outputs.members.items():
             rows = outputs.rows[modality]
             detections = self.member(modality).decode(member, None if contents is None else contents[rows], every)
             column = self.modalities.index(modality)
             for row, one in zip(rows.tolist(), detections, strict=True):
-                if outputs.believed[row, column]:
+                if believed[row, column]:
                     found[modality][row] = one
                 if outputs.judgement is not None and outputs.judgement.belief is not None:
                     own = found[modality][row]
@@ -253,7 +254,7 @@ def _merged(
     batch, count = scores.shape
     every = replace(selection, threshold=-math.inf, max_detections=count)
     heads = torch.zeros(batch, count, dtype=torch.bool, device=boxes.device)
-    if torch.compiler.is_exporting():
+    if torch.compiler.is_exporting() or boxes.is_cuda:
         places = every.settle(boxes.double(), exact > -math.inf, labels)
         heads = F.pad(heads, (0, 1)).scatter(1, places, True)[:, :count]
     else:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TypeVar
 
 import torch
@@ -14,6 +15,9 @@ from mmfuse.sample import Detections, to_device
 
 SIGMA, SOFT_THRESHOLD = 0.5, 0.001
 _BLOCK = 256
+
+HAS_TRITON = find_spec("triton") is not None
+"""Whether kernels of our own run on CUDA, as they do wherever PyTorch itself installs Triton."""
 
 State = TypeVar("State", bound=tuple[Tensor, ...])
 
@@ -37,7 +41,12 @@ class Selection:
     soft: bool = False
 
     def settle(self, boxes: Tensor, above: Tensor, labels: Tensor) -> Tensor:
-        """Does hard suppression in shapes that don't depend on what is found, see `settled`."""
+        """Does hard suppression in shapes that don't depend on what is found, see `settled`; on CUDA as one kernel."""
+        exported = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+        if boxes.is_cuda and HAS_TRITON and not exported:  # to Dynamo all that it traces may be exported
+            from mmfuse.model.suppression_kernel import kept_places
+
+            return kept_places(boxes, above, labels, self.max_detections, self.iou_threshold)
         return settled(boxes, above, labels, self)
 
 
@@ -50,8 +59,7 @@ def decode(
     """Turns `class_logits` (B, A, K) and `box_codes` (B, A, 4) of `anchors` (A, 4) into detections clipped to `size`
     (google/automl, postprocess.py).
 
-    The host waits three times for a CUDA device, and three times more whenever `suppress` takes a longer prefix; with
-    Soft-NMS once.
+    The host waits once for a CUDA device.
     """
     return select(*_candidates(class_logits, box_codes, anchors, size, selection), selection)
 
@@ -91,7 +99,7 @@ def best_pairs(logits: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def select(boxes: Tensor, scores: Tensor, labels: Tensor, selection: Selection) -> list[Detections]:
     """Chooses the detections of each image from `boxes` (B, N, 4), `scores` and `labels` (B, N), best first."""
-    if selection.soft:
+    if selection.soft or boxes.is_cuda:
         padded = select_padded(boxes, scores, labels, selection)
         found = (padded[2] >= 0).sum(1).tolist()
         return [Detections(b[:n], s[:n], c[:n]) for b, s, c, n in zip(*padded, found, strict=True)]
@@ -142,19 +150,35 @@ def select_padded(boxes: Tensor, scores: Tensor, labels: Tensor, selection: Sele
 
 
 def soft_nms(boxes: Tensor, scores: Tensor, labels: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
-    """Returns the places of what Soft-NMS takes of `boxes` (B, N, 4), and their lowered scores; see `_rounds`."""
-    return _rounds(boxes, scores, labels, selection.max_detections, None)
+    """Returns the places (B, n) of what Soft-NMS takes of `boxes` (B, N, 4) in n rounds, `max_detections` or N if less,
+    and their lowered scores (B, n), of which -inf says that nothing was left.
+    """
+    number = torch.arange(scores.shape[1], device=boxes.device)
+    places, taken, left = [labels[:, :0]], [scores[:, :0]], scores
+    for _ in range(min(scores.shape[1], selection.max_detections)):
+        place, score, left = _take(left, boxes, labels, number)
+        places.append(place)
+        taken.append(score)
+    return torch.cat(places, 1), torch.cat(taken, 1)
+
+
+@torch.compiler.nested_compile_region  # traced once, not once a round
+def _take(left: Tensor, boxes: Tensor, labels: Tensor, number: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Takes the best box that is left in every image, the first of several.
+
+    Returns its place and score (B, 1), and what is left of the scores `left` (B, N): those of its class fall softly, by
+    how far they overlap it, and its own to -inf. `number` is (N,).
+    """
+    score, place = left.max(1, keepdim=True)
+    overlap = iou(boxes, boxes.gather(1, place[..., None].expand(-1, -1, 4)))
+    lowered = left * torch.exp(-overlap.square() / SIGMA)
+    left = torch.where(labels == labels.gather(1, place), lowered, left)
+    return place, score, left.masked_fill(number == place, -torch.inf)
 
 
 def hard_nms(boxes: Tensor, scores: Tensor, labels: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
-    """Returns what hard suppression takes, in double precision as `suppress` does; see `_rounds`.
-
-    On CUDA, where the host mustn't wait to see whether it is done, it takes all rounds; see `settled` for elsewhere.
-    """
-    boxes = boxes.double()
-    if boxes.is_cuda and not torch.compiler.is_exporting():
-        return _rounds(boxes, scores, labels, selection.max_detections, selection.iou_threshold)
-    places = selection.settle(boxes, scores > selection.threshold, labels)
+    """Returns the places of what hard suppression takes, in double precision as `suppress` does, and their scores."""
+    places = selection.settle(boxes.double(), scores > selection.threshold, labels)
     taken = F.pad(scores, (0, 1), value=-torch.inf).gather(1, places)
     return places.clamp(max=max(scores.shape[1] - 1, 0)), taken
 
@@ -216,38 +240,3 @@ def _while(going_on: Callable[..., Tensor], step: Callable[..., State], state: S
     while bool(going_on(*state)):
         state = step(*state)
     return state
-
-
-def _rounds(
-    boxes: Tensor, scores: Tensor, labels: Tensor, most: int, iou_threshold: float | None
-) -> tuple[Tensor, Tensor]:
-    """Returns places (B, n) and scores (B, n) of what is taken of `boxes` (B, N, 4) in n rounds: `most`, or N if less.
-
-    A score of -inf says that nothing was left.
-    """
-    number = torch.arange(scores.shape[1], device=boxes.device)
-    places, taken, left = [labels[:, :0]], [scores[:, :0]], scores
-    for _ in range(min(scores.shape[1], most)):
-        place, score, left = _take(left, boxes, labels, number, iou_threshold)
-        places.append(place)
-        taken.append(score)
-    return torch.cat(places, 1), torch.cat(taken, 1)
-
-
-@torch.compiler.nested_compile_region  # traced once, not once a round
-def _take(
-    left: Tensor, boxes: Tensor, labels: Tensor, number: Tensor, iou_threshold: float | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Takes the best box that is left in every image, the first of several.
-
-    Returns its place and score (B, 1), and what is left of the scores `left` (B, N): those of its class that overlap it
-    by more than `iou_threshold` fall to -inf; without a threshold, all of its class fall softly. `number` is (N,).
-    """
-    score, place = left.max(1, keepdim=True)
-    overlap = iou(boxes, boxes.gather(1, place[..., None].expand(-1, -1, 4)))
-    if iou_threshold is None:
-        lowered = left * torch.exp(-overlap.square() / SIGMA)
-    else:
-        lowered = left.masked_fill(overlap > iou_threshold, -torch.inf)
-    left = torch.where(labels == labels.gather(1, place), lowered, left)
-    return place, score, left.masked_fill(number == place, -torch.inf)

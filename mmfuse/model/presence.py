@@ -62,8 +62,10 @@ class Rows:
     def places(self, device: torch.device) -> Tensor:
         """Returns the places in the batch of what is run (n,) int64; they are found on the host, which doesn't wait."""
         if device not in self._places:
-            here = torch.arange(self.batch, device="cpu") if self.mask is True else self.host.nonzero()[:, 0]
-            self._places[device] = to_device(here, device)
+            every = self.mask is True
+            self._places[device] = (
+                torch.arange(self.batch, device=device) if every else to_device(self.host.nonzero()[:, 0], device)
+            )
         return self._places[device]
 
     def on(self, device: torch.device) -> Tensor:

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from mmfuse.exporting.loading import ExportedDetector
 from mmfuse.exporting.runs import is_exported, open_run
 from mmfuse.files import write_whole
 from mmfuse.model.detector import Detector, Finder, FusionDetector
+from mmfuse.model.postprocess import DEFAULT
 from mmfuse.recipes import Recipe, load_recipe
 from mmfuse.report.charts import (
     comparison_bars,
@@ -323,7 +324,8 @@ def _faults(
         missing = {m: lacking[tuple(n for n in names if n != m)][i].detections for m in names}
         scored, batch = evaluation.records, recipe.train.batch_size
         found, workers = evaluation.detections, recipe.data.workers
-        trials.append(Trial(evaluation.detector, scored, scored, batch, found, missing, workers))
+        finder = evaluation.detector.ready(len(scored), batch)
+        trials.append(Trial(finder, scored, scored, batch, found, missing, workers))
     suit = suiting(model.evaluations[0].detector.sensors, corruptions)
     chosen = [(corruption, m) for corruption, m in suit if corruption is not MISSING]  # that is told
     total = sum(trial.images_to_run(c, severities) for trial in trials for c, _ in chosen)
@@ -346,44 +348,33 @@ def gmacs(detector: Finder) -> float:
     assert isinstance(detector, Detector)
     from torch.utils.flop_counter import FlopCounterMode
 
+    images = {
+        m: torch.zeros(1, s.encoded_channels, *detector.input_size, device=detector.device)
+        for m, s in detector.sensors.items()
+    }
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        detector(_blank(detector))
+        detector(images)
     return counter.get_total_flops() / 2e9
 
 
 def latency_ms(detector: Finder, rounds: int = 15) -> float:
-    """Returns the median time in ms to find objects in one image of its input size, on the detector's device.
+    """Returns the median time in ms to find objects in one raw image of its input size, all sensors there and judged.
 
-    The images are encoded already, but of an exported detector raw.
+    It is that of what `Detector.fast` makes of it in float32, or of the exported detector.
     """
-    device, times = detector.device, []
-    with torch.inference_mode():
-        find = _finding(detector)
-        for _ in range(rounds):
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            started = time.perf_counter()
-            find()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            times.append(1000 * (time.perf_counter() - started))
-    return statistics.median(times[3:])
-
-
-def _finding(detector: Finder) -> Callable[[], object]:
-    if isinstance(detector, ExportedDetector):
-        raw = {m: torch.zeros(1, s.prepared_channels, *detector.input_size) for m, s in detector.sensors.items()}
-        return lambda: detector.find(raw, {}, selection=detector.header.selection, doubt=detector.doubting)
-    assert isinstance(detector, Detector)
-    images = _blank(detector)
-    return lambda: detector.decode(detector(images))
-
-
-def _blank(detector: Detector) -> dict[str, torch.Tensor]:
-    return {
-        m: torch.zeros(1, s.encoded_channels, *detector.input_size, device=detector.device)
+    finder = detector.fast(dtype=torch.float32) if isinstance(detector, Detector) else detector
+    made = detector.header.selection if isinstance(detector, ExportedDetector) else DEFAULT
+    doubt = detector.doubting if isinstance(detector, ExportedDetector) else "report"  # a blank image isn't left out
+    raw = {
+        m: torch.zeros(1, s.prepared_channels, *detector.input_size, device=detector.device)
         for m, s in detector.sensors.items()
     }
+    times = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        finder.find(raw, {}, selection=made, doubt=doubt)[0].scores.cpu()
+        times.append(1000 * (time.perf_counter() - started))
+    return statistics.median(times[3:])
 
 
 def _report(comparison: Comparison, models: Sequence[_Model]) -> str:

@@ -86,13 +86,15 @@ def predict(  # type: ignore[misc]
         raise UserError(
             f"positions: need depth, which none of {', '.join(detector.modalities)} measures; leave them out"
         )
-    finder = _Finder(detector, limits, max_detections, doubt or doubting, positions)
     one = isinstance(source, Scene | Mapping)
     scenes: Iterable[Scene]
     if isinstance(source, Scene | Mapping):
         scenes = [source if isinstance(source, Scene) else Scene(source)]
     else:
         scenes = open_scenes(detector, source) if isinstance(source, str | Path) else source
+    batch = 1 if getattr(scenes, "live", False) else batch_size
+    ready = detector.ready(len(scenes) if isinstance(scenes, Sequence) else None, batch)
+    finder = _Finder(ready, limits, max_detections, doubt or doubting, positions)
     output = None
     if out is not None:
         names = [scene.name for scene in scenes] if isinstance(scenes, Sequence) else [str(source)]
@@ -103,7 +105,7 @@ def predict(  # type: ignore[misc]
     elif world.size > 1:
         raise UserError("out: several processes need a file to share their work in; give one, such as found.jsonl")
     if not one:
-        return _each(finder, scenes, output, world, batch_size, spare_cores(workers, world.size), progress)
+        return _each(finder, scenes, output, world, batch, spare_cores(workers, world.size), progress)
     (scene,) = scenes
     found = finder.one(scene)
     if output:
@@ -187,12 +189,11 @@ def _each(
     scenes: Iterable[Scene],
     output: Output | None,
     world: World,
-    batch_size: int,
+    size: int,
     workers: int,
     progress: bool,
 ) -> Iterator[Prediction]:
     """Yields the predictions of this process's share of the parts that aren't written yet, and writes them."""
-    size = 1 if getattr(scenes, "live", False) else batch_size
     total = len(scenes) if isinstance(scenes, Sequence) else getattr(scenes, "length", None)
     parts = 0
 

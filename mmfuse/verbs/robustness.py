@@ -109,13 +109,14 @@ def robustness(
 
     size, batch, data = detector.input_size, recipe.train.batch_size, recipe.data
     several = len(detector.modalities) > 1
+    finder = detector.ready(len(scored) * len(todo), batch)
     lacking: dict[str, Found] = {}
     for m in dict.fromkeys(m for _, m, _ in todo):
         loader = eval_loader(scored, detector.sensors, size, batch, data.workers, ImageCache().images)
         title = f"{recipe.name} without {m}"
         nothing = {r.image_id: Detections.empty() for r in scored}
-        lacking[m] = collect(detector, loader, without=[m], progress=title) if several else nothing
-    trial = Trial(detector, evaluation.records, scored, batch, clean, lacking, data.workers, seed)
+        lacking[m] = collect(finder, loader, without=[m], progress=title) if several else nothing
+    trial = Trial(finder, evaluation.records, scored, batch, clean, lacking, data.workers, seed)
     trials = Trials([trial], rounds)
     total = sum(trial.images_to_run(c, left) for c, _, left in todo)
     with tqdm(total=total, desc=f"robustness of {recipe.name}", unit="image", leave=False) as bar:

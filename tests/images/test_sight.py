@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.counters import count as count_calls
 from mmfuse.data.annotations.records import Record
 from mmfuse.data.loader import eval_loader
 from mmfuse.errors import UserError
@@ -333,3 +334,56 @@ def test_values_that_mean_not_measured_tell_nothing_of_the_unit():
         detector_of(x=dataclasses.replace(FOURTEEN_BITS, seen=(20.0, 78.0))).detect({"x": image})
     image[image != 65535] //= 100
     assert len(detector_of(x=Sensor(1, dtype="uint16", seen=(20.0, 78.0), nodata=(65535,))).detect({"x": image})) == 1
+
+
+AS_SHOWN = {
+    "plain": (Sensor(3), torch.uint8),
+    "deep": (Sensor(1, range=(0.0, 4000.0), dtype="uint16", seen=(400.0, 3100.0)), torch.uint16),
+    "depth": (Sensor(1, encoding="inverse_depth", dtype="uint16", seen=(400.0, 3100.0)), torch.uint16),
+    "float": (Sensor(1, range=(0.0, 4000.0), dtype="float32"), torch.float32),
+    "nodata": (Sensor(1, nodata=(700.0,)), torch.uint16),
+    "border": (Sensor(1, border=(8, 0, 0, 0)), torch.uint8),
+    "rotated": (Sensor(1, counts="rotated", dtype="uint16"), torch.uint16),
+    "percentile": (Sensor(1, encoding="percentile"), torch.uint16),
+    "resized": (Sensor(1, register="resize"), torch.uint8),
+    "other type": (Sensor(1, dtype="uint16"), torch.uint8),
+}
+
+
+@pytest.mark.parametrize("kind", AS_SHOWN)
+def test_a_batch_of_tensors_is_seen_as_its_scenes_are(kind):
+    sensor, dtype = AS_SHOWN[kind]
+    sight = Sight({"x": sensor, "rgb": Sensor(3)}, (96, 128), 32)
+    generator = torch.Generator().manual_seed(0)
+    high = 256 if dtype == torch.uint8 else 3000
+    width = 136 if kind == "border" else 128
+    x = torch.randint(0, high, (3, sensor.channels, 96, width), generator=generator).to(dtype)
+    images = {"x": x} if kind == "border" else {"x": x, "rgb": torch.zeros(3, 3, 96, 128, dtype=torch.uint8)}
+    scenes = [{m: one[k] for m, one in images.items()} for k in range(3)]
+    if kind == "other type":
+        for given in (images, scenes):
+            with pytest.raises(UserError, match="uint8"):
+                sight.views(given)
+        return
+    together, one_by_one = sight.views(images), sight.views(scenes)
+    for name in ("images", "present", "figures"):
+        for m, expected in getattr(one_by_one, name).items():
+            torch.testing.assert_close(
+                getattr(together, name)[m].float(), expected.float(), rtol=0, atol=0, equal_nan=True
+            )
+    for name in ("contents", "scales", "corners"):
+        assert torch.equal(getattr(together, name), getattr(one_by_one, name))
+
+
+def test_a_batch_that_is_as_shown_is_not_copied_nor_gone_through():
+    sight = Sight({"x": AS_SHOWN["deep"][0], "rgb": Sensor(3)}, (96, 128), 32)
+
+    def batch(count):
+        return {
+            "x": torch.ones(count, 1, 96, 128).to(torch.uint16),
+            "rgb": torch.zeros(count, 3, 96, 128, dtype=torch.uint8),
+        }
+
+    few, images = batch(1), batch(8)
+    assert count_calls(lambda: sight.views(few)).calls == count_calls(lambda: sight.views(images)).calls
+    assert all(sight.views(images).images[m] is x for m, x in images.items())

@@ -87,8 +87,8 @@ def test_one_scene_gives_its_detections(trained, tmp_path):
         predict(run.best, {"rgb": opened(path)}, threshold=0.0),
         next(predict(detector, [Scene({"rgb": path})], threshold=0.0)).found,
     ):
-        assert torch.equal(found.boxes, other.boxes)
-        assert torch.equal(found.scores, other.scores)
+        torch.testing.assert_close(found.boxes, other.boxes, rtol=1e-4, atol=1e-3)  # norms are folded
+        torch.testing.assert_close(found.scores, other.scores)
 
 
 def test_boxes_are_in_pixels_of_the_file_border_and_all(trained, tmp_path):

@@ -82,6 +82,8 @@ class TrainRecipe:
     too, 0 for epochs alone. `patience` ends a run after so many evaluations without a better AP on validation, 0
     never. `freeze` names parts that stay as they start (see `training.freezing`); the learning rate of backbones is
     `backbone_rate` times that of all else. `log` is what the figures of each epoch go to besides `metrics.csv`.
+    `compile` lets torch.compile make the network's kernels, which takes minutes before it saves any (see
+    `training.branches`).
 
     Four keys keep a detector strong on each sensor alone, 0 for off and without effect where there is one modality.
     `branch_losses` weighs the loss of each sensor alone, None for 1 where several meet in a pyramid; `faults` is the
@@ -110,6 +112,7 @@ class TrainRecipe:
     distillation: float = 0.0
     seed: int = 0
     device: str | None = None
+    compile: bool = False
 
     def __post_init__(self) -> None:
         require(self.epochs >= 0, "epochs", self.epochs, "use at least 1, or 0 with init")

@@ -154,6 +154,7 @@ class Presence:
     def __init__(self, rows: Mapping[str, Rows]) -> None:
         self.rows = dict(rows)
         self._any: dict[frozenset[str], Rows] = {}
+        self._within: dict[tuple[frozenset[str], frozenset[str]], Rows] = {}
 
     @classmethod
     def of(cls, masks: Mapping[str, Tensor]) -> "Presence":
@@ -212,6 +213,13 @@ class Presence:
                 first = first | rows
             self._any[modalities] = first
         return self._any[modalities]
+
+    def within(self, modalities: frozenset[str], others: frozenset[str]) -> Rows:
+        """Returns which of the images that have one of `others` have one of `modalities`."""
+        key = modalities, others
+        if key not in self._within:
+            self._within[key] = self.any(modalities).within(self.any(others))
+        return self._within[key]
 
     def elsewhere(self, there: Collection[str]) -> "Presence":
         """Returns it where the images of some process have the modalities `there`, so that each process runs these.

@@ -167,7 +167,7 @@ class Pyramid(nn.Module):
     ) -> Tensor:
         """Runs a node on the images that have something of what it reads."""
         images, node = presence.any(self.reached[index]), self.nodes[index]
-        rows = [presence.any(group).within(images) for group in self._read[index]]
+        rows = [presence.within(group, self.reached[index]) for group in self._read[index]]
         theirs = None if weights is None else [images.take(x) for x in weights[: len(rows)]]
         inputs = [known.get(source) for source in self.graph[index].inputs]
         made: Tensor = images.run(lambda *maps: node(maps, rows, theirs), *inputs)

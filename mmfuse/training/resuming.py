@@ -19,7 +19,7 @@ from mmfuse.strict_yaml import save_yaml
 
 FREE = {
     "name", "card", "doubt", "data.root", "data.workers", "data.cache", "data.on_bad_sample", "train.device",
-    "train.epochs", "train.evaluate_every", "train.save_every", "train.patience", "train.log",
+    "train.epochs", "train.evaluate_every", "train.save_every", "train.patience", "train.log", "train.compile",
 }  # fmt: skip
 """Keys that may change: they say where things are, how they are done or how long, not what is learnt of the data."""
 

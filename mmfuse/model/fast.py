@@ -11,7 +11,8 @@ from torch import Tensor
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.model.detector import Detector, Finder
 from mmfuse.model.doubt import Doubting, Judgement, broken_sensors, check_doubting
-from mmfuse.model.postprocess import DEFAULT, HAS_TRITON, Selection
+from mmfuse.model.kernels import kernels_run
+from mmfuse.model.postprocess import DEFAULT, Selection
 from mmfuse.model.presence import Presence
 from mmfuse.sample import Detections, to_device
 
@@ -293,10 +294,12 @@ def _backend(asked: str, on_cuda: bool) -> str:
     known = ("auto", "graph", "compile", "eager")
     if asked not in known:
         raise UserError(f"backend: {unknown_name(asked, known, 'backend')}")
+    if asked != "eager" and on_cuda and not kernels_run():
+        if asked != "auto":
+            raise UserError(f"backend: {asked} needs Triton and a C compiler, which don't run here; use eager")
+        return "eager"
     if asked == "auto":
-        return "graph" if on_cuda and HAS_TRITON else "eager"
+        return "graph" if on_cuda else "eager"
     if asked != "eager" and not on_cuda:
         raise UserError(f"backend: {asked} needs a CUDA device, the detector is on the CPU; move it, or use eager")
-    if asked != "eager" and not HAS_TRITON:
-        raise UserError(f"backend: {asked} needs Triton, which isn't installed; install it, or use eager")
     return asked

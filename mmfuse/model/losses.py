@@ -1,8 +1,6 @@
 """Matching of objects to anchors, and the detection loss, batched over images."""
 
-import warnings
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -12,6 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.utils.rnn import pad_sequence
 
 from mmfuse import boxes as box_maths
+from mmfuse.model.kernels import kernels_run
 from mmfuse.sample import Targets
 
 ALPHA, GAMMA, DELTA, BOX_WEIGHT, MATCH_IOU = 0.25, 1.5, 0.1, 50.0, 0.5
@@ -134,25 +133,11 @@ def _focal_sum(logits: Tensor, label: Tensor, positive: Tensor) -> Tensor:
 
     On CUDA it takes one kernel, and one for the gradient, where Triton can make them, else many.
     """
-    if logits.is_cuda and logits.dtype != torch.float64 and not torch.compiler.is_compiling() and _has_kernels():
+    if logits.is_cuda and logits.dtype != torch.float64 and not torch.compiler.is_compiling() and kernels_run():
         from mmfuse.model.focal_kernels import FocalSum
 
         return FocalSum.apply(logits, torch.where(positive, label, -1), ALPHA / (1 - ALPHA))
     return _FocalSum.apply(logits, label[..., None], positive[..., None])
-
-
-@cache
-def _has_kernels() -> bool:
-    """Returns whether Triton is there and makes kernels that run, for which it needs a C compiler."""
-    try:
-        from mmfuse.model.focal_kernels import FocalSum
-
-        FocalSum.apply(torch.zeros(1, 1, 1, device="cuda"), torch.zeros(1, 1, dtype=torch.int64, device="cuda"), 1.0)
-    except Exception as error:  # whatever Triton, a compiler or a linker says
-        reason = " ".join(str(error).split())[:120]
-        warnings.warn(f"the focal loss is slower than it could be: Triton doesn't run here ({reason})", stacklevel=2)
-        return False
-    return True
 
 
 def detection_loss(

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import TypeVar
 
 import torch
@@ -11,14 +10,11 @@ from torch import Tensor
 
 from mmfuse import boxes as box_maths
 from mmfuse.boxes import iou
+from mmfuse.model.kernels import kernels_run
 from mmfuse.sample import Detections, to_device
 
 SIGMA, SOFT_THRESHOLD = 0.5, 0.001
 _BLOCK = 256
-
-HAS_TRITON = find_spec("triton") is not None
-"""Whether kernels of our own run on CUDA, as they do wherever PyTorch itself installs Triton."""
-
 State = TypeVar("State", bound=tuple[Tensor, ...])
 
 Extent = tuple[float | Tensor, float | Tensor]
@@ -43,8 +39,8 @@ class Selection:
     def settle(self, boxes: Tensor, above: Tensor, labels: Tensor) -> Tensor:
         """Does hard suppression in shapes that don't depend on what is found, see `settled`; on CUDA as one kernel."""
         exported = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
-        if boxes.is_cuda and HAS_TRITON and not exported:  # to Dynamo all that it traces may be exported
-            from mmfuse.model.suppression_kernel import kept_places
+        if boxes.is_cuda and not exported and kernels_run():  # to Dynamo all that it traces may be exported
+            from mmfuse.model.suppression_kernels import kept_places
 
             return kept_places(boxes, above, labels, self.max_detections, self.iou_threshold)
         return settled(boxes, above, labels, self)

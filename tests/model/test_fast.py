@@ -184,6 +184,17 @@ def test_what_it_can_not_do_is_one_line(options, message):
         make("ab").fast(**options)
 
 
+def test_without_kernels_that_run_a_graph_is_refused_and_eager_is_taken_by_itself(monkeypatch):
+    monkeypatch.setattr(fast, "kernels_run", lambda: False)
+    assert fast._backend("auto", True) == fast._backend("eager", True) == "eager"
+    for asked in ("graph", "compile"):
+        with pytest.raises(UserError, match=f"backend: {asked} needs Triton and a C compiler"):
+            fast._backend(asked, True)
+    monkeypatch.setattr(fast, "kernels_run", lambda: True)
+    assert fast._backend("auto", True) == "graph"
+    assert fast._backend("auto", False) == "eager"
+
+
 def test_a_detector_that_can_not_be_captured_says_so(recorded, monkeypatch):
     def fail(self, run):
         raise RuntimeError("operation not permitted when stream is capturing\nmore")

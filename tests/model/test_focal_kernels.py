@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from mmfuse.model import losses
+from mmfuse.model import kernels, losses
 from mmfuse.model.losses import ALPHA, _FocalSum
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -52,21 +52,21 @@ def test_the_kernels_give_the_loss_and_gradient_of_the_other_way():
 
 @pytest.fixture
 def asked_afresh():
-    losses._has_kernels.cache_clear()
+    kernels._kernels_run.cache_clear()
     yield
-    losses._has_kernels.cache_clear()
+    kernels._kernels_run.cache_clear()
 
 
 @pytest.mark.usefixtures("asked_afresh")
 def test_without_triton_the_loss_is_found_the_other_way_and_said_once(monkeypatch):
     monkeypatch.setitem(sys.modules, "mmfuse.model.focal_kernels", None)
-    with pytest.warns(UserWarning, match="slower than it could be: Triton doesn't run here"):
-        assert not losses._has_kernels()
-    assert not losses._has_kernels()
+    with pytest.warns(UserWarning, match="suppression are slower than they could be: Triton doesn't run here"):
+        assert not kernels.kernels_run()
+    assert not kernels.kernels_run()
 
 
 def test_a_cpu_asks_for_no_kernel(monkeypatch):
-    monkeypatch.setattr(losses, "_has_kernels", None)
+    monkeypatch.setattr(losses, "kernels_run", None)
     logits = torch.zeros(1, 2, 1, requires_grad=True)
     label, positive = torch.zeros(1, 2, dtype=torch.int64), torch.tensor([[True, False]])
     assert losses._focal_sum(logits, label, positive) > 0
@@ -75,7 +75,7 @@ def test_a_cpu_asks_for_no_kernel(monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.usefixtures("asked_afresh")
 def test_the_kernels_run_on_a_gpu():
-    assert losses._has_kernels()
+    assert kernels.kernels_run()
     compare("cuda")
     logits = torch.randn(2, 9, 3, device="cuda", requires_grad=True)
     label, positive = torch.zeros(2, 9, dtype=torch.int64, device="cuda"), torch.ones(2, 9, dtype=torch.bool)

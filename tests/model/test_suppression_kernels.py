@@ -30,7 +30,7 @@ def cases():
 
 
 def check(device):
-    from mmfuse.model.suppression_kernel import kept_places
+    from mmfuse.model.suppression_kernels import kept_places
 
     for boxes, above, labels, most, overlap in cases():
         wanted = settled(boxes, above, labels, Selection(iou_threshold=overlap, max_detections=most))

@@ -4,9 +4,10 @@ The ways of one case are timed in turn. Cases go from small sizes to large ones,
 come when most others are done. See `benchmarks.gpu` for what the sides are; `--small` needs no GPU.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,6 @@ from benchmarks.results import Row
 from benchmarks.side_by_side import alternate, device, side_by_side
 from mmfuse.errors import UserError
 from mmfuse.model.detector import FusionDetector
-from mmfuse.model.postprocess import DEFAULT, decode_padded
 from mmfuse.scaling import PUBLISHED
 
 IDEAL_BYTES = 190e6
@@ -117,7 +117,7 @@ def time_case(case: Case, notes: Notes, rounds: int, bandwidth: float | None) ->
 
 
 def ways(case: Case, notes: Notes) -> dict[str, Run]:
-    """Returns every way to run a case that works here, by name; the outputs of all agree."""
+    """Returns every way to run a case that works here, by name: networks, whose outputs agree, and whole detection."""
     graphs = device().type == "cuda"
     dtype = torch.bfloat16 if graphs else torch.float32
     reference, detector = models(case.size, case.side, case.count, notes)
@@ -128,39 +128,36 @@ def ways(case: Case, notes: Notes) -> dict[str, Run]:
         .contiguous(memory_format=torch.channels_last)
         for m in detector.modalities
     }
+    whole = detection(case, detector)
     folded = detector.folded().to(dtype)
-    plain = detector.to(dtype)
-    grid = folded.anchors((case.side, case.side))
+    plain = copy.deepcopy(detector).to(dtype)
 
     def network(model: nn.Module) -> Maps:
         outputs = model(images)
         return outputs.class_logits, outputs.box_codes
 
-    def decoded(maps: Maps) -> Any:
-        return decode_padded(*maps, grid, (case.side, case.side), DEFAULT)
-
     networks: dict[str, Callable[[], Maps]] = {}
     if reference is not None:
-        from benchmarks.reference import rows
+        from benchmarks.reference import DetBenchPredict, rows
 
         model = reference.to(dtype)
         x = next(iter(images.values()))
+        bench = DetBenchPredict(model).to(device())
 
         def joined() -> Maps:
             classes, codes = model(x)
             return rows(classes, CLASSES), rows(codes, 4)
 
         networks["effdet"] = joined
+        whole = {"effdet, DetBenchPredict": lambda: lambda: bench(x), **whole}
     networks["eager"] = lambda: network(plain)
     networks["folded"] = lambda: network(folded)
     if graphs and case.count > 1:
         networks["folded, branches on streams"] = lambda: branched(folded, images)
-    decoders = {"eager": decoded, "folded": decoded}
     if case.compiled:
         compiled = torch.compile(network, fullgraph=True, dynamic=False)
         baseline = next(iter(networks))
         networks = {baseline: networks[baseline], "compiled": lambda: compiled(folded)}
-        decoders = {"compiled": torch.compile(decoded, fullgraph=True, dynamic=False)}
     pool = torch.cuda.graph_pool_handle() if graphs else None
     sides: dict[str, Run] = {}
     first: list[Tensor] = []
@@ -172,17 +169,41 @@ def ways(case: Case, notes: Notes) -> dict[str, Run]:
 
         if notes.attempt(f"{case}, {name}", lambda run=compared: run) is None:  # type: ignore[misc]
             continue
-        todo = {name: run}
-        if name in decoders:
-            todo[f"{name}, with NMS"] = lambda run=run, decoder=decoders[name]: decoder(run())  # type: ignore[misc]
-        for title, way in todo.items():
-            chosen = {title: lambda way=way: way}
-            if graphs:
-                chosen[f"{title}, graph"] = lambda way=way: captured(way, pool)
-            for label, make in chosen.items():
-                if (side := notes.attempt(f"{case}, {label}", make)) is not None:
-                    sides[label] = side
+        chosen: dict[str, Callable[[], Run]] = {name: lambda run=run: run}  # type: ignore[misc]
+        if graphs:
+            chosen[f"{name}, graph"] = lambda run=run: captured(run, pool)  # type: ignore[misc]
+        for label, make in chosen.items():
+            if (side := notes.attempt(f"{case}, {label}", make)) is not None:
+                sides[label] = side
+    for label, make in whole.items():
+        if (side := notes.attempt(f"{case}, {label}", make)) is not None:
+            sides[label] = side
     return sides
+
+
+def detection(case: Case, detector: FusionDetector) -> dict[str, Callable[[], Run]]:
+    """Returns what makes each way from raw images on the device to detections, by name: `detect` as people call it."""
+    raw = {
+        m: torch.randint(0, 256, (case.batch, 3, case.side, case.side)).to(torch.uint8).to(device())
+        for m in detector.modalities
+    }
+    fewer = dict(list(raw.items())[:1])
+
+    def fast(backend: Literal["graph", "compile", "eager"], images: Mapping[str, Tensor] = raw) -> Run:
+        made = detector.fast((case.side, case.side), case.batch, tuple(images), backend=backend)
+        return lambda: made.detect(images)
+
+    if case.compiled:
+        return {"detect, fast, compile": lambda: fast("compile")}
+    folded = detector.folded()
+    found: dict[str, Callable[[], Run]] = {
+        "detect": lambda: lambda: detector.detect(raw),
+        "detect, folded": lambda: lambda: folded.detect(raw),
+        "detect, fast": lambda: fast("graph" if device().type == "cuda" else "eager"),
+    }
+    if case.count > 1:
+        found["detect, fast, one sensor alone"] = lambda: fast("graph" if device().type == "cuda" else "eager", fewer)
+    return found
 
 
 def check(name: str, found: Tensor, expected: Tensor) -> None:

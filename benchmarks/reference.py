@@ -14,12 +14,15 @@ from mmfuse.scaling import PUBLISHED
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # effdet uses torch.jit.script, which torch warns of
-    from effdet import DetBenchTrain, EfficientDet, get_efficientdet_config
+    from effdet import DetBenchPredict, DetBenchTrain, EfficientDet, get_efficientdet_config
     from effdet.anchors import AnchorLabeler, Anchors
     from effdet.bench import _batch_detection, _post_process
     from effdet.loss import DetectionLoss
 
-__all__ = ["AnchorLabeler", "Anchors", "DetBenchTrain", "DetectionLoss", "_batch_detection", "_post_process"]
+__all__ = [
+    "AnchorLabeler", "Anchors", "DetBenchPredict", "DetBenchTrain", "DetectionLoss", "_batch_detection",
+    "_post_process",
+]  # fmt: skip
 
 
 def config(size: str, side: int, classes: int) -> Any:

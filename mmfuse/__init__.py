@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mmfuse.model.detector import FusionDetector as FusionDetector
     from mmfuse.model.detector import Outputs as Outputs
     from mmfuse.model.ensemble import BoxEnsemble as BoxEnsemble
+    from mmfuse.model.fast import FastDetector as FastDetector
     from mmfuse.recipes import Recipe as Recipe
     from mmfuse.recipes import load_recipe as load_recipe
     from mmfuse.report.outputs import Prediction as Prediction
@@ -62,6 +63,7 @@ _MODULES = {
     "exporting.loading": ("ExportedDetector", "load"),
     "model.build": ("create_detector",),
     "model.detector": ("Detector", "FusionDetector", "Outputs"),
+    "model.fast": ("FastDetector",),
     "model.ensemble": ("BoxEnsemble",),
     "recipes": ("Recipe", "load_recipe"),
     "report.outputs": ("Prediction",),

@@ -36,9 +36,10 @@ def test_inference_runs_small_without_effdet(tmp_path, capsys, without_effdet, m
     result, rows = rows_of(tmp_path)
     assert result["command"] == "python -m benchmarks gpu_inference --small --minutes 7.0 --threads 1"
     for measure in ("d-4, 1 modality, batch 1: latency", "d-4, 2 modalities, batch 2: throughput"):
-        for name in ("eager", "eager, with NMS", "folded", "folded, with NMS"):
+        for name in ("eager", "folded", "detect", "detect, folded", "detect, fast"):
             assert rows[measure, name]["value"] > 0
-    assert "folded, with NMS" in capsys.readouterr().out
+    assert rows["d-4, 2 modalities, batch 2: throughput", "detect, fast, one sensor alone"]["value"] > 0
+    assert "detect, fast" in capsys.readouterr().out
 
 
 def test_inference_says_that_effdet_is_missing(without_effdet):
@@ -53,6 +54,7 @@ def test_inference_runs_effdet_with_the_same_weights():
     with torch.no_grad():
         sides = ways(Case("d0", 1, 1, 128), Notes(math.inf))
         theirs, ours = (sides[name]() for name in ("effdet", "eager"))
+        assert sides["effdet, DetBenchPredict"]().shape == (1, 100, 6)
     for got, wanted in zip(ours, theirs, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3)
 

@@ -6,17 +6,12 @@ from functools import cache
 import torch
 
 
-@torch.compiler.assume_constant_result
+@cache
 def kernels_run() -> bool:
     """Returns whether Triton is there and makes kernels that run, for which it needs a C compiler; if not, warns once.
 
-    Ask where there is a CUDA device only.
+    Ask where there is a CUDA device only, and not while compiling: then it is there.
     """
-    return _kernels_run()
-
-
-@cache
-def _kernels_run() -> bool:
     try:
         from mmfuse.model.focal_kernels import FocalSum
 
@@ -24,7 +19,7 @@ def _kernels_run() -> bool:
     except Exception as error:  # whatever Triton, a compiler or a linker says
         reason = " ".join(str(error).split())[:120]
         warnings.warn(
-            f"loss and suppression are slower than they could be: Triton doesn't run here ({reason})", stacklevel=3
+            f"loss and suppression are slower than they could be: Triton doesn't run here ({reason})", stacklevel=2
         )
         return False
     return True

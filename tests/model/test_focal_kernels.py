@@ -52,9 +52,9 @@ def test_the_kernels_give_the_loss_and_gradient_of_the_other_way():
 
 @pytest.fixture
 def asked_afresh():
-    kernels._kernels_run.cache_clear()
+    kernels.kernels_run.cache_clear()
     yield
-    kernels._kernels_run.cache_clear()
+    kernels.kernels_run.cache_clear()
 
 
 @pytest.mark.usefixtures("asked_afresh")

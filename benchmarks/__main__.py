@@ -22,13 +22,14 @@ from benchmarks import (
     growth,
     loader,
     losses,
+    mmfuse_train,
     postprocess,
     results,
     training,
 )  # fmt: skip
 from mmfuse.errors import UserError
 
-ON_A_GPU = (gpu_inference, gpu_training)
+ON_A_GPU = (gpu_inference, gpu_training, mmfuse_train)
 MODULES = {
     module.__name__.rpartition(".")[2]: module
     for module in (forward, exported, training, losses, postprocess, growth, epoch, fusions, loader, *ON_A_GPU)

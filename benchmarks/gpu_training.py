@@ -1,8 +1,9 @@
 """How fast training is on one GPU, in bf16; takes less than 10 minutes.
 
-A step is forward, loss, backward, clipping, AdamW and the average of weights; ours eager and compiled, and effdet's
-`DetBenchTrain` the same two ways, in turn. Losses of the first step are compared before anything is timed, and what
-differs isn't. See `benchmarks.gpu` for what the sides are; `--small` needs no GPU.
+A step is forward, loss, backward, clipping, AdamW and the average of weights; ours eager and as `train.compile` does
+it, the network compiled and the loss not, and effdet's `DetBenchTrain` eager and compiled, in turn. Losses of the first
+step are compared before anything is timed, and what differs isn't. See `benchmarks.gpu` for what the sides are;
+`--small` needs no GPU.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,7 @@ from mmfuse.errors import UserError
 from mmfuse.model.detector import FusionDetector
 from mmfuse.recipes import TrainRecipe
 from mmfuse.sample import Targets
+from mmfuse.training.branches import StepLoss
 from mmfuse.training.optim import build_optimizer
 
 Losses = Callable[[], Tensor]
@@ -30,15 +32,17 @@ OBJECTS = 20
 
 
 def measure(
-    small: bool = False, minutes: float = 7.0, size: str = "d0", side: int = 512, batch: int = 64
+    small: bool = False, minutes: float = 7.0, only: str = "", size: str = "d0", side: int = 512, batch: int = 64
 ) -> Iterator[Row | str]:
     """Times the steps of the eager sides, then of all, with the memory of each; none is compiled after `minutes`.
 
-    Yields rows as they are found, and notes on what is left out.
+    Sides are those whose names begin with `only`. Yields rows as they are found, and notes on what is left out.
 
     Raises:
-        UserError: no side runs here, or there is no CUDA device, and not `small`.
+        UserError: no side has such a name or runs here, or there is no CUDA device, and not `small`.
     """
+    if not any(f"{who}, {way}".startswith(only) for who in ("effdet", "mmfuse") for way in ("eager", "compiled")):
+        raise UserError(f"only: {only!r} begins no side; use the beginning of one, such as 'mmfuse, compiled'")
     settle(small)
     notes = Notes(minutes)
     torch._dynamo.reset()
@@ -46,20 +50,21 @@ def measure(
     steps: dict[str, Callable[[], Tensor]] = {}
     first: list[Tensor] = []
     for way in ("eager",) if small else ("eager", "compiled"):
-        made = sides(size, side, images, targets, notes, way)
+        made = {
+            name: one for name, one in sides(size, side, images, targets, notes, way).items() if name.startswith(only)
+        }
         before = len(steps)
         for name, (network, losses) in tqdm(made.items(), desc=f"first steps, {way}", unit="side"):
             step = train_step(network, losses, batch)
 
             def compared(step: Callable[[], Tensor] = step) -> None:
                 first.append(step())
-                torch.testing.assert_close(
-                    first[-1], first[0], rtol=0.1, atol=0
-                )  # compiled code draws other drop paths
+                torch.testing.assert_close(first[-1], first[0], rtol=0.1, atol=0)  # effdet compiled draws otherwise
+                step()  # ours is compiled after the first
 
             if not (way == "compiled" and notes.late(name)) and notes.attempt(name, lambda run=compared: run):  # type: ignore[misc]
                 steps[name] = step
-        if not steps:
+        if made and not steps:
             raise UserError(f"device: nothing runs here; {'; '.join(notes.lines)}")
         if len(steps) > before:
             passes = 1 if small else 5
@@ -110,14 +115,10 @@ def _their_loss(network: nn.Module, images: Tensor, targets: Mapping[str, Tensor
 
 
 def _our_loss(detector: FusionDetector, images: Tensor, targets: Targets, compiled: bool) -> Losses:
-    detector.train().anchors((images.shape[2], images.shape[3]))
     (modality,) = detector.modalities
-
-    def total(images: Tensor, targets: Targets) -> Tensor:
-        return detector.loss(detector({modality: images}), targets)["total"]
-
-    run = torch.compile(total, fullgraph=True, dynamic=False) if compiled else total
-    return lambda: run(images, targets)
+    model = StepLoss(detector.train(), TrainRecipe(compile=compiled))
+    present = {modality: torch.ones(len(images), dtype=torch.bool)}
+    return lambda: model({modality: images}, present, targets)["total"]
 
 
 def train_step(network: nn.Module, losses: Losses, batch: int) -> Callable[[], Tensor]:

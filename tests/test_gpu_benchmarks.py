@@ -7,12 +7,15 @@ import sys
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_inference, gpu_training
+from benchmarks import gpu, gpu_inference, gpu_training, mmfuse_train
 from benchmarks.__main__ import main
 from benchmarks.gpu import Notes, covered
 from benchmarks.gpu_inference import Case, ways
 from benchmarks.results import Row
+from mmfuse.data.annotations.cards import card_of
+from mmfuse.data.annotations.readers import read_split
 from mmfuse.errors import UserError
+from mmfuse.recipes import load_recipe
 
 
 @pytest.fixture
@@ -75,6 +78,32 @@ def test_training_runs_small_without_effdet(without_effdet):
     row, note = gpu_training.measure(small=True, size="d0", side=128, batch=2)
     assert row.name == "mmfuse, eager"
     assert note.startswith("effdet: left out")
+
+
+def test_sides_are_chosen_by_how_they_begin():
+    (row,) = gpu_training.measure(small=True, only="mmfuse", size="d0", side=128, batch=2)
+    assert (row.name, row.ratio) == ("mmfuse, eager", 1)
+    with pytest.raises(UserError, match="only: 'ours' begins no side"):
+        next(gpu_training.measure(small=True, only="ours"))
+
+
+@pytest.mark.long
+def test_a_training_from_files_is_timed_from_its_command_on(tmp_path):
+    main(["mmfuse_train", "--small", "--threads", "1", "--results", str(tmp_path)])
+    result, rows = rows_of(tmp_path)
+    assert [note.partition(":")[0] for note in result["notes"]] == ["rgb, compiled", "rgb and thermal, compiled"]
+    for case in ("rgb", "rgb and thermal"):
+        assert rows[f"{case}: images", "step alone"]["ratio"] == 1
+        assert {"second epoch", "loader alone"} <= {name for measure, name in rows if measure == f"{case}: images"}
+        assert rows[f"{case}: start", "first step done"]["value"] > 0
+
+
+def test_pairs_that_are_trained_on_are_as_many_as_asked(tmp_path):
+    recipe = load_recipe(mmfuse_train.write_recipe(tmp_path, "d-4", 96, 2, 3))
+    card = card_of(recipe)
+    assert [len(read_split(card, split)) for split in ("train", "val")] == [3, 1]
+    with pytest.raises(UserError, match="only: 'depth' begins no case"):
+        next(mmfuse_train.measure(small=True, only="depth"))
 
 
 def test_what_fails_is_left_out_and_named():
@@ -149,7 +178,7 @@ def test_busy_time_counts_what_overlaps_once():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-@pytest.mark.parametrize("name", ["gpu_inference", "gpu_training"])
+@pytest.mark.parametrize("name", ["gpu_inference", "gpu_training", "mmfuse_train"])
 def test_a_gpu_is_asked_for(name, tmp_path):
     with pytest.raises(UserError, match="device: no CUDA device was found"):
         main([name, "--threads", "1", "--results", str(tmp_path)])

@@ -38,10 +38,8 @@ class Selection:
 
     def settle(self, boxes: Tensor, above: Tensor, labels: Tensor) -> Tensor:
         """Does hard suppression in shapes that don't depend on what is found, see `settled`; on CUDA as one kernel."""
-        exported = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
-        if (
-            boxes.is_cuda and not exported and (torch.compiler.is_compiling() or kernels_run())
-        ):  # to Dynamo all that it traces may be exported
+        compiling = torch.compiler.is_dynamo_compiling()  # to it all may be exported, and Triton is there
+        if boxes.is_cuda and (compiling or (not torch.compiler.is_exporting() and kernels_run())):
             from mmfuse.model.suppression_kernels import kept_places
 
             return kept_places(boxes, above, labels, self.max_detections, self.iou_threshold)

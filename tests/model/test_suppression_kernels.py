@@ -36,6 +36,11 @@ def check(device):
         wanted = settled(boxes, above, labels, Selection(iou_threshold=overlap, max_detections=most))
         got = kept_places(boxes.to(device), above.to(device), labels.to(device), most, overlap)
         assert torch.equal(got.cpu(), wanted), (boxes.shape, most, overlap)
+    compiled = torch.compile(kept_places, backend="eager", fullgraph=True)
+    boxes, above, labels, most, overlap = next(cases())
+    given = (boxes.to(device), above.to(device), labels.to(device), most, overlap)
+    assert torch.equal(compiled(*given), kept_places(*given))
+    torch.library.opcheck(kept_places, given)
 
 
 def test_the_kernel_keeps_what_settling_keeps_in_triton_s_interpreter():

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.model.detector import Detector, Finder
@@ -36,7 +37,8 @@ class FastDetector(Finder):
     for each kind of batch: the sensors that its images have, their types, and what is asked for. That of `sensors`,
     all if None, for up to `batch` images of `size` (H, W), the detector's own if None, is made at once and compared
     with the network run eagerly; others on their first use, which takes seconds and is logged. Fewer images are padded,
-    more are taken `batch` at a time, images of another size run eagerly. What is found lies on the host.
+    more are taken `batch` at a time, images of another size run eagerly. What is found lies on the host. One thread may
+    ask at a time.
 
     `backend` "graph", the default on CUDA, captures the network as it is, in seconds; "compile" has it compiled first,
     in minutes, which PyTorch keeps between processes; "eager", the default elsewhere, captures nothing. `dtype` is that
@@ -104,15 +106,15 @@ class FastDetector(Finder):
         repeated: Mapping[str, Tensor] | None = None,
     ) -> list[Detections]:
         """Does what `Detector.find` does."""
-        first = next(iter(images.values()), None)
-        if self.backend == "eager" or first is None or tuple(first.shape[2:]) != self.input_size:
-            return self.network.find(images, present, contents, selection, doubt, repeated)
+        if self.backend == "eager" or not self._fit(images):
+            found = self.network.find(images, present, contents, selection, doubt, repeated)
+            return [one.to(self.device) for one in found]
         check_doubting(doubt)
         presence = Presence.given(self.modalities, images, present)
-        there = [m for m in images if not presence.rows[m].nothing]
+        there = [m for m in self.modalities if not presence.rows[m].nothing]
         kind = _Kind(tuple((m, images[m].dtype) for m in there), presence.plain, selection, doubt)
         told = self._told(presence, contents, repeated or {})
-        found: list[Detections] = []
+        found = []
         with torch.inference_mode():
             for start in range(0, len(told), self.batch):
                 part = slice(start, start + self.batch)
@@ -124,6 +126,14 @@ class FastDetector(Finder):
                     masks = {m: present[m][part] for m in there if m in present}
                     broken_sensors(chosen, self.network.normalise(_moved(chosen, self.network.device)), masks)
         return found
+
+    def _fit(self, images: Mapping[str, Tensor]) -> bool:
+        """Whether images are of the size of the graphs; the network says what is wrong with others."""
+        batch = {x.shape[:1] for x in images.values()}
+        return len(batch) == 1 and all(
+            m in self.sensors and x.shape[1:] == (self.sensors[m].prepared_channels, *self.input_size)
+            for m, x in images.items()
+        )
 
     def _told(self, presence: Presence, contents: Tensor | None, repeated: Mapping[str, Tensor]) -> Tensor:
         """Returns what a graph is told of each image besides its pixels: (B, 2 + 2 M) on the host."""
@@ -158,9 +168,9 @@ class FastDetector(Finder):
         with torch.inference_mode():
             answers = self.find(images, {}), self.network.find(images, {})
         for got, expected in zip(*answers, strict=True):
-            count = min(len(got), len(expected))
-            apart = (got.scores[:count] - expected.scores[:count].cpu()).abs()
-            if len(apart) and not bool((apart < NEAR).all()):
+            scores = pad_sequence([got.scores, expected.scores.cpu()], batch_first=True)
+            apart = (scores[0] - scores[1]).abs()
+            if not bool((apart < NEAR).all()):
                 raise UserError(
                     f"backend: {self.backend} answers with scores {float(apart.max()):.3f} away from the network's; "
                     "use backend='eager', and report it"

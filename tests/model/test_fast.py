@@ -81,6 +81,7 @@ def test_each_kind_of_batch_has_its_graph(recorded):
     images = raw("abc", 2)
     pair = {m: images[m] for m in "ab"}
     same(made.detect(pair), detector.detect(pair))
+    same(made.detect(dict(reversed(pair.items()))), detector.detect(pair))
     assert Again.made == 1
     same(made.detect(images), detector.detect(images))
     assert Again.made == 2
@@ -211,6 +212,26 @@ def test_a_graph_that_answers_otherwise_is_refused(recorded, monkeypatch):
     monkeypatch.setattr(Again, "record", lie)
     with pytest.raises(UserError, match=r"backend: graph answers with scores 0\.5\d* away"):
         make("ab").fast()
+
+
+def test_a_graph_that_finds_nothing_is_refused(recorded, monkeypatch):
+    monkeypatch.setattr(Again, "record", lambda self, run: lambda: -torch.ones_like(run()))
+    with pytest.raises(UserError, match="backend: graph answers with scores"):
+        make("ab").fast()
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ({}, "images: is empty"),
+        ({"a": torch.zeros(1, 3, 128, 128)}, "images: a has shape"),
+        ({"a": torch.zeros(1, 1, 128, 128), "b": torch.zeros(2, 3, 128, 128)}, "images: .* differ"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused_as_by_the_detector(recorded, images, message):
+    made = make("ab").fast()
+    with pytest.raises(UserError, match=message):
+        made.find(images, {})
 
 
 def test_verbs_take_a_graph_only_where_it_pays(recorded, monkeypatch):

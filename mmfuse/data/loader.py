@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 
 import numpy as np
 import torch
@@ -44,8 +45,15 @@ class TrainLoader:
     def __init__(self, loader: "DataLoader[_Loaded]", order: "_Order", absent: int) -> None:
         self._loader = loader
         self._order = order
+        self._batches: Iterator[_Packed] = iter(())
+        self._next: tuple[int, int] | None = None
         self.absent = absent
         self.skipped: dict[int, str] = {}
+
+    @property
+    def workers(self) -> int:
+        """How many processes read them."""
+        return self._loader.num_workers
 
     @property
     def images(self) -> int:
@@ -59,11 +67,18 @@ class TrainLoader:
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
         """Yields the batches of an epoch, from `start_batch` on.
 
+        Worker processes go on with the next epoch meanwhile, so that its first batches are there when it begins.
+
         Raises:
             UserError: an image can't be read, or with on_bad_sample "skip" 32 in a row can't.
         """
-        self._order.epoch, self._order.start_batch = epoch, start_batch
-        for packed in _good(self._loader):
+        if self._next != (epoch, start_batch):
+            self._order.epoch, self._order.start_batch = epoch, start_batch
+            self._batches = _good(self._loader)
+        for batch in range(start_batch, len(self)):
+            self._next = None  # until it is there
+            packed = next(self._batches)
+            self._next = (epoch, batch + 1) if batch + 1 < len(self) else (epoch + 1, 0)
             self.skipped |= packed.skipped
             yield packed.unpack()
 
@@ -93,6 +108,7 @@ def train_loader(
     rank: int = 0,
     world_size: int = 1,
     *,
+    epochs: int | None = None,
     strike: Strike | None = None,
 ) -> TrainLoader:
     """Makes the loader of one rank's share of each batch; `batch_size` counts over all ranks.
@@ -103,7 +119,8 @@ def train_loader(
     with zero.
 
     An image that can't be read is an error, or with `data.on_bad_sample` "skip" the next record that can be takes its
-    place in the batch. `strike` says which sensor of an image suffers a fault.
+    place in the batch. `strike` says which sensor of an image suffers a fault. Nothing is read ahead that comes after
+    `epochs`, if given.
 
     Raises:
         UserError: there are no such records, a modality isn't in the card, or the ranks can't share a batch evenly.
@@ -118,9 +135,9 @@ def train_loader(
     if not usable:
         raise UserError(f"{card.path}: there is no image to train on; add some to the split")
     sensors = {m: card.modalities[m] for m in modalities}
-    order = _Order(len(usable), batch_size, seed, rank, world_size)
+    order = _Order(len(usable), batch_size, seed, rank, world_size, epochs)
     dataset = _Samples(usable, sensors, input_size, ImageCache(data.cache).images, data, seed, strike)
-    loader = _data_loader(dataset, order, spare_cores(data.workers, world_size))
+    loader = _data_loader(dataset, order, min(spare_cores(data.workers, world_size), 2 * order.batches))
     return TrainLoader(loader, order, len(records) - len(usable))
 
 
@@ -299,27 +316,35 @@ class _Filling(Dataset[UserError | None]):
 
 
 class _Order:
-    """The (epoch, index) items of each batch of one rank; set `epoch` and `start_batch` before iterating."""
+    """The (epoch, index) items of each batch of one rank, epoch after epoch until `epochs` are over, if given.
 
-    def __init__(self, records: int, batch_size: int, seed: int, rank: int, world_size: int) -> None:
+    Set `epoch` and `start_batch`, which is the first, before iterating.
+    """
+
+    def __init__(
+        self, records: int, batch_size: int, seed: int, rank: int, world_size: int, epochs: int | None = None
+    ) -> None:
         self.records = records
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
         self.batches = max(1, records // batch_size)
+        self.epochs = epochs
         self.epoch = 0
         self.start_batch = 0
 
-    def __len__(self) -> int:
-        return self.batches - self.start_batch
-
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch = self.epoch
-        indices = torch.randperm(max(self.records, self.batch_size), generator=_generator(self.seed, epoch, 0)).tolist()
-        for batch in range(self.start_batch, self.batches):
-            whole = indices[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield [(epoch, index) for index in whole[self.rank :: self.world_size]]
+        first = self.start_batch
+        for epoch in count(self.epoch):
+            if self.epochs is not None and self.epoch < epoch >= self.epochs:
+                return
+            order = torch.randperm(max(self.records, self.batch_size), generator=_generator(self.seed, epoch, 0))
+            indices = order.tolist()
+            for batch in range(first, self.batches):
+                whole = indices[batch * self.batch_size : (batch + 1) * self.batch_size]
+                yield [(epoch, index) for index in whole[self.rank :: self.world_size]]
+            first = 0
 
 
 def _generator(seed: int, *numbers: int) -> torch.Generator:
@@ -328,13 +353,16 @@ def _generator(seed: int, *numbers: int) -> torch.Generator:
 
 
 def spare_cores(asked: int | None, processes: int = 1) -> int:
-    """Returns how many worker processes to start: what was asked for, or as many as there are cores to spare."""
+    """Returns how many worker processes to start: what was asked for, or as many as there are cores to spare.
+
+    One core is left to each of the `processes` that train here, and none has more than 16 workers.
+    """
     if asked is not None:
         if asked < 0:
             raise UserError(f"data.workers: {asked} is not allowed; use 0 or more, or null for the cores to spare")
         return asked
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(0, min(4, cores // processes - 1))
+    return max(0, min(16, cores // processes - 1))
 
 
 def one_thread(worker: int) -> None:

@@ -1,4 +1,4 @@
-"""The next thing to try where a training found next to nothing, or had few images to learn from."""
+"""The next thing to try where a training found next to nothing, had few images to learn from, or waits for data."""
 
 from mmfuse.recipes import Recipe
 
@@ -10,6 +10,9 @@ FEW_IMAGES = 500
 
 ENOUGH_STEPS = 2000
 """Steps after which most detectors have found something, if they will."""
+
+MUCH_WAITING = 0.3
+"""Share of the time of an epoch's steps that is worth a line when it is spent on waiting for data."""
 
 
 def advice(recipe: Recipe, ap: float, images: int, steps_per_epoch: int) -> str | None:
@@ -32,3 +35,11 @@ def advice(recipe: Recipe, ap: float, images: int, steps_per_epoch: int) -> str 
     else:
         next_thing = f"look at the data with mmfuse check {recipe.card}, or try another train.lr"
     return f"best val AP {ap:.3f} of {images} training images: {next_thing}"
+
+
+def data_advice(waiting: float, workers: int) -> str | None:
+    """Returns one line for a training that spends a share of its time `waiting` for data; None where it is small."""
+    if waiting < MUCH_WAITING:
+        return None
+    next_thing = "data.cache=FOLDER, which keeps images decoded, or more data.workers where there are cores to spare"
+    return f"{waiting:.0%} of the time goes into waiting for data from {workers} workers; next, try {next_thing}"

@@ -37,7 +37,7 @@ from mmfuse.run import Run, build_detector, input_size, is_over
 from mmfuse.sample import Batch, Detections
 from mmfuse.sensor import Sensor
 from mmfuse.strict_yaml import save_yaml
-from mmfuse.training.advice import advice
+from mmfuse.training.advice import advice, data_advice
 from mmfuse.training.branches import StepLoss
 from mmfuse.training.display import Display, check_log
 from mmfuse.training.distributed import World, note_begun, was_begun
@@ -273,6 +273,7 @@ def prepare_training(recipe: Recipe, run: Run, world: World, accept_changed_data
         recipe.train.seed,
         world.rank,
         world.size,
+        epochs=recipe.train.epochs,
         strike=Strikes(recipe.train.faults) if recipe.train.faults and len(recipe.modalities) > 1 else None,
     )
     val_loader = eval_loader(seen["val"], sensors, size, batch_size, data.workers, ImageCache(data.cache).images)
@@ -320,7 +321,8 @@ class Training:
 
     `model` is the loss of `detector`, shared between the processes; `average` is what is scored and kept. `held` stays
     as it is, `display` is the first process's. `rows` have what is known of each epoch that is done, `begun` of the one
-    that isn't, `best` is the highest AP on the validation split so far.
+    that isn't, `best` is the highest AP on the validation split so far. `waiting` is the share of the time of the last
+    epoch's steps in which this process waited for data.
     """
 
     recipe: Recipe
@@ -339,6 +341,7 @@ class Training:
     best: float = -1.0
     display: Display | None = None
     begun: Begun = field(default_factory=Begun)
+    waiting: float = 0.0
 
     @property
     def epochs_done(self) -> int:
@@ -377,7 +380,7 @@ class Training:
         row: Row = {"epoch": epoch}
         if epoch > 0:
             losses = self._train_epoch(epoch - 1, bar)
-            row |= {"lr": self._rates(epoch * len(self.loader) - 1)[0], **losses}
+            row |= {"lr": self._rates(epoch * len(self.loader) - 1)[0], **losses, "waiting": round(self.waiting, 3)}
         if self.world.is_first:
             if epoch % recipe.evaluate_every == 0 or epoch == recipe.epochs:
                 row |= self._validate(epoch)
@@ -388,6 +391,12 @@ class Training:
             self._save()
         if self.display is not None:
             self.display.epoch(self.rows)
+            if (
+                epoch == 2
+                and self.world.device.type != "cpu"
+                and (line := data_advice(self.waiting, self.loader.workers))
+            ):
+                tqdm.write(f"{self.run.folder}: {line}")
         self.world.wait()
 
     def _train_epoch(self, epoch: int, bar: "tqdm[Any]") -> dict[str, float]:
@@ -398,8 +407,13 @@ class Training:
         self.model.train()
         hold(self.held)
         begun, every = self.begun, self.recipe.train.save_every
-        started = time.monotonic() - begun.seconds
-        for step, batch in enumerate(self.loader.epoch(epoch, begun.steps), epoch * len(self.loader) + begun.steps):
+        entered = time.monotonic()
+        started, waited = entered - begun.seconds, 0.0
+        batches = self.loader.epoch(epoch, begun.steps)
+        for step in range(epoch * len(self.loader) + begun.steps, (epoch + 1) * len(self.loader)):
+            asked = time.monotonic()
+            batch = next(batches)
+            waited += time.monotonic() - asked
             torch.manual_seed(self.recipe.train.seed * 1_000_003 + step)
             if step == 0 and self.display is not None:
                 self.display.first_batch(batch)
@@ -416,6 +430,7 @@ class Training:
                 if self.world.is_first:
                     self._save()
         self.watch.finish()
+        self.waiting = waited / max(time.monotonic() - entered, 1e-9)
         means = sorted(self.world.mean(begun.sums).items(), reverse=True)
         return {("loss" if k == "total" else f"{k}_loss"): v / begun.steps for k, v in means}
 
@@ -512,7 +527,7 @@ class Training:
     def save_metrics(self) -> None:
         """Writes `metrics.csv`."""
         losses = ["loss", "class_loss", "box_loss", "branch_loss", "distillation_loss"]
-        fields = ["epoch", "lr", *losses, "val_ap", "val_ap50", "seconds"]
+        fields = ["epoch", "lr", *losses, "val_ap", "val_ap50", "waiting", "seconds"]
         text = io.StringIO()
         writer = csv.DictWriter(text, fields)
         writer.writeheader()

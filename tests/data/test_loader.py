@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from mmfuse.data import cache as cache_module
+from mmfuse.data import loader as loader_module
 from mmfuse.data.annotations.cards import Card
 from mmfuse.data.cache import ImageCache
 from mmfuse.data.loader import eval_loader, fill_cache, train_loader
@@ -114,6 +115,26 @@ def test_workers_change_nothing_and_outlive_an_epoch_cut_short(card, records):
     next(helped.epoch(0))
     for e in (0, 1):
         assert all(same(a, b) for a, b in zip(helped.epoch(e), alone.epoch(e), strict=True))
+
+
+def test_epochs_that_follow_one_another_are_read_at_one_go_until_the_last(card, records, monkeypatch):
+    begun, good = [], loader_module._good
+    monkeypatch.setattr(loader_module, "_good", lambda batches: begun.append(1) or good(batches))
+    made = make_loader(card, records, epochs=3)
+    for e in range(3):
+        assert all(same(a, b) for a, b in zip(made.epoch(e), make_loader(card, records).epoch(e), strict=True))
+    assert sum(begun) == 1 + 3
+    assert len(list(made._order)) == 2 * 3  # none is read that comes after
+    assert len(list(made.epoch(5))) == 2
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "workers"), [(1, 1, 0), (2, 1, 1), (16, 1, 15), (64, 1, 16), (16, 4, 3)]
+)
+def test_workers_are_the_cores_to_spare(monkeypatch, cores, processes, workers):
+    monkeypatch.setattr(loader_module.os, "sched_getaffinity", lambda _: range(cores))
+    assert loader_module.spare_cores(None, processes) == workers
+    assert loader_module.spare_cores(7, processes) == 7
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")

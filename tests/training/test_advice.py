@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from mmfuse.recipes import ModelRecipe, Recipe, TrainRecipe
-from mmfuse.training.advice import advice
+from mmfuse.training.advice import advice, data_advice
 
 SCRATCH = Recipe("r", "card.yaml", ("rgb",), train=TrainRecipe(epochs=100))
 STARTED = replace(SCRATCH, model=ModelRecipe(pretrained=True))
@@ -32,3 +32,10 @@ def test_what_to_try_next_goes_by_what_the_run_was(recipe, ap, images, steps, sa
 @pytest.mark.parametrize(("recipe", "images"), [(STARTED, 32), (SCRATCH, 500)])
 def test_a_run_that_found_something_is_left_alone_if_it_had_a_start_or_many_images(recipe, images):
     assert advice(recipe, 0.05, images, 4) is None
+
+
+def test_waiting_for_data_is_told_where_it_is_much():
+    assert data_advice(0.29, 4) is None
+    assert data_advice(0.5, 4).startswith(
+        "50% of the time goes into waiting for data from 4 workers; next, try data.cache"
+    )

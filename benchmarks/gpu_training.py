@@ -7,6 +7,7 @@ step are compared before anything is timed, and what differs isn't. See `benchma
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import torch
 from timm.utils.model_ema import ModelEmaV3
@@ -18,9 +19,10 @@ from benchmarks.gpu import CLASSES, Notes, kernels, models, repeated, settle
 from benchmarks.results import Row
 from benchmarks.side_by_side import device, side_by_side
 from mmfuse.errors import UserError
-from mmfuse.model.detector import FusionDetector
+from mmfuse.model.detector import Detector, FusionDetector
 from mmfuse.recipes import TrainRecipe
 from mmfuse.sample import Targets
+from mmfuse.training.average import Average
 from mmfuse.training.branches import StepLoss
 from mmfuse.training.optim import build_optimizer
 
@@ -125,7 +127,8 @@ def train_step(network: nn.Module, losses: Losses, batch: int) -> Callable[[], T
     """Returns what trains a network once on its loss and gives that loss; the first one draws from the same seed."""
     recipe = TrainRecipe(batch_size=batch, optimizer="adamw")
     optimizer = build_optimizer(network, recipe)
-    ema = ModelEmaV3(network, recipe.ema_decay, use_warmup=True)
+    ours = isinstance(network, Detector)
+    ema = (Average if ours else partial(ModelEmaV3, use_warmup=True))(network, recipe.ema_decay)
     step = 0
 
     def run() -> Tensor:

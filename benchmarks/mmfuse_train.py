@@ -25,7 +25,8 @@ from benchmarks.results import Row
 from mmfuse.data.annotations.cards import card_of
 from mmfuse.data.annotations.readers import read_split
 from mmfuse.data.annotations.records import Record
-from mmfuse.data.loader import spare_cores, train_loader
+from mmfuse.data.loader import train_loader
+from mmfuse.data.parallel import spare_cores
 from mmfuse.data.samples import read_record
 from mmfuse.errors import UserError
 from mmfuse.recipes import load_recipe

@@ -23,8 +23,10 @@ from benchmarks.drawing import draw_objects
 from benchmarks.reference import DetBenchTrain, pair
 from benchmarks.results import Bar, Row, count_rows, time_rows
 from benchmarks.side_by_side import LAYOUTS, device, fastest, side_by_side
+from mmfuse.model.detector import Detector
 from mmfuse.recipes import TrainRecipe
 from mmfuse.sample import Targets
+from mmfuse.training.average import Average
 from mmfuse.training.branches import StepLoss
 from mmfuse.training.optim import build_optimizer
 
@@ -101,7 +103,8 @@ def _batch(side: int, batch: int, classes: int, objects: int) -> tuple[Tensor, T
 def _step(network: nn.Module, losses: Callable[[], Mapping[str, Tensor]], batch: int) -> Step:
     recipe = TrainRecipe(batch_size=batch)
     optimizer = build_optimizer(network, recipe)
-    ema = ModelEmaV3(network, recipe.ema_decay, use_warmup=True)
+    ours = isinstance(network, Detector)
+    ema = (Average if ours else partial(ModelEmaV3, use_warmup=True))(network, recipe.ema_decay)
     step = 0
 
     def run() -> Tensor:

@@ -14,6 +14,7 @@ import hub_stub
 import pytest
 import torch
 
+from mmfuse.data import measuring
 from mmfuse.embedded.dataset import generate
 from mmfuse.training import display
 
@@ -28,6 +29,15 @@ def _undrawn():
     with pytest.MonkeyPatch.context() as patch:
         for name in ("batch_grid", "found_grid", "training_progress"):
             patch.setattr(display, name, lambda *_, **__: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _measured_here(tmp_path_factory):
+    """Keeps what is measured of sensors away from the user's own cache."""
+    folder, real = tmp_path_factory.mktemp("measured"), measuring._folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measuring, "_folder", lambda data: real(data) if data.cache else folder)
         yield
 
 

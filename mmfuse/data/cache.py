@@ -96,7 +96,7 @@ class ImageCache:
             [m == modality, self._digest(record.files[m]), _parameters(s), repr(record.calibration.get(m))]
             for m, s in sensors.items()
         ]
-        content = json.dumps([_code(), record.width, record.height, repr(record.onto), parts]).encode()
+        content = json.dumps([code_digest(), record.width, record.height, repr(record.onto), parts]).encode()
         key = hashlib.sha256(content).hexdigest()
         return self.folder / key[:2] / f"{key[2:]}.safetensors"
 
@@ -124,7 +124,8 @@ def _parameters(sensor: Sensor) -> str:
 
 
 @cache
-def _code() -> str:
+def code_digest() -> str:
+    """Returns a digest of the code that images are prepared with."""
     digest = hashlib.sha256()
     for name in _PREPARING:
         digest.update((Path(__file__).parents[1] / name).read_bytes())

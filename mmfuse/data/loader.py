@@ -4,7 +4,6 @@ What a training batch holds is a function of (seed, epoch, position in the epoch
 processes, not of where a run was resumed, and, taken over all ranks together, not of the number of ranks.
 """
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from mmfuse.data.annotations.cards import Card
 from mmfuse.data.annotations.records import Record
 from mmfuse.data.cache import CacheError, ImageCache, is_costly
+from mmfuse.data.parallel import each, one_thread, spare_cores
 from mmfuse.data.samples import Change, Read, load_sample, read_record
 from mmfuse.data.transforms import augment
 from mmfuse.errors import UserError, unknown_name
@@ -172,13 +171,8 @@ def fill_cache(records: Sequence[Record], sensors: Mapping[str, Sensor], data: D
     there = [record for record in records if any(m in record.files for m in costly)]
     if not there:
         return
-    loader = DataLoader(
-        _Filling(there, dict(sensors), tuple(costly), ImageCache(data.cache)),
-        batch_size=None,
-        num_workers=spare_cores(data.workers),
-        worker_init_fn=one_thread,
-    )
-    for error in tqdm(loader, desc=f"caching {', '.join(costly)}", unit="image"):
+    fill = partial(ImageCache(data.cache).fill, sensors=dict(sensors), modalities=tuple(costly))
+    for error in each(fill, there, data.workers, f"caching {', '.join(costly)}"):
         if isinstance(error, CacheError) or (error is not None and data.on_bad_sample == "error"):
             raise UserError(str(error))
 
@@ -293,28 +287,6 @@ class _Samples(Dataset[tuple[Sample, _Skipped] | UserError]):
         return load_sample(record, {m: s for m, s in self.sensors.items() if m != modality}, self.read)
 
 
-class _Filling(Dataset[UserError | None]):
-    """Prepares the images of a record's costly sensors, into the cache; gives what went wrong."""
-
-    def __init__(
-        self, records: list[Record], sensors: dict[str, Sensor], costly: tuple[str, ...], cache: ImageCache
-    ) -> None:
-        self.records = records
-        self.sensors = sensors
-        self.costly = costly
-        self.cache = cache
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> UserError | None:
-        try:
-            self.cache.fill(self.records[index], self.sensors, self.costly)
-        except UserError as error:
-            return error
-        return None
-
-
 class _Order:
     """The (epoch, index) items of each batch of one rank, epoch after epoch until `epochs` are over, if given.
 
@@ -350,24 +322,6 @@ class _Order:
 def _generator(seed: int, *numbers: int) -> torch.Generator:
     state = np.random.SeedSequence([seed % 2**64, *numbers]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))
-
-
-def spare_cores(asked: int | None, processes: int = 1) -> int:
-    """Returns how many worker processes to start: what was asked for, or as many as there are cores to spare.
-
-    One core is left to each of the `processes` that train here, and none has more than 16 workers.
-    """
-    if asked is not None:
-        if asked < 0:
-            raise UserError(f"data.workers: {asked} is not allowed; use 0 or more, or null for the cores to spare")
-        return asked
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(0, min(16, cores // processes - 1))
-
-
-def one_thread(worker: int) -> None:
-    """Sets up a worker process: cores are shared between workers, not threads."""
-    torch.set_num_threads(1)
 
 
 class _Collate:

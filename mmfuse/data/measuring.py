@@ -1,22 +1,30 @@
 """What is measured of sensors on the training split: the type of their files, their range, and their statistics."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from mmfuse.data.annotations.records import Record, spread
-from mmfuse.data.cache import CacheError, ImageCache
+from mmfuse.data.cache import CacheError, ImageCache, code_digest
 from mmfuse.data.checks.contents import impossible
+from mmfuse.data.parallel import each
 from mmfuse.errors import UserError
+from mmfuse.files import read_regular, write_whole
 from mmfuse.images.decode import read_image
 from mmfuse.recipes import DataRecipe
 from mmfuse.sensor import Sensor
 
 _MEASURED_IMAGES = 256
+_MEASURED = ("dtype", "mean", "std", "seen", "gaps", "range")
 SMALLEST_STD = 1e-6
 _RANGE = (0.001, 0.999)
 _VALUES_PER_IMAGE = 4096
@@ -30,28 +38,73 @@ def measure(records: Sequence[Record], sensors: Mapping[str, Sensor], data: Data
     Their `dtype` becomes that of their files, `seen` the 0.1 and 99.9 percentiles of the raw values of 32 files (of
     depth, the valid ones), `gaps` whether these have pixels that weren't measured, and the `range` of an "intensity"
     that is deeper than 8 bit and has none those of all images. At most 256 records are read, evenly spaced. A channel
-    that never changes gets a deviation of 1e-6. Of `data` the cache counts, and what is to be done with images that
-    can't be read.
+    that never changes gets a deviation of 1e-6. Of `data` the cache counts, the workers, and what is to be done with
+    images that can't be read. What was measured is kept beside the images of the cache, and found again where files,
+    annotations, sensors and our code are the same.
 
     Raises:
         UserError: an image can't be read, files of a sensor differ in type, no record has a pixel of a sensor, or its
             values are impossible or not finite.
     """
     chosen = spread(records, _MEASURED_IMAGES)
+    path = _folder(data) / f"{_key(chosen, sensors, data)}.json"
+    found = _kept(path, sensors)
+    if found is None:
+        found = _measured(chosen, sensors, data)
+        values = {m: {name: getattr(sensor, name) for name in _MEASURED} for m, sensor in found.items()}
+        with suppress(UserError):  # it is measured again next time
+            write_whole(path, json.dumps(values).encode())
+    return found
+
+
+def _folder(data: DataRecipe) -> Path:
+    return ImageCache(data.cache).folder / "measured"
+
+
+def _key(records: Sequence[Record], sensors: Mapping[str, Sensor], data: DataRecipe) -> str:
+    """Returns a digest of all that counts: of files their names, sizes and times."""
+    read = {file for record in records for m, file in record.files.items() if m in sensors}
+    content = [
+        code_digest(), Path(__file__).read_text(), data.on_bad_sample,
+        {m: asdict(sensor) for m, sensor in sensors.items()},
+        [[r.image_id, r.width, r.height, repr(r.calibration), repr(r.onto)] for r in records],
+        [[m, str(file)] for r in records for m, file in r.files.items()],
+        sorted((str(file), stat.st_mtime_ns, stat.st_size) for file in read if (stat := _stat(file))),
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _stat(file: Path) -> os.stat_result | None:
+    try:
+        return file.stat()
+    except OSError:
+        return None
+
+
+def _kept(path: Path, sensors: Mapping[str, Sensor]) -> dict[str, Sensor] | None:
+    """Returns what was measured before; None where nothing was, or the file is damaged."""
+    try:
+        values = json.loads(read_regular(path))
+        return {m: replace(sensor, **{name: values[m][name] for name in _MEASURED}) for m, sensor in sensors.items()}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def _measured(chosen: Sequence[Record], sensors: Mapping[str, Sensor], data: DataRecipe) -> dict[str, Sensor]:
     typed = {m: _typed(m, sensor, chosen, data) for m, sensor in sensors.items()}
     if ranged := {m for m, s in typed.items() if s.encoding == "intensity" and s.dtype != "uint8" and not s.range}:
         values: dict[str, _Values] = {m: _Values() for m in ranged}
         needed = {m: sensor for m, sensor in typed.items() if m in ranged or sensor.is_depth}
-        for images in _each(chosen, needed, data, "measuring ranges"):
+        read = partial(ImageCache(data.cache).images, sensors=needed)
+        for images in _each(read, chosen, data, "measuring ranges"):
             for m in ranged & set(images):
                 values[m].add(images[m].numpy())
         typed |= {m: replace(typed[m], range=values[m].range(m)) for m in ranged}
     sums = {m: torch.zeros(3, sensor.encoded_channels, dtype=torch.float64) for m, sensor in typed.items()}
-    for images in _each(chosen, typed, data, "measuring sensors"):
-        for m, image in images.items():
-            encoded = typed[m].encode(image[None])[0].flatten(1).double()
-            measured = ~encoded.isnan()
-            sums[m] += torch.stack((measured.sum(1), encoded.nansum(1), encoded.square().nansum(1)))
+    add_up = partial(_sums, sensors=typed, cache=ImageCache(data.cache))
+    for added in _each(add_up, chosen, data, "measuring sensors"):
+        for m, own in added.items():
+            sums[m] += own
     found = {}
     for m, sensor in typed.items():
         pixels, total, squares = sums[m]
@@ -66,19 +119,24 @@ def measure(records: Sequence[Record], sensors: Mapping[str, Sensor], data: Data
     return found
 
 
+def _sums(record: Record, sensors: Mapping[str, Sensor], cache: ImageCache) -> dict[str, Tensor]:
+    """Returns of each sensor's encoded channels how many pixels are measured, their sum and that of their squares."""
+    sums = {}
+    for m, image in cache.images(record, sensors).items():
+        encoded = sensors[m].encode(image[None])[0].flatten(1).double()
+        sums[m] = torch.stack(((~encoded.isnan()).sum(1), encoded.nansum(1), encoded.square().nansum(1)))
+    return sums
+
+
 def _each(
-    records: Sequence[Record], sensors: Mapping[str, Sensor], data: DataRecipe, title: str
+    function: Callable[[Record], dict[str, Tensor]], records: Sequence[Record], data: DataRecipe, title: str
 ) -> Iterator[dict[str, Tensor]]:
-    """Yields the prepared images of each record, with a progress bar."""
-    cache = ImageCache(data.cache)
-    for record in tqdm(records, desc=title, unit="image"):
-        try:
-            images = cache.images(record, sensors)
-        except UserError as error:
-            if data.on_bad_sample == "error" or isinstance(error, CacheError):
-                raise
-            continue
-        yield images
+    """Yields what a function gives for each record whose images can be read."""
+    for found in each(function, records, data.workers, title):
+        if not isinstance(found, UserError):
+            yield found
+        elif data.on_bad_sample == "error" or isinstance(found, CacheError):
+            raise UserError(str(found))
 
 
 def _typed(modality: str, sensor: Sensor, records: Sequence[Record], data: DataRecipe) -> Sensor:

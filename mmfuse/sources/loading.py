@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mmfuse.data.loader import one_thread
+from mmfuse.data.parallel import one_thread
 from mmfuse.errors import UserError
 from mmfuse.sample import Scene, Sight, Views
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,7 @@ from mmfuse.training.state import Begun, Row, State, save_state
 from mmfuse.training.watch import Watch
 
 if TYPE_CHECKING:
-    from timm.utils.model_ema import ModelEmaV3
+    from mmfuse.training.average import Average
 
 
 def train(
@@ -220,7 +221,7 @@ def prepare_training(recipe: Recipe, run: Run, world: World, accept_changed_data
     Raises:
         UserError: the recipe, the data or what lies in the folder isn't right.
     """
-    from timm.utils.model_ema import ModelEmaV3
+    from mmfuse.training.average import Average
 
     size = input_size(recipe)
     card, splits = _read(recipe)
@@ -238,7 +239,7 @@ def prepare_training(recipe: Recipe, run: Run, world: World, accept_changed_data
     if world.is_first:
         used = {m: card.modalities[m] for m in recipe.modalities}
         fill_cache([*seen["train"], *seen["val"]], used, recipe.data)
-        require_readable(seen["val"], used, ImageCache(recipe.data.cache).images)
+        require_readable(seen["val"], used, ImageCache(recipe.data.cache).images, recipe.data.workers)
     world.wait()
 
     start = read_start(recipe.init) if state is None else None
@@ -258,7 +259,7 @@ def prepare_training(recipe: Recipe, run: Run, world: World, accept_changed_data
     detector = detector.to(world.device).to(memory_format=torch.channels_last)
     held = freeze(detector, recipe.train.freeze)
     optimizer = build_optimizer(detector, recipe.train)
-    average = ModelEmaV3(detector, recipe.train.ema_decay, use_warmup=True)
+    average = Average(detector, recipe.train.ema_decay)
     if state is not None:
         state.restore(detector, average.module, optimizer)
 
@@ -331,7 +332,7 @@ class Training:
     detector: Detector
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    average: "ModelEmaV3"
+    average: "Average"
     loader: TrainLoader
     val_loader: EvalLoader
     val_records: list[Record]
@@ -342,6 +343,11 @@ class Training:
     display: Display | None = None
     begun: Begun = field(default_factory=Begun)
     waiting: float = 0.0
+
+    @cached_property
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained; looking for it takes longer than one would think."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     @property
     def epochs_done(self) -> int:
@@ -467,7 +473,7 @@ class Training:
             ) from None
         self.optimizer.zero_grad(set_to_none=True)
         losses["total"].backward()
-        norm = nn.utils.clip_grad_norm_(self.detector.parameters(), self.recipe.train.clip_norm)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.train.clip_norm)
         self.watch.add(step, batch.image_ids, losses["total"], norm)
         self.optimizer.step()
         if self.recipe.init:

@@ -8,7 +8,7 @@ from typing import Any, overload
 import torch
 from tqdm import tqdm
 
-from mmfuse.data.loader import spare_cores
+from mmfuse.data.parallel import spare_cores
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.evaluation.curves import THRESHOLD
 from mmfuse.exporting.loading import load

@@ -229,6 +229,6 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, record):
 def test_another_version_of_our_code_makes_other_entries(tmp_path, record, prepared, monkeypatch):
     sensors = {"thermal": SENSORS["thermal"]}
     ImageCache(tmp_path / "cache").images(record, sensors)
-    monkeypatch.setattr(cache_module, "_code", lambda: "other")
+    monkeypatch.setattr(cache_module, "code_digest", lambda: "other")
     ImageCache(tmp_path / "cache").images(record, sensors)
     assert len(prepared) == 2

@@ -1,4 +1,5 @@
 import dataclasses
+import os
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from mmfuse.data import loader as loader_module
 from mmfuse.data.annotations.cards import Card
 from mmfuse.data.cache import ImageCache
 from mmfuse.data.loader import eval_loader, fill_cache, train_loader
+from mmfuse.data.parallel import spare_cores
 from mmfuse.errors import UserError
 from mmfuse.recipes import DataRecipe
 from mmfuse.sensor import Calibration, Sensor
@@ -132,9 +134,9 @@ def test_epochs_that_follow_one_another_are_read_at_one_go_until_the_last(card, 
     ("cores", "processes", "workers"), [(1, 1, 0), (2, 1, 1), (16, 1, 15), (64, 1, 16), (16, 4, 3)]
 )
 def test_workers_are_the_cores_to_spare(monkeypatch, cores, processes, workers):
-    monkeypatch.setattr(loader_module.os, "sched_getaffinity", lambda _: range(cores))
-    assert loader_module.spare_cores(None, processes) == workers
-    assert loader_module.spare_cores(7, processes) == 7
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores))
+    assert spare_cores(None, processes) == workers
+    assert spare_cores(7, processes) == 7
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")

@@ -1,11 +1,16 @@
 import dataclasses
+import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from mmfuse.data import measuring
 from mmfuse.data.annotations.records import Record
+from mmfuse.data.cache import ImageCache
 from mmfuse.data.loader import eval_loader
 from mmfuse.data.measuring import measure
 from mmfuse.errors import UserError
@@ -171,3 +176,71 @@ def test_the_type_is_that_of_the_files_where_a_value_means_not_measured(records)
     measured = measure(records, {"rgb": Sensor(3, nodata=(0,)), "thermal": Sensor(1, nodata=(0,))})
     assert (measured["rgb"].dtype, measured["thermal"].dtype) == ("uint8", "uint16")
     assert measured["rgb"].range == ()
+
+
+@pytest.fixture
+def kept(records, tmp_path, monkeypatch):
+    """Records of copies, a recipe with a cache in which they were measured, what was found, and how many are read."""
+    own = []
+    for record in records:
+        files = {m: shutil.copy(file, tmp_path / file.name) for m, file in record.files.items()}
+        own.append(dataclasses.replace(record, files=files))
+    data = DataRecipe(cache=str(tmp_path / "cache"), workers=0)
+    found = measure(own, SENSORS, data)
+    read, images = [], ImageCache.images
+    monkeypatch.setattr(ImageCache, "images", lambda self, *a, **k: read.append(1) or images(self, *a, **k))
+    return own, data, found, read
+
+
+def test_what_was_measured_is_not_measured_again(kept):
+    own, data, found, read = kept
+    assert measure(own, SENSORS, data) == found
+    assert read == []
+    assert measure(own, {"rgb": Sensor(3)}, data) == {"rgb": found["rgb"]}
+    assert len(read) == len(own)
+
+
+@pytest.mark.parametrize("what", ["a file", "its time", "the sensor", "the labels", "the code", "a bad sample"])
+def test_what_changed_is_measured_anew(kept, monkeypatch, what):
+    own, data, _, read = kept
+    sensors, file = dict(SENSORS), own[2].files["rgb"]
+    if what == "a file":
+        Image.fromarray(np.zeros((24, 32, 3), np.uint8)).save(file)
+    elif what == "its time":
+        os.utime(file, (1, 1))
+    elif what == "the sensor":
+        sensors["rgb"] = Sensor(3, border=(1, 1, 1, 1))
+    elif what == "the labels":
+        own[2] = dataclasses.replace(own[2], calibration={"rgb": CAMERA})
+    elif what == "the code":
+        monkeypatch.setattr(measuring, "code_digest", lambda: "other")
+    else:
+        data = dataclasses.replace(data, on_bad_sample="skip")
+    measure(own, sensors, data)
+    assert len(read) >= len(own)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"rgb": {}}', b'{"rgb": {"mean": 7}, "thermal": 1}'])
+def test_a_damaged_note_of_what_was_measured_is_made_anew(kept, content):
+    own, data, found, read = kept
+    (note,) = (Path(data.cache) / "measured").iterdir()
+    note.write_bytes(content)
+    assert measure(own, SENSORS, data) == found
+    assert read
+    read.clear()
+    assert measure(own, SENSORS, data) == found
+    assert read == []
+
+
+def test_without_room_for_it_is_measured_all_the_same(records, tmp_path, monkeypatch):
+    (tmp_path / "full").write_text("no folder")
+    monkeypatch.setattr(measuring, "_folder", lambda data: tmp_path / "full")
+    assert measure(records, SENSORS) == measure(records, SENSORS)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_processes_measure_what_one_does(records, with_bad):
+    many = [*records, *records]
+    assert measure(many, SENSORS, DataRecipe(workers=2)) == measure(many, SENSORS, DataRecipe(workers=0))
+    with pytest.raises(UserError, match=r"bad\.png: is not an image; give a PNG, JPEG, TIFF or WebP file$"):
+        measure([*with_bad(9), *records], {"thermal": Sensor(1), "rgb": Sensor(3)}, DataRecipe(workers=2))

@@ -170,7 +170,8 @@ class BoxEnsemble(Detector):
         _refuse_soft(selection)
         every = replace(selection, threshold=0.0)
         found = []
-        for number, (modality, own) in enumerate(outputs.members.items()):
+        for modality, own in outputs.members.items():
+            number = self.modalities.index(modality)
             boxes, scores, labels = self.member(modality).decode_padded(own, contents, every)
             believed = outputs.believed[:, number, None]
             if outputs.judgement is not None and outputs.judgement.belief is not None:

@@ -5,8 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_BLOCK = 64
-_KEPT = 128
+_BLOCK, _KEPT = 64, 32
+"""Candidates, and boxes kept before, that are set beside one another at once: more of them, and registers spill."""
 
 
 @torch.library.custom_op("mmfuse::kept_places", mutates_args=())

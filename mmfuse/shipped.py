@@ -30,7 +30,9 @@ def find(kind: Kind, name: str) -> Path:
 
 
 def copy(kind: Kind, name: str, out: Path) -> list[Path]:
-    """Copies a recipe, with its card, or a card to `out`/configs and `out`/datasets, and returns the files.
+    """Copies a recipe, with its card and the recipes that it starts from, or a card, and returns the files.
+
+    They go to `out`/configs and `out`/datasets.
 
     Raises:
         UserError: there is none of that name, one of the files is there already, or can't be written.
@@ -39,8 +41,12 @@ def copy(kind: Kind, name: str, out: Path) -> list[Path]:
 
     path = find(kind, name)
     sources: list[tuple[Kind, Path]] = [(kind, path)]
-    if kind == "recipe" and isinstance(card := read_yaml(path).get("card"), str):
-        sources.append(("card", find("card", Path(card).stem)))
+    if kind == "recipe":
+        recipe = read_yaml(path)
+        if isinstance(card := recipe.get("card"), str):
+            sources.append(("card", find("card", Path(card).stem)))
+        if isinstance(init := recipe.get("init"), dict):
+            sources += [("recipe", path.parent / start) for start in init.values() if start.endswith(".yaml")]
     targets = [out / _FOLDERS[k] / p.relative_to(_folder(k)) for k, p in sources]
     _refuse_existing(targets)
     for (_, source), target in zip(sources, targets, strict=True):

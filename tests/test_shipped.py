@@ -46,6 +46,16 @@ def test_a_recipe_is_copied_with_its_card_and_finds_it_there(tmp_path):
         copy("recipe", "roadscene/rgb_thermal", tmp_path)
 
 
+def test_a_recipe_is_copied_with_those_that_it_starts_from(tmp_path):
+    copied = copy("recipe", "few_images/rgb_thermal", tmp_path)
+    folder = tmp_path / "configs" / "few_images"
+    assert copied == [folder / "rgb_thermal.yaml", tmp_path / "datasets" / "roadscene.yaml"] + [
+        folder / f"{name}.yaml" for name in ("rgb", "thermal")
+    ]
+    starts = load_recipe(copied[0]).singles
+    assert [load_recipe(starts[m]).modalities for m in ("rgb", "thermal")] == [("rgb",), ("thermal",)]
+
+
 def test_verbs_list_show_and_copy(tmp_path, capsys):
     assert main(["cards"]) == 0
     assert "llvip" in capsys.readouterr().out.splitlines()

@@ -7,11 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.utils.rnn import pad_sequence
 
 from mmfuse import boxes as box_maths
 from mmfuse.model.kernels import kernels_run
-from mmfuse.sample import Targets
+from mmfuse.sample import Targets, to_device
 
 ALPHA, GAMMA, DELTA, BOX_WEIGHT, MATCH_IOU = 0.25, 1.5, 0.1, 50.0, 0.5
 _IN_CACHE, _IN_MEMORY = 2**15, 2**24
@@ -140,6 +139,20 @@ def _focal_sum(logits: Tensor, label: Tensor, positive: Tensor) -> Tensor:
     return _FocalSum.apply(logits, label[..., None], positive[..., None])
 
 
+def _padded(targets: Targets) -> tuple[Tensor, Tensor]:
+    """Returns boxes (B, N, 4) and labels (B, N), filled up to the most that an image has, 1 at least, with label -1.
+
+    As many calls for any number of images: each would be a kernel, for a few numbers.
+    """
+    counts = torch.tensor([len(x) for x in targets.labels], device="cpu")
+    places, ends = torch.arange(max(1, *(len(x) for x in targets.labels)), device="cpu"), counts.cumsum(0)
+    rows = torch.where(places < counts[:, None], (ends - counts)[:, None] + places, ends[-1])
+    rows = to_device(rows.flatten(), targets.boxes[0].device)
+    boxes, labels = torch.cat(targets.boxes), torch.cat(targets.labels)
+    boxes, labels = F.pad(boxes, (0, 0, 0, 1))[rows], F.pad(labels, (0, 1), value=-1)[rows]
+    return boxes.view(len(counts), -1, 4), labels.view(len(counts), -1)
+
+
 def detection_loss(
     class_logits: Tensor,
     box_codes: Tensor,
@@ -159,11 +172,9 @@ def detection_loss(
         per_process(anchors.new_zeros(()))
         nothing = {"class": class_logits.sum(), "box": box_codes.sum()}
         return nothing | {"total": nothing["class"] + nothing["box"]}
-    boxes = pad_sequence(targets.boxes, batch_first=True).to(anchors.dtype)
-    labels = pad_sequence(targets.labels, batch_first=True, padding_value=-1)
-    if labels.shape[1] == 0:
-        boxes, labels = F.pad(boxes, (0, 0, 0, 1)), F.pad(labels, (0, 1), value=-1)
     with torch.no_grad():
+        boxes, labels = _padded(targets)
+        boxes = boxes.to(anchors.dtype)
         matched, positive = match(boxes, labels >= 0, anchors, grids)
         normaliser = per_process(positive.sum(dtype=torch.float32))
         label = labels.gather(1, matched).clamp(min=0)

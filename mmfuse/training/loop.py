@@ -3,8 +3,8 @@
 import csv
 import io
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -293,6 +293,7 @@ def prepare_training(recipe: Recipe, run: Run, world: World, accept_changed_data
         seen["val"],
         Watch(recipe.train.lr),
         held,
+        alike=not may_lack,
     )
     if world.is_first:
         done = int(state.rows[-1]["epoch"]) if state is not None and state.rows else 0
@@ -321,9 +322,10 @@ class Training:
     """The parts of a training, and how far it has come.
 
     `model` is the loss of `detector`, shared between the processes; `average` is what is scored and kept. `held` stays
-    as it is, `display` is the first process's. `rows` have what is known of each epoch that is done, `begun` of the one
-    that isn't, `best` is the highest AP on the validation split so far. `waiting` is the share of the time of the last
-    epoch's steps in which this process waited for data.
+    as it is, `display` is the first process's. `alike` says whether all batches have the same shapes: then cuDNN may
+    look for its fastest ways, which it does anew for each shape. `rows` have what is known of each epoch that is done,
+    `begun` of the one that isn't, `best` is the highest AP on the validation split so far, `waiting` the share of the
+    time of the last epoch's steps in which this process waited for data.
     """
 
     recipe: Recipe
@@ -338,6 +340,7 @@ class Training:
     val_records: list[Record]
     watch: Watch
     held: list[nn.Module]
+    alike: bool = False
     rows: list[Row] = field(default_factory=list)
     best: float = -1.0
     display: Display | None = None
@@ -385,7 +388,8 @@ class Training:
         started, recipe = time.monotonic() - self.begun.seconds, self.recipe.train
         row: Row = {"epoch": epoch}
         if epoch > 0:
-            losses = self._train_epoch(epoch - 1, bar)
+            with _cudnn_looking(self.alike and not torch.backends.cudnn.deterministic):
+                losses = self._train_epoch(epoch - 1, bar)
             row |= {"lr": self._rates(epoch * len(self.loader) - 1)[0], **losses, "waiting": round(self.waiting, 3)}
         if self.world.is_first:
             if epoch % recipe.evaluate_every == 0 or epoch == recipe.epochs:
@@ -397,11 +401,8 @@ class Training:
             self._save()
         if self.display is not None:
             self.display.epoch(self.rows)
-            if (
-                epoch == 2
-                and self.world.device.type != "cpu"
-                and (line := data_advice(self.waiting, self.loader.workers))
-            ):
+            alone = self.world.device.type != "cpu"  # else data and steps share the cores
+            if epoch == 2 and alone and (line := data_advice(self.waiting, self.loader.workers)):
                 tqdm.write(f"{self.run.folder}: {line}")
         self.world.wait()
 
@@ -421,9 +422,9 @@ class Training:
             batch = next(batches)
             waited += time.monotonic() - asked
             torch.manual_seed(self.recipe.train.seed * 1_000_003 + step)
-            if step == 0 and self.display is not None:
-                self.display.first_batch(batch)
             losses = self._step(step, batch)
+            if step == 0 and self.display is not None:  # a device works meanwhile
+                self.display.first_batch(batch)
             begun.sums = {k: begun.sums.get(k, 0) + v.detach() for k, v in losses.items()}
             begun.steps += 1
             bar.set_postfix(self._told(), refresh=False)
@@ -539,6 +540,17 @@ class Training:
         writer.writeheader()
         writer.writerows(self.rows)
         write_whole(self.run.folder / "metrics.csv", text.getvalue().encode())
+
+
+@contextmanager
+def _cudnn_looking(on: bool) -> Iterator[None]:
+    """Lets cuDNN try which of its ways is fastest for a shape that it hasn't seen."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before or on
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def _report_left_out(loader: TrainLoader, modalities: Sequence[str]) -> None:

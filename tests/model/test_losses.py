@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.ops import box_iou, sigmoid_focal_loss
 
+from benchmarks.counters import count
 from mmfuse import boxes as box_maths
 from mmfuse.model import losses
 from mmfuse.model.heads import anchors, grids
@@ -86,6 +87,18 @@ def test_objects_that_aren_t_valid_match_nothing():
     assert 0 < one.sum() < both.sum()
     assert (matched[one] == 1).all()
     assert not match(boxes, torch.tensor([[False, False]]), GRID)[1].any()
+
+
+@pytest.mark.parametrize("counts", [(2, 0, 3), (0, 0), (1,), (0, 4)])
+def test_objects_are_filled_up_to_the_most_of_an_image_in_as_many_calls_for_any_number_of_them(counts):
+    given = targets(*counts)
+    boxes, labels = losses._padded(given)
+    assert boxes.shape == (*labels.shape, 4) == (len(counts), max(1, *counts, 0), 4)
+    for own, theirs, box, label in zip(boxes, labels, given.boxes, given.labels, strict=True):
+        assert torch.equal(own[: len(box)], box)
+        assert theirs.tolist() == [*label.tolist(), *[-1] * (len(theirs) - len(label))]
+    few, many = (count(lambda own=own: losses._padded(own)).calls for own in (given, targets(*counts * 8)))
+    assert few == many
 
 
 def test_every_object_forces_its_best_anchor_though_another_overlaps_it_more():

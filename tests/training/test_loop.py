@@ -126,6 +126,23 @@ def test_a_run_stopped_while_it_validates_takes_no_step_twice(recipe_file, tmp_p
     assert same_run(whole, train(path, keys, folder=tmp_path / "cut", resume=True))
 
 
+@pytest.mark.parametrize(("keys", "looks"), [([], True), (["train.modality_dropout=0.1"], False)])
+def test_cudnn_looks_for_its_fastest_ways_where_all_batches_have_one_shape(
+    keys, looks, recipe_file, tmp_path, monkeypatch
+):
+    seen = []
+
+    def step(self, number, batch):
+        seen.append(torch.backends.cudnn.benchmark)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop.Training, "_step", step)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe_file("rgb", "thermal"), keys, folder=tmp_path / "run")
+    assert seen == [looks]
+    assert not torch.backends.cudnn.benchmark
+
+
 def test_without_save_every_whole_epochs_are_saved_alone(recipe_file, tmp_path, train_until):
     train_until(recipe_file("rgb"), [], tmp_path / "run", step=1)
     assert not (tmp_path / "run" / "last.safetensors").exists()

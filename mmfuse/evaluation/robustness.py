@@ -66,6 +66,21 @@ def suiting(
     ]
 
 
+def striking(
+    chosen: Sequence[tuple[Corruption, str]], records: Sequence[Record], scored: Sequence[Record], seed: int = 0
+) -> list[tuple[Corruption, str]]:
+    """Returns those of `chosen` that strike any of the `scored` records; there may be no other frame to show.
+
+    Those that don't are told, in one line.
+    """
+    ids = [r.image_id for r in scored]
+    idle = [(c, m) for c, m in chosen if not isinstance(c, ImageCorruption) and not frames(c, records, m, ids, seed)[1]]
+    if idle:
+        names = ", ".join(f"{c.name} of {m}" for c, m in idle)
+        print(f"left out, since no image has another frame of its size to show: {names}")
+    return [one for one in chosen if one not in idle]
+
+
 @dataclass(frozen=True)
 class Trial:
     """A detector, the images to try corruptions on, and what it finds in these as they are.
@@ -104,9 +119,12 @@ class Trial:
             for severity in severities:
                 yield self._changed(corruption, modality, severity, progress), lacking
             return
-        everywhere = self._struck(corruption, modality, progress)
+        ids = [r.image_id for r in self.scored]
+        records, changed = frames(corruption, self.records, modality, ids, self.seed)
+        repeated = {modality: changed} if corruption is FROZEN else {}
+        everywhere = lacking if corruption is MISSING else self._found(records, progress, repeated=repeated)
         for severity in severities:
-            struck = faulty([r.image_id for r in self.scored], severity, self.seed)
+            struck = faulty(ids, severity, self.seed) & changed
             found, without = ({**self.clean, **{i: of[i] for i in struck}} for of in (everywhere, lacking))
             yield found, without
 
@@ -115,21 +133,6 @@ class Trial:
         if corruption is MISSING:
             return 0
         return len(self.scored) * (len(severities) if isinstance(corruption, ImageCorruption) else 1)
-
-    def _struck(self, corruption: Corruption, modality: str, progress: Callable[[int], object]) -> Found:
-        """Returns what is found when a fault of whole images strikes all of them."""
-        ids = {r.image_id for r in self.scored}
-        if corruption is MISSING:
-            return self.lacking[modality]
-        repeated: Collection[int] = ()
-        if corruption is FROZEN:
-            changed = frozen(self.records, modality, ids)
-            repeated = {a.image_id for a, b in zip(changed, self.records, strict=True) if a.files != b.files}
-        else:
-            assert corruption is ANOTHER_SCENE
-            changed = of_another_scene(self.records, modality, ids, self.seed)
-        records = [record for record in changed if record.image_id in ids]
-        return self._found(records, progress, repeated={modality: repeated})
 
     def _changed(
         self, corruption: ImageCorruption, modality: str, severity: int, progress: Callable[[int], object]
@@ -202,6 +205,22 @@ def _each_ap(matches: Sequence[Matches]) -> tuple[float, ...]:
 
 def _mean_false(matches: Sequence[Matches]) -> float:
     return sum(m.false_detections() for m in matches) / len(matches)
+
+
+def frames(
+    corruption: Corruption, records: Sequence[Record], modality: str, image_ids: Collection[int], seed: int = 0
+) -> tuple[list[Record], set[int]]:
+    """Returns the records of `image_ids` as a fault of whole images shows them, and which of them it changes."""
+    if corruption is MISSING:
+        return [r for r in records if r.image_id in image_ids], set(image_ids)
+    assert corruption in (FROZEN, ANOTHER_SCENE)
+    shown = (
+        frozen(records, modality, image_ids)
+        if corruption is FROZEN
+        else of_another_scene(records, modality, image_ids, seed)
+    )
+    changed = {a.image_id for a, b in zip(shown, records, strict=True) if a.files != b.files}
+    return [r for r in shown if r.image_id in image_ids], changed
 
 
 def frozen(records: Sequence[Record], modality: str, image_ids: Collection[int]) -> list[Record]:

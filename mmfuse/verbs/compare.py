@@ -19,7 +19,7 @@ from mmfuse.errors import UserError, unknown_name
 from mmfuse.evaluation.corruptions import CORRUPTIONS, MISSING, SEVERITIES
 from mmfuse.evaluation.curves import THRESHOLD
 from mmfuse.evaluation.results import Comparison, DifferenceTo, Fault, ModelRow, SubsetRow, Verdict, write_json
-from mmfuse.evaluation.robustness import Trial, Trials, check_names, suiting
+from mmfuse.evaluation.robustness import Trial, Trials, check_names, striking, suiting
 from mmfuse.evaluation.score import Evaluation, evaluate
 from mmfuse.evaluation.significance import Difference, difference, hardest, resampled_ap
 from mmfuse.evaluation.verdicts import SEEDS_NEEDED, fault_verdict, verdict_on
@@ -327,7 +327,8 @@ def _faults(
         finder = evaluation.detector.ready(len(scored), batch)
         trials.append(Trial(finder, scored, scored, batch, found, missing, workers))
     suit = suiting(model.evaluations[0].detector.sensors, corruptions)
-    chosen = [(corruption, m) for corruption, m in suit if corruption is not MISSING]  # that is told
+    records = model.evaluations[0].records
+    chosen = striking([(c, m) for c, m in suit if c is not MISSING], records, records)  # that one is told
     total = sum(trial.images_to_run(c, severities) for trial in trials for c, _ in chosen)
     rows, together = [], Trials(trials, rounds)
     with tqdm(total=total, desc=f"faults of {model.name}", unit="image", leave=False) as bar:

@@ -16,7 +16,7 @@ from mmfuse.evaluation.coco import coco_scores
 from mmfuse.evaluation.corruptions import CORRUPTIONS, MISSING, SEVERITIES, Corruption
 from mmfuse.evaluation.inference import collect
 from mmfuse.evaluation.results import Clean, Curve, Fault, Robustness, relative_area, write_json
-from mmfuse.evaluation.robustness import Found, Trial, Trials, check_names, suiting
+from mmfuse.evaluation.robustness import Found, Trial, Trials, check_names, striking, suiting
 from mmfuse.evaluation.score import evaluate
 from mmfuse.evaluation.verdicts import fault_verdict
 from mmfuse.files import write_whole
@@ -84,6 +84,8 @@ def robustness(
     if not chosen:
         asked = ", ".join(modalities or detector.modalities)
         raise UserError(f"corruption: {', '.join(corruptions)} suits none of {asked}; choose others, or none for all")
+    if not (chosen := striking(chosen, evaluation.records, scored, seed)):
+        raise UserError(f"corruption: {', '.join(corruptions)} strikes no image of {split}; choose others")
 
     clean = {r.image_id: evaluation.detections[r.image_id] for r in scored}
     scores = coco_scores(scored, clean, detector.classes)

@@ -9,7 +9,7 @@ from mmfuse.data.annotations.records import Objects, Record
 from mmfuse.evaluation.coco import coco_scores
 from mmfuse.evaluation.corruptions import CORRUPTIONS, faulty
 from mmfuse.evaluation.results import relative_area
-from mmfuse.evaluation.robustness import Trial, Trials, frozen, of_another_scene, suiting
+from mmfuse.evaluation.robustness import Trial, Trials, frozen, of_another_scene, striking, suiting
 from mmfuse.images.decode import read_image
 from mmfuse.sample import Detections
 from mmfuse.sensor import Calibration, Sensor
@@ -159,6 +159,8 @@ def test_a_fault_of_whole_images_strikes_a_share_of_them_and_runs_once(records, 
     for severity, (found, without) in zip((1, 3, 5), pairs, strict=True):
         struck = faulty(ids, severity, 3)
         assert len(struck) == 2 * severity
+        if name == "frozen":
+            struck -= {ids[0]}  # there is no frame before
         for i in ids:
             assert without[i] is (lacking if i in struck else clean)[i]
             if name == "missing":
@@ -286,3 +288,23 @@ def test_without_sequences_another_scene_is_any_other_image(records):
     changed = of_another_scene(records, "thermal", [r.image_id for r in records])
     assert all(a.files["thermal"] != b.files["thermal"] for a, b in zip(changed, records, strict=True))
     assert of_another_scene(records[:1], "thermal", [records[0].image_id]) == records[:1]
+
+
+def test_a_fault_strikes_only_images_that_have_another_frame_to_show(records, capsys):
+    """So what it costs isn't watered down by images that are as they were."""
+    alone = [dataclasses.replace(r, sequence=s) for r, s in zip(records[:4], ["a", "a", "b", "c"], strict=True)]
+    found = {r.image_id: Detections(torch.zeros(1, 4), torch.ones(1), torch.zeros(1, dtype=torch.int64)) for r in alone}
+    ((under, without),) = run(trial(Watching("rgb"), alone, clean=found), "frozen", "thermal", 5)
+    lacking = [r.image_id for r in alone if not len(without[r.image_id])]
+    assert lacking == [alone[1].image_id]
+    assert [i for i, one in under.items() if one is not found[i]] == lacking
+
+    chosen = suiting(SENSORS, ["frozen", "another_scene", "missing", "noise"], ["thermal"])
+    assert striking(chosen, alone, alone) == chosen
+    assert capsys.readouterr().out == ""
+    left = striking(chosen, alone[2:], alone[2:])
+    assert [c.name for c, _ in left] == [c.name for c, _ in chosen if c.name not in ("frozen",)]
+    single = [dataclasses.replace(alone[2], width=w) for w in (1, 2)]
+    assert {c.name for c, _ in striking(chosen, single, single)} == {"missing", "noise"}
+    told = capsys.readouterr().out.splitlines()
+    assert told[-1].endswith("to show: frozen of thermal, another_scene of thermal")

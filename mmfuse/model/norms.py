@@ -1,10 +1,11 @@
-"""timm's batch norm with activation, with one map kept for the backward pass instead of two."""
+"""timm's batch norm with activation, and its squeeze and excite, with fewer maps kept or written in training."""
 
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.layers import BatchNormAct2d
+from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -42,11 +43,27 @@ class NormAct(BatchNormAct2d):
         return _Recomputed.apply(x, self.weight, self.bias, self)
 
 
+class Excite(SqueezeExcite):
+    """timm's squeeze and excite; in training the mean of a map is its sum over the number of its places.
+
+    A mean's gradient is as large as the map, and lies in memory channel by channel whatever the map does, so that what
+    it is added to is read across. That of a sum is one number for a whole channel.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or torch.compiler.is_compiling():
+            return super().forward(x)
+        mean = x.sum((2, 3), keepdim=True, dtype=x.dtype) / (x.shape[2] * x.shape[3])
+        return x * self.gate(self.conv_expand(self.act1(self.conv_reduce(mean))))
+
+
 def keep_less(net: nn.Module) -> None:
-    """Makes every batch norm with activation of a network a `NormAct`; its parameters stay where they are."""
+    """Makes batch norms with activation `NormAct` and squeeze and excite `Excite`, in place; parameters stay."""
     for module in net.modules():
         if type(module) is BatchNormAct2d:
             module.__class__ = NormAct
+        elif type(module) is SqueezeExcite:
+            module.__class__ = Excite
 
 
 class _Recomputed(torch.autograd.Function):

@@ -4,10 +4,12 @@ import pytest
 import timm
 import torch
 from timm.layers import BatchNormAct2d
+from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import nn
 
+from benchmarks.counters import count
 from mmfuse.model.build import create_detector
-from mmfuse.model.norms import NormAct, keep_less
+from mmfuse.model.norms import Excite, NormAct, keep_less
 
 
 def pair(activation):
@@ -144,3 +146,29 @@ def test_a_detector_has_them_in_backbones_and_heads(placement):
     assert set(parts.values()) == {NormAct}
     assert any("head" in name for name in parts)
     assert any("backbone" in name for name in parts)
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_squeeze_and_excite_is_timms_and_its_mean_has_no_gradient_as_large_as_a_map(layout, half):
+    torch.manual_seed(0)
+    plain = SqueezeExcite(8, act_layer=nn.SiLU)
+    ours = deepcopy(plain)
+    keep_less(ours)
+    assert type(ours) is Excite
+    x = (torch.randn(3, 8, 6, 5) * 3 + 1).contiguous(memory_format=layout)
+    gradient = torch.randn_like(x)
+
+    def run(module):
+        given = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            out = module(given.bfloat16() if half else given)
+        return out, *torch.autograd.grad(out, (given, *module.parameters()), gradient.to(out.dtype))
+
+    tolerance = {"rtol": 3e-2, "atol": 3e-2} if half else {"rtol": 1e-5, "atol": 1e-6}
+    for mine, theirs in zip(run(ours), run(plain), strict=True):
+        assert mine.dtype == theirs.dtype
+        torch.testing.assert_close(mine, theirs, **tolerance)
+    written = [count(lambda module=module: run(module)).bytes["div"] for module in (ours, plain)]
+    assert written[0] * 10 < written[1]
+    assert torch.equal(ours.eval()(x), plain.eval()(x))

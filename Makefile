@@ -1,6 +1,9 @@
 # `make demo` shows what mmfuse does, `make test` checks it; both make what they need first.
 
 PYTHON ?= python3
+# pip compiles file after file, Python by all cores
+INSTALL = .venv/bin/python -m pip install --disable-pip-version-check --no-compile -e
+COMPILE = @.venv/bin/python -m compileall -q -j 0 .venv/lib >/dev/null || true
 OPEN3D_LIBRARIES = libusb-1.0.so.0 libGL.so.1 libEGL.so.1 libX11.so.6
 OPEN3D_PACKAGES = libusb-1.0-0 libgl1 libegl1 libx11-6
 
@@ -96,12 +99,14 @@ system: .venv/.made
 
 .venv/.installed: pyproject.toml .venv/.made
 	@echo "installing; the first time takes minutes (see make help), the last step of it without a progress bar"
-	.venv/bin/python -m pip install --disable-pip-version-check -e .
+	$(INSTALL) .
+	$(COMPILE)
 	@touch $@
 
 .venv/.installed-dev: pyproject.toml .venv/.made
 	@echo "installing; the first time takes minutes (see make help), the last step of it without a progress bar"
-	.venv/bin/python -m pip install --disable-pip-version-check -e ".[dev]"
+	$(INSTALL) ".[dev]"
+	$(COMPILE)
 	@touch .venv/.installed $@
 
 clean:

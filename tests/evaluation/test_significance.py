@@ -253,7 +253,7 @@ def test_images_without_objects_are_refused():
         compared([empty], [{}], [{}], 10)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_thousand_rounds_take_seconds():
     """Of this process: what else runs on the machine doesn't count."""
     records = scene(200)

@@ -209,11 +209,13 @@ def test_detections_tell_it():
 @torch.no_grad()
 def test_it_is_one_graph_folded_and_saved(tmp_path):
     detector, images = watching(), swapped(rig(scenes(2)), "a", 1)
-    wanted = detector(images).judgement.dropped
+    plain = detector(images)
+    wanted = plain.judgement.dropped
     assert wanted.tolist() == [[False] * 3, [True, False, False]]
     assert torch.equal(detector.folded()(images).judgement.dropped, wanted)
-    compiled = torch.compile(detector, fullgraph=True, backend="eager")
-    assert torch.equal(compiled(images).judgement.dropped, wanted)
+    compiled = torch.compile(detector, fullgraph=True, backend="eager")(images)
+    assert torch.equal(compiled.judgement.dropped, wanted)
+    torch.testing.assert_close(compiled.class_logits, plain.class_logits, rtol=1e-4, atol=1e-4)
     assert torch.equal(detector.to(torch.bfloat16)(images).judgement.dropped, wanted)
     detector.float()
     checkpoint.save_detector(tmp_path / "x.safetensors", detector, {})

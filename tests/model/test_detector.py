@@ -417,7 +417,7 @@ def hits(found, boxes, labels):
     return (box_iou(boxes, found.boxes) > 0.5) & (labels[:, None] == found.labels[None])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_detector_overfits_four_images():
     images, targets, _ = scenes(4, seed=1)
     detector = trained("ab", [(images, targets, None)] * 120)
@@ -431,11 +431,11 @@ def test_a_detector_overfits_four_images():
 
 @pytest.mark.slow
 def test_a_fused_detector_finds_what_one_sensor_alone_cannot():
-    batches = [scenes(4, seed) for seed in range(160)]
     images, targets, owners = scenes(16, seed=1000)
+    detector = trained("ab", [scenes(4, seed) for seed in range(160)])
     recall = {}
     for modalities in ("a", "ab"):
-        found = trained(modalities, batches).detect({m: images[m] for m in modalities}, threshold=0.3)
+        found = detector.detect({m: images[m] for m in modalities}, threshold=0.3)
         on = [hits(*each).any(1) for each in zip(found, targets.boxes, targets.labels, strict=True)]
         recall[modalities] = [torch.cat(on)[owners == owner].float().mean().item() for owner in (0, 1)]
     assert min(recall["ab"]) > 0.75

@@ -61,7 +61,10 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("size", PARAMETERS)
+@pytest.mark.parametrize(
+    "size",
+    [pytest.param(size, marks=pytest.mark.long) if size in ("d3", "d4", "d6", "d7") else size for size in PARAMETERS],
+)
 def test_parameters_and_macs_are_the_published_ones(size: str) -> None:
     """In training mode: packed heads also convolve the few places between the levels."""
     side = PUBLISHED[size].resolution
@@ -107,8 +110,9 @@ def test_outputs_of_larger_sizes(name: str) -> None:
     check_outputs(name, 128, 256)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "width"), [("tf_efficientdet_d3", 128), ("tf_efficientdet_d7x", 256)])
+@pytest.mark.parametrize(
+    ("name", "width"), [("tf_efficientdet_d3", 128), pytest.param("tf_efficientdet_d7x", 256, marks=pytest.mark.long)]
+)
 def test_outputs_of_the_largest_sizes(name: str, width: int) -> None:
     check_outputs(name, 256, width)
 

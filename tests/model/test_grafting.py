@@ -45,9 +45,10 @@ ARRANGEMENTS = [
     *({"fusion": fusion} for fusion in FUSIONS if fusion != "sum"),
     *(
         {"fusion": fusion, "sources": {"fusion": theirs}}
-        for theirs in ("fast", "softmax", "sum")
-        for fusion in FUSIONS
-        if fusion not in ("sum", theirs)
+        for theirs, fusion in (
+            *(("fast", "softmax"), ("fast", "gated_spatial"), ("softmax", "fast"), ("softmax", "channel")),
+            *(("sum", "unbounded"), ("sum", "gated")),
+        )
     ),
     *({"pyramid": p, "pyramid_depth": 2} for p in ("bifpn", "fpn", "panet", "fully_connected", "quad_fpn", "m2det")),
     *({"pyramid": p, "pyramid_depth": 2, "placement": "every"} for p in ("bifpn", "m2det", "stdn")),

@@ -138,17 +138,27 @@ def outputs(detector, images, presence, off, way):
     return detector.merge(features, (128, 128), getattr(presence, way)(off))
 
 
-@pytest.mark.parametrize("present", [None, PRESENT], ids=["all there", "mixed"])
+ALL_THERE = ({"fusion": "fast", "placement": "first"}, {"fusion": "gated", "placement": "last"}, {"align": "a"})
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("options", "present"),
     [
-        *({"fusion": fusion, "placement": "first"} for fusion in FUSIONS),
-        *({"fusion": fusion, "placement": place} for fusion in ("fast", "gated") for place in ("every", "last")),
-        *({"pyramid": pyramid, "placement": place} for pyramid in ("gfrnet", "nas_fpn") for place in ("first", "last")),
-        {"align": "a"},
-        {"align": "b", "placement": "last"},
+        *(({"fusion": fusion, "placement": "first"}, PRESENT) for fusion in FUSIONS),
+        *(
+            ({"fusion": fusion, "placement": place}, PRESENT)
+            for fusion in ("fast", "gated")
+            for place in ("every", "last")
+        ),
+        *(
+            ({"pyramid": pyramid, "placement": place}, PRESENT)
+            for pyramid in ("gfrnet", "nas_fpn")
+            for place in ("first", "last")
+        ),
+        ({"align": "b", "placement": "last"}, PRESENT),
+        *((options, None) for options in ALL_THERE),
     ],
-    ids=lambda options: "-".join(options.values()),
+    ids=lambda given: "all there" if given is None else "mixed" if given is PRESENT else "-".join(given.values()),
 )
 def test_what_the_device_doubts_counts_for_as_little_as_what_the_host_leaves_out(options, present):
     detector, images = make("abc", pyramid_depth=2, **options), inputs("abc", batch=4)

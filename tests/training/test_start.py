@@ -159,21 +159,14 @@ def test_boxes_without_epochs_are_those_of_the_singles_calibrated_on_val_alone(a
     assert run.metrics[0]["val_ap"] == ap
 
 
-@pytest.mark.slow
-def test_three_singles_are_compared_with_what_starts_from_them(agreed):
-    shared = "data: {input_size: [96, 128], workers: 0}\ntrain: {epochs: 1, batch_size: 4, lr: 0.05}\n"
-    (agreed / "depth.yaml").write_text(f"card: agreed/card.yaml\nmodalities: [depth]\nmodel: {{size: d-4}}\n{shared}")
-    train(agreed / "depth.yaml", folder=agreed / "depth")
-    values = (agreed / "late.yaml").read_text().replace("[rgb, thermal]", "[rgb, thermal, depth]")
-    (agreed / "late.yaml").write_text(values.replace("init: {", f"init: {{depth: {agreed}/depth, "))
-    inputs = [agreed / name for name in ("rgb", "thermal", "depth", "fused.yaml", "late.yaml")]
+def test_singles_are_compared_with_what_starts_from_them(agreed):
+    inputs = [agreed / name for name in ("rgb", "thermal", "fused.yaml", "late.yaml")]
     comparison = compare(inputs, out=agreed / "out", rounds=5)
     rows = {model.name: model for model in comparison.models}
     assert [(name, row.epochs) for name, row in rows.items()][-2:] == [("fused", 0), ("late", 0)]
     # the faint edges of the other sensor move outputs a little, which turns a detection of this small set or none
     assert rows["fused"].ap == pytest.approx(rows["thermal"].ap, abs=0.05)
-    assert rows["late"].modalities == ("rgb", "thermal", "depth")
-    assert checkpoint.load(agreed / "out" / "runs" / "late-seed0").slopes.shape == (3,)
+    assert checkpoint.load(agreed / "out" / "runs" / "late-seed0").slopes.shape == (2,)
     assert (agreed / "out" / "training.png").exists()
 
 

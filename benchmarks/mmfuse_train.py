@@ -26,7 +26,6 @@ from mmfuse.data.annotations.cards import card_of
 from mmfuse.data.annotations.readers import read_split
 from mmfuse.data.annotations.records import Record
 from mmfuse.data.loader import train_loader
-from mmfuse.data.parallel import spare_cores
 from mmfuse.data.samples import read_record
 from mmfuse.errors import UserError
 from mmfuse.recipes import load_recipe
@@ -45,8 +44,6 @@ CASES = {
     "rgb and thermal, compiled": ["train.compile=true"],
 }
 """Changes to the recipe; two modalities have the loss of each alone, as by default."""
-
-AGAIN = 10
 
 
 def measure(
@@ -86,7 +83,7 @@ def measure(
 
 
 def write_recipe(folder: Path, size: str, side: int, batch: int, images: int) -> Path:
-    """Draws `images` pairs, a quarter of them again for validation, and returns a recipe that trains on them."""
+    """Draws `images` pairs, a sixteenth of them again for validation, and returns a recipe that trains on them."""
     drawn = make_pairs(folder, min(DRAWN, images))
     for split, number in (("train", images), ("val", max(1, images // 16))):
         listed, objects = [], []
@@ -116,7 +113,7 @@ def rows_of(case: str, path: Path, changes: list[str], out: Path) -> list[Row]:
     """Trains a case and returns what was timed; ratios are to the speed of a step alone."""
     recipe = load_recipe(path, changes)
     train, times = (
-        [sys.executable, "-c", "from benchmarks.mmfuse_train import timed; timed()"],
+        [sys.executable, "-c", "from benchmarks.timed_train import timed; timed()"],
         out.with_suffix(".json"),
     )
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -140,7 +137,7 @@ def rows_of(case: str, path: Path, changes: list[str], out: Path) -> list[Row]:
         "second epoch": images / epochs[1],
         "third epoch": images / epochs[2],
         "loader alone": loading,
-        f"decoding alone, {spare_cores(None) + 1} cores": decoding,
+        f"decoding alone, {cores()} cores": decoding,
     }
     rows = [Row(f"{case}: images", name, speed, "img/s", step / speed) for name, speed in speeds.items()]
     rows.append(Row(f"{case}: start", "first step done", found["first"] - started, "s"))
@@ -164,6 +161,11 @@ def loaded(path: Path, changes: list[str]) -> float:
     return number / (time.perf_counter() - started)
 
 
+def cores() -> int:
+    """Returns how many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 class _Files(Dataset[int]):
     def __init__(self, records: list[Record], sensors: dict[str, Sensor]) -> None:
         self.records = records
@@ -181,55 +183,10 @@ def decoded(path: Path, changes: list[str]) -> float:
     recipe = load_recipe(path, changes)
     card = card_of(recipe)
     files = _Files(read_split(card, "train"), {m: card.modalities[m] for m in recipe.modalities})
-    loader = DataLoader(files, 8, num_workers=len(os.sched_getaffinity(0)), persistent_workers=True)
+    loader = DataLoader(files, 8, num_workers=cores(), persistent_workers=True)
     for _ in loader:
         pass
     started = time.perf_counter()
     for _ in loader:
         pass
     return len(files) / (time.perf_counter() - started)
-
-
-def timed() -> None:
-    """Runs mmfuse's command line, and writes into the file that comes first when its steps and epochs were done."""
-    from mmfuse.cli import main
-    from mmfuse.training.loop import Training
-
-    path, *words = sys.argv[1:]
-    found: dict[str, Any] = {"epochs": []}
-    take_step, train_epoch = Training._step, Training._train_epoch
-    batches = []
-
-    def step(self: Training, number: int, batch: Any) -> Any:
-        losses = take_step(self, number, batch)
-        if number == 0:
-            _finish()
-            found["first"] = time.time()
-        batches[:] = [(self, number, batch)]
-        return losses
-
-    def epoch(self: Training, *arguments: Any) -> Any:
-        begun = time.time()
-        losses = train_epoch(self, *arguments)
-        _finish()
-        found["epochs"].append((begun, time.time()))
-        found["steps"] = len(self.loader)
-        return losses
-
-    Training._step, Training._train_epoch = step, epoch  # type: ignore[method-assign]
-    code = main(words)
-    ((training, number, batch),) = batches
-    training.model.train()
-    for first in (True, False):
-        begun = time.perf_counter()
-        for _ in range(2 if first else AGAIN):
-            take_step(training, number, batch)
-        _finish()
-    found["step"] = (time.perf_counter() - begun) / AGAIN
-    Path(path).write_text(json.dumps(found))
-    sys.exit(code)
-
-
-def _finish() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

@@ -98,6 +98,13 @@ def test_a_training_from_files_is_timed_from_its_command_on(tmp_path):
         assert rows[f"{case}: start", "first step done"]["value"] > 0
 
 
+def test_a_training_that_fails_is_one_line(tmp_path):
+    recipe = mmfuse_train.write_recipe(tmp_path, "d-4", 96, 2, 2)
+    (tmp_path / "train.json").unlink()
+    with pytest.raises(UserError, match=r"^rgb: .*train\.json"):
+        mmfuse_train.rows_of("rgb", recipe, ["modalities=[rgb]", "train.device=cpu"], tmp_path / "run")
+
+
 def test_pairs_that_are_trained_on_are_as_many_as_asked(tmp_path):
     recipe = load_recipe(mmfuse_train.write_recipe(tmp_path, "d-4", 96, 2, 3))
     card = card_of(recipe)

@@ -388,7 +388,7 @@ class Training:
         started, recipe = time.monotonic() - self.begun.seconds, self.recipe.train
         row: Row = {"epoch": epoch}
         if epoch > 0:
-            with _cudnn_looking(self.alike and not torch.backends.cudnn.deterministic):
+            with cudnn_looking(self.alike and not torch.backends.cudnn.deterministic):
                 losses = self._train_epoch(epoch - 1, bar)
             row |= {"lr": self._rates(epoch * len(self.loader) - 1)[0], **losses, "waiting": round(self.waiting, 3)}
         if self.world.is_first:
@@ -543,7 +543,7 @@ class Training:
 
 
 @contextmanager
-def _cudnn_looking(on: bool) -> Iterator[None]:
+def cudnn_looking(on: bool) -> Iterator[None]:
     """Lets cuDNN try which of its ways is fastest for a shape that it hasn't seen."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = before or on

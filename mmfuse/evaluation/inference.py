@@ -8,7 +8,7 @@ from tqdm import tqdm
 from mmfuse.errors import UserError
 from mmfuse.model.detector import Finder
 from mmfuse.model.doubt import Doubting
-from mmfuse.model.postprocess import Selection
+from mmfuse.model.postprocess import DEFAULT, Selection
 from mmfuse.sample import Batch, Detections
 
 
@@ -17,16 +17,16 @@ def collect(
     batches: Iterable[Batch],
     *,
     without: Collection[str] = (),
-    soft: bool = False,
+    selection: Selection = DEFAULT,
     doubt: Doubting = "drop",
     repeated: Mapping[str, Collection[int]] | None = None,
     progress: str | None = None,
 ) -> dict[int, Detections]:
     """Returns the detections of every image, by its id, in original pixels, on the CPU.
 
-    `without` names modalities to leave out; an image that has no other is left without detections. `soft` uses
-    Soft-NMS, `doubt` is as for `detect`. `repeated` maps a modality to the ids of the images in which its frame has the
-    bits of its frame before. `progress` is the title of a progress bar, None for none.
+    `without` names modalities to leave out; an image that has no other is left without detections. `selection` says how
+    they are chosen, `doubt` is as for `detect`. `repeated` maps a modality to the ids of the images in which its frame
+    has the bits of its frame before. `progress` is the title of a progress bar, None for none.
 
     Raises:
         UserError: `without` leaves the detector nothing to read.
@@ -44,7 +44,7 @@ def collect(
             {m: batch.images[m] if bool(seen.all()) else batch.images[m].float()[seen] for m in rest},
             {m: batch.present[m][seen] for m in rest},
             batch.contents[seen],
-            Selection(soft=soft),
+            selection,
             doubt,
             {m: torch.tensor([i in ids for i in batch.image_ids])[seen] for m, ids in (repeated or {}).items()},
         )

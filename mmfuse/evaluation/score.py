@@ -25,6 +25,7 @@ from mmfuse.exporting.loading import load
 from mmfuse.exporting.runs import open_run
 from mmfuse.model.detector import Finder
 from mmfuse.model.doubt import Doubting
+from mmfuse.model.postprocess import Selection
 from mmfuse.run import Run
 from mmfuse.sample import Detections
 
@@ -88,10 +89,7 @@ def evaluate(
     for modality in without:
         if modality not in detector.modalities:
             raise UserError(f"without: {unknown_name(modality, detector.modalities, 'modality of this run')}")
-    if card.classes != detector.classes:
-        raise UserError(
-            f"{card.path}: classes {list(card.classes)} aren't the run's {list(detector.classes)}; use its card"
-        )
+    check_classes(card, detector.classes)
     records = read_split(card, split)
     digest = split_digest(records)
     records = objects_that_count(recipe, card, records, [m for m in recipe.modalities if m not in without])
@@ -100,7 +98,7 @@ def evaluate(
     title = f"evaluating {recipe.name}" + "".join(f" without {m}" for m in without)
     doubt = doubt or recipe.doubt
     finder = detector.ready(len(records), batch)
-    found = collect(finder, loader, without=without, soft=soft, doubt=doubt, progress=title)
+    found = collect(finder, loader, without=without, selection=Selection(soft=soft), doubt=doubt, progress=title)
     scores = coco_scores(records, found, detector.classes)
     name = "-without-".join((split, *sorted(without))) + ("-soft" if soft else "")
     name += f"-doubt-{doubt}" if doubt != recipe.doubt else ""
@@ -123,6 +121,16 @@ def evaluate(
     }
     write_json(run.folder / f"{name}.json", result)
     return evaluation
+
+
+def check_classes(card: Card, classes: Sequence[str]) -> None:
+    """Refuses to score a run on a card of other classes.
+
+    Raises:
+        UserError: they aren't the card's.
+    """
+    if card.classes != classes:
+        raise UserError(f"{card.path}: classes {list(card.classes)} aren't the run's {list(classes)}; use its card")
 
 
 def dropped_shares(records: Sequence[Record], found: Mapping[int, Detections]) -> dict[str, dict[str, float]]:

@@ -196,9 +196,13 @@ def _parser() -> argparse.ArgumentParser:
     add = verb("new", _new, "write a card for a folder by looking at it, and check it")
     add.add_argument("card", metavar="CARD", help="new file (YAML)")
     add.add_argument("folder", metavar="FOLDER", help="the dataset's folder")
-    add = verb("export", _export, "write a detector as an ONNX file, once it is shown to find the same")
+    add = verb(
+        "export", _export, "write a detector as a file that other programs run, once it is shown to find the same"
+    )
     add.add_argument("run", metavar="RUN", help="run folder, or checkpoint")
-    add.add_argument("--out", required=True, metavar="FILE", help="new file (.onnx)")
+    add.add_argument("--out", required=True, metavar="FILE", help="new file (.onnx, or .pt2 for PyTorch)")
+    text = "of the network: fp32, fp16, or int8, calibrated and scored on validation (default: %(default)s)"
+    add.add_argument("--precision", choices=("fp32", "fp16", "int8"), default="fp32", help=text)
     text = "at which it sees (default: as in training)"
     add.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help=text)
     add.add_argument(
@@ -211,6 +215,8 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--doubt", choices=DOUBTING, help=doubting)
     text = "suppress by ONNX's NonMaxSuppression, in single precision, in place of steps in double"
     add.add_argument("--standard-nms", action="store_true", help=text)
+    text = "compile a .pt2 for this machine's processor (AOTInductor)"
+    add.add_argument("--aot", action="store_true", help=text)
     moved(add)
 
     add = verb("check", _check, "check a dataset and its card")
@@ -448,6 +454,7 @@ def _export(options: argparse.Namespace, rest: list[str]) -> int:
     made = export(
         _run(options, options.run),
         options.out,
+        precision=options.precision,
         size=tuple(options.size) if options.size else None,
         batch=options.batch,
         threshold=options.threshold,
@@ -455,6 +462,7 @@ def _export(options: argparse.Namespace, rest: list[str]) -> int:
         max_detections=options.max_detections,
         doubt=options.doubt,
         standard_nms=options.standard_nms,
+        aot=options.aot,
     )
     _print(
         options,

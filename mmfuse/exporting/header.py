@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass, field
+from typing import Literal
 
 from mmfuse import strict_yaml
 from mmfuse.errors import UserError
@@ -10,11 +11,16 @@ from mmfuse.model.postprocess import Selection
 from mmfuse.recipes import Recipe
 from mmfuse.sensor import WHOLE_IMAGE, Sensor
 
+Precision = Literal["fp32", "fp16", "int8"]
+"""The type of the network's weights, and that of what it computes, the most of it where it is int8."""
+
 FORMAT = "mmfuse-export-1"
 KEY = "mmfuse"
 CONTENT, PRESENT = "content", "present_"
 """The name of an input that may be left out, see `letterboxing`, and what that of a sensor's mask begins with."""
-OUTPUTS = ("boxes", "scores", "labels", "doubt", "dropped", "disagreeing")
+JUDGED = ("doubt", "dropped", "disagreeing")
+OUTPUTS = ("boxes", "scores", "labels", *JUDGED)
+"""The names of the outputs, and of those that tell what is thought of the sensors."""
 
 
 def outside(sensor: Sensor) -> str:
@@ -48,7 +54,8 @@ class Header:
     `size` is the height and width at which the detector sees, `batch` the number of images, 0 for any. `inputs` says of
     each sensor what is to be given: "raw", or why it must be prepared before. `digest` is the SHA-256 of the
     checkpoint; `parameters` counts those of the detector and `gmacs` the billions of multiply-adds for an image.
-    `recipe` is that of its run, `thresholds` the scores by class that were best on validation.
+    `recipe` is that of its run, `thresholds` the scores by class that were best on validation, `val_ap` the AP there of
+    this file and of the one in fp32 that it was made from, by precision; empty where nobody measured.
     """
 
     version: str
@@ -64,8 +71,10 @@ class Header:
     parameters: int
     gmacs: float
     inputs: dict[str, str]
+    precision: Precision = "fp32"
     recipe: Recipe | None = None
     thresholds: dict[str, float] = field(default_factory=dict)
+    val_ap: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Returns it as it lies in the file."""

@@ -20,7 +20,7 @@ from mmfuse.model.doubt import Doubting, Judgement, broken_sensors, check_doubti
 from mmfuse.model.postprocess import DEFAULT, Selection
 from mmfuse.sample import Detections
 
-ONNX = ".onnx"
+ONNX, PT2 = ".onnx", ".pt2"
 
 Arrays = Mapping[str, np.ndarray]
 Run = Callable[[Arrays, np.ndarray], list[np.ndarray]]
@@ -35,9 +35,10 @@ def load(
     detector does.
 
     Raises:
-        UserError: the device can't be used, the file is missing, cut short, or of another program or version.
+        UserError: the device can't be used, the file is missing, cut short, of another program or version, or a .pt2,
+            for PyTorch would run what it says.
     """
-    if Path(path).suffix == ONNX:
+    if Path(path).suffix in (ONNX, PT2):
         return ExportedDetector(Path(path), device)
     return checkpoint.load(path, device, backbones=backbones)
 
@@ -50,6 +51,9 @@ class ExportedDetector(Finder):
     """
 
     def __init__(self, path: Path, device: str | torch.device = "cpu") -> None:
+        if path.suffix == PT2:
+            fix = "open your own by torch.export.load, or export to .onnx, which is safe"
+            raise UserError(f"{path}: isn't opened by mmfuse, for PyTorch would run what such a file says; {fix}")
         try:
             self.content = read_regular(path)
         except OSError as error:

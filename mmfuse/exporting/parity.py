@@ -20,8 +20,13 @@ class Tolerance:
     score: float
 
 
-TOLERANCE, RESIZED = Tolerance(0.99, 1e-3), Tolerance(0.95, 1e-2)
-"""Of the same pixels, and of images that the file resizes itself, in which some 8-bit pixels are rounded otherwise."""
+TOLERANCES = {
+    "fp32": (Tolerance(0.99, 1e-3), Tolerance(0.95, 1e-2)),
+    "fp16": (Tolerance(0.99, 1e-2), Tolerance(0.95, 2e-2)),
+}
+"""By precision: of the same pixels, and of images that the file resizes itself, in which some 8-bit pixels are rounded
+otherwise.
+"""
 
 
 def difference(

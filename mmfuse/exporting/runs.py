@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mmfuse.errors import UserError
 from mmfuse.exporting.header import Header
-from mmfuse.exporting.loading import ONNX, header_of
+from mmfuse.exporting.loading import ONNX, PT2, header_of
 from mmfuse.model import checkpoint
 from mmfuse.recipes import Recipe
 from mmfuse.run import Run
@@ -61,7 +61,7 @@ class ExportedRun(Run):
 
 def is_exported(path: str | Path) -> bool:
     """Whether a path names a file as `mmfuse export` writes them."""
-    return Path(path).suffix == ONNX
+    return Path(path).suffix in (ONNX, PT2)
 
 
 def open_run(path: str | Path, card: str | Path | None = None, root: str | Path | None = None) -> Run:

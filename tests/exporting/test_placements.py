@@ -54,9 +54,10 @@ OTHERS = (
     [{"placement": "boxes", "doubting": False}, *(pytest.param(options, marks=pytest.mark.long) for options in OTHERS)],
     ids=str,
 )
-def test_two_sensors_are_exported(tmp_path, options):
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("fp16", marks=pytest.mark.long)])
+def test_two_sensors_are_exported(tmp_path, options, precision):
     """`export` compares it with the detector itself, also without each sensor."""
-    made = mmfuse.export(make("rgb", "warm", **options), tmp_path / "d.onnx")
+    made = mmfuse.export(make("rgb", "warm", **options), tmp_path / "d.onnx", precision=precision)
     assert made.compared == 3
 
 

@@ -10,7 +10,7 @@ OPEN3D_PACKAGES = libusb-1.0-0 libgl1 libegl1 libx11-6
 define HELP
 make demo     make .venv, install, run the main job on an embedded paired set (needs no root)
 make test     the same with the test tools, then format, lint, type and unit tests
-make long     the same tools, then the tests that make test leaves out: every fusion exported, two processes stopped in mid-epoch
+make long     the same tools, then the tests that make test leaves out: every fusion exported, the largest sizes, two processes stopped in mid-epoch
 make faults   the same tools, then try what takes minutes: kills at any instant, 100,000 images, 200 MB of JSON
 make bench    the same tools, then measure what docs/performance.md shows and rewrite its tables: wants a quiet machine
 make docs     the same tools, then the pages as a site in site/, with every link checked (needs no network after the install)

@@ -131,11 +131,13 @@ def far(request):
 
 
 @pytest.mark.parametrize("far", [*ONE_GRAPH, {"placement": "boxes"}], indirect=True, ids=str)
-@pytest.mark.parametrize("present", [ALL_THERE, SOME_MISSING], ids=["all there", "some missing"])
 @pytest.mark.parametrize(
-    "recipe",
-    [TrainRecipe(), TrainRecipe(modality_dropout=0.5, branch_losses=1.0, distillation=1.0)],
-    ids=["plain", "branches"],
+    ("recipe", "present"),
+    [
+        (TrainRecipe(), ALL_THERE),
+        (TrainRecipe(modality_dropout=0.5, branch_losses=1.0, distillation=1.0), SOME_MISSING),
+    ],
+    ids=["plain, all there", "branches, some missing"],
 )
 def test_forward_loss_and_backward_never_make_the_host_wait(far, recipe, present):
     detector, images, targets = far

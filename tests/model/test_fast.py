@@ -105,8 +105,14 @@ def test_graphs_are_forgotten_that_were_used_longest_ago(recorded, monkeypatch):
         assert Again.made == count
 
 
-@pytest.mark.parametrize("placement", ["first", "every", "last", "boxes"])
-@pytest.mark.parametrize("doubt", ["drop", "weigh", "report", "off"])
+@pytest.mark.parametrize(
+    ("placement", "doubt"),
+    [
+        *(("first", doubt) for doubt in ("drop", "weigh", "report", "off")),
+        *((placement, "weigh") for placement in ("every", "last")),
+        *(("boxes", doubt) for doubt in ("drop", "weigh")),
+    ],
+)
 def test_sensors_are_judged_in_the_graph(recorded, placement, doubt):
     detector = make("ab", placement=placement)
     detector.begin_doubt()

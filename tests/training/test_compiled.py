@@ -88,17 +88,31 @@ def test_what_cannot_be_compiled_is_one_line(monkeypatch):
 
 
 @pytest.mark.long
-def test_a_compiled_run_is_the_same_within_rounding_and_is_resumed(recipe_file, tmp_path, train_one_epoch):
+def test_a_compiled_run_is_the_same_within_rounding_and_is_resumed(graphs, recipe_file, tmp_path, train_one_epoch):
     path = recipe_file("rgb", "thermal")
     plain = train(path, folder=tmp_path / "plain")
     path.write_text(path.read_text().replace("train: {", "train: {compile: true, "))
-    compiled = train(path, folder=tmp_path / "compiled")
-    train_one_epoch(path, tmp_path / "cut")
-    cut = train(path, folder=tmp_path / "cut", resume=True)
-    for run in (compiled, cut):
-        for one, other in zip(plain.metrics, run.metrics, strict=True):
-            assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
-        assert checkpoint.read(plain.last)[0].keys() == checkpoint.read(run.last)[0].keys()
+    train_one_epoch(path, tmp_path / "run")
+    run = train(path, folder=tmp_path / "run", resume=True)
+    assert graphs.frame_count
+    for one, other in zip(plain.metrics, run.metrics, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
+    assert checkpoint.read(plain.last)[0].keys() == checkpoint.read(run.last)[0].keys()
+    train(path, ["train.compile=false", "train.epochs=3"], folder=tmp_path / "run", resume=True)  # what may change
+
+
+@pytest.mark.long
+def test_what_inductor_makes_for_a_processor_is_the_same_within_rounding():
+    torch._dynamo.reset()
+    detector, batch = make("a", backbone="test_resnet", pyramid_depth=1, head_depth=1).train(), drawn("a")
+    other = copy.deepcopy(detector)
+    compiled, plain = StepLoss(detector, TrainRecipe(compile=True)), StepLoss(other, TrainRecipe())
+    for _ in range(2):
+        for step in (compiled, plain):
+            step.zero_grad(set_to_none=True)
+            step(*batch)["total"].backward()
+        for mine, theirs in zip(detector.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.gpu

@@ -98,6 +98,7 @@ def test_a_training_from_files_is_timed_from_its_command_on(tmp_path):
         assert rows[f"{case}: start", "first step done"]["value"] > 0
 
 
+@pytest.mark.long
 def test_a_training_that_fails_is_one_line(tmp_path):
     recipe = mmfuse_train.write_recipe(tmp_path, "d-4", 96, 2, 2)
     (tmp_path / "train.json").unlink()

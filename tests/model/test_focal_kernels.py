@@ -11,7 +11,7 @@ from mmfuse.model import kernels, losses
 from mmfuse.model.losses import ALPHA, _FocalSum
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
-SHAPES = ((1, 1, 1), (2, 5, 3), (3, 701, 7))
+SHAPES = ((1, 1, 1), (2, 701, 7))
 FAR_OUT = [-200.0, -90, -41, -20, -4.6, 0, 3, 20, 90, 200]
 
 
@@ -22,7 +22,7 @@ def compare(device):
     odds, generator = ALPHA / (1 - ALPHA), torch.Generator().manual_seed(0)
     for kind in TYPES:
         for shape in SHAPES:
-            for share in (0.0, 0.3, 1.0):
+            for share in (0.0, 0.5):
                 logits = torch.randn(shape, generator=generator).mul(4).to(kind)
                 logits.view(-1)[: len(FAR_OUT)] = torch.tensor(FAR_OUT)[: logits.numel()]
                 label = torch.randint(shape[2], shape[:2], generator=generator)

@@ -17,7 +17,7 @@ def moved(detector, seed):
 def test_the_average_is_timms_in_two_calls():
     detector = make()
     own, timms = Average(detector, 0.99), ModelEmaV3(detector, 0.99, use_warmup=True)
-    for step in range(4):
+    for step in (0, 7):
         moved(detector, step)
         timms.update(detector, step)
         calls = count(lambda step=step: own.update(detector, step)).calls

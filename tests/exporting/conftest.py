@@ -9,9 +9,11 @@ import torch
 import mmfuse
 from mmfuse import strict_yaml
 from mmfuse.data.annotations.cards import card_of
+from mmfuse.exporting.graph import traced
 from mmfuse.model import checkpoint
 from mmfuse.recipes import load_recipe
 from mmfuse.run import Run, build_detector
+from mmfuse.verbs import export as export_verb
 
 
 @pytest.fixture(scope="package")
@@ -42,6 +44,20 @@ def run(tmp_path_factory, paired_set):
 
 
 @pytest.fixture(scope="package")
-def file(run):
+def exported(run):
+    """The run as an ONNX file, and what was traced for it."""
+    programs = []
+
+    def spy(*options):
+        programs.append(traced(*options))
+        return programs[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export_verb, "traced", spy)
+        return Path(mmfuse.export(run, run.folder / "d.onnx").path), programs[0]
+
+
+@pytest.fixture(scope="package")
+def file(exported):
     """The run as an ONNX file."""
-    return Path(mmfuse.export(run, run.folder / "d.onnx").path)
+    return exported[0]

@@ -16,6 +16,7 @@ import mmfuse
 from mmfuse import cli
 from mmfuse.errors import UserError
 from mmfuse.exporting.torch_files import opened
+from mmfuse.verbs import export as export_verb
 
 PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 RNG = np.random.default_rng(0)
@@ -26,8 +27,10 @@ SCENE = {
 
 
 @pytest.fixture(scope="module")
-def archive(run):
-    assert cli.main(["export", str(run.folder), "--out", str(run.folder / "d.pt2")]) == 0
+def archive(run, exported):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export_verb, "traced", lambda *_: exported[1])
+        assert cli.main(["export", str(run.folder), "--out", str(run.folder / "d.pt2")]) == 0
     return run.folder / "d.pt2"
 
 
@@ -49,6 +52,7 @@ def test_nothing_is_pickled_in_it_and_it_says_what_it_is(archive, run):
     assert told["inputs"]["rgb"].startswith("scale it to fit into 96x128 (bilinear), and pad it right and below by ")
 
 
+@pytest.mark.long  # `export` opens it in the same way
 def test_the_lines_of_the_page_open_it_without_mmfuse(archive, run, tmp_path):
     text = re.search(r"<!-- not run: [^\n]*\n```python\n(import torch\n.*?)```", PAGE.read_text(), re.DOTALL).group(1)
     rgb = torch.from_numpy(SCENE["rgb"].transpose(2, 0, 1)[None])

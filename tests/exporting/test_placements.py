@@ -62,10 +62,12 @@ def test_two_sensors_are_exported(tmp_path, options, precision):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("placement", ["first", pytest.param("boxes", marks=pytest.mark.long)])
-def test_three_sensors_of_other_pixels_are_exported(tmp_path, placement):
+@pytest.mark.parametrize(
+    "options", [{"fusion": "gated"}, pytest.param({"placement": "boxes"}, marks=pytest.mark.long)], ids=str
+)
+def test_three_sensors_of_other_pixels_are_exported(tmp_path, options):
     """Depth, which isn't mixed, 16 bits and floats with gaps, of which two or one may be missing or not believed."""
-    detector = make("warm", "far", "own", placement=placement)
+    detector = make("warm", "far", "own", **options)
     scene = {
         "warm": torch.randint(18000, 32000, (1, 90, 200), dtype=torch.int32).to(torch.uint16),
         "far": torch.randint(0, 9000, (1, 90, 200), dtype=torch.int32).to(torch.uint16),
@@ -89,7 +91,7 @@ def test_three_sensors_of_other_pixels_are_exported(tmp_path, placement):
 
 @pytest.mark.slow
 def test_any_number_of_images_may_be_given(tmp_path):
-    detector = make("rgb", "warm", fusion="gated", doubting=False)
+    detector = make("rgb", "warm", doubting=False)
     mmfuse.export(detector, tmp_path / "d.onnx", batch=0, size=(128, 256))
     exported = mmfuse.load(tmp_path / "d.onnx")
     assert exported.input_size == (128, 256)

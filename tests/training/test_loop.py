@@ -131,6 +131,7 @@ def test_cudnn_looks_for_its_fastest_ways_where_all_batches_have_one_shape(
     keys, looks, recipe_file, tmp_path, monkeypatch
 ):
     seen = []
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)  # benchmarks in this process may have left it on
 
     def step(self, number, batch):
         seen.append(torch.backends.cudnn.benchmark)

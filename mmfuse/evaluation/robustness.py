@@ -73,7 +73,7 @@ def striking(
 
     Those that don't are told, in one line.
     """
-    ids = [r.image_id for r in scored]
+    ids = {r.image_id for r in scored}
     idle = [(c, m) for c, m in chosen if not isinstance(c, ImageCorruption) and not frames(c, records, m, ids, seed)[1]]
     if idle:
         names = ", ".join(f"{c.name} of {m}" for c, m in idle)
@@ -120,7 +120,7 @@ class Trial:
                 yield self._changed(corruption, modality, severity, progress), lacking
             return
         ids = [r.image_id for r in self.scored]
-        records, changed = frames(corruption, self.records, modality, ids, self.seed)
+        records, changed = frames(corruption, self.records, modality, set(ids), self.seed)
         repeated = {modality: changed} if corruption is FROZEN else {}
         everywhere = lacking if corruption is MISSING else self._found(records, progress, repeated=repeated)
         for severity in severities:

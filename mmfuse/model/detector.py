@@ -25,7 +25,7 @@ from mmfuse.sample import Detections, Scene, Sight, Targets, to_device
 from mmfuse.sensor import Sensor
 
 if TYPE_CHECKING:
-    from mmfuse.model.fast import FastDetector
+    from mmfuse.model.fast import Backend, FastDetector
 
 STACKED, SHARED = "stacked", "shared"
 """Names of a backbone that reads all modalities: their channels at once, or one modality after the other."""
@@ -373,7 +373,8 @@ class Detector(Exact, OnHub, Finder):
         gone = torch.stack([broken[m] & present.get(m, ~none) if m in broken else none for m in self.modalities], 1)
         judged: Judgement | None = outputs.judgement
         if judged is None:
-            judged = Judgement(torch.full_like(gone, torch.nan, dtype=torch.float32), gone & False, gone & False)
+            nobody = torch.zeros_like(gone)
+            judged = Judgement(torch.full_like(gone, torch.nan, dtype=torch.float32), nobody, nobody)
         return (
             torch.where(seen[..., None], boxes, 0.0),
             torch.where(seen, scores, 0.0),
@@ -390,7 +391,7 @@ class Detector(Exact, OnHub, Finder):
         sensors: Collection[str] | None = None,
         *,
         dtype: torch.dtype | Literal["auto"] = "auto",
-        backend: Literal["auto", "graph", "compile", "eager"] = "auto",
+        backend: "Backend" = "auto",
     ) -> "FastDetector":
         """Returns a snapshot for inference with the same `detect`; see `fast.FastDetector`."""
         from mmfuse.model.fast import FastDetector

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -116,15 +116,16 @@ class FastDetector(Finder):
         told = self._told(presence, contents, repeated or {})
         found = []
         with torch.inference_mode():
+            graph = self._graph(kind)
             for start in range(0, len(told), self.batch):
                 part = slice(start, start + self.batch)
-                graph = self._graph(kind)
-                answer = _Answer.of(graph({m: images[m][part] for m in there}, told[part]), selection.max_detections)
+                given = {m: images[m][part] for m in there}
+                answer = _Answer.of(graph(given, told[part]), selection.max_detections)
                 found += answer.detections(self.modalities, self.classes)
                 if answer.doubts.isinf().any():  # perhaps no sensor of an image is left
-                    chosen = {m: images[m][part] for m in there}
+                    moved = {m: to_device(x, self.network.device) for m, x in given.items()}
                     masks = {m: present[m][part] for m in there if m in present}
-                    broken_sensors(chosen, self.network.normalise(_moved(chosen, self.network.device)), masks)
+                    broken_sensors(given, self.network.normalise(moved), masks)
         return found
 
     def _fit(self, images: Mapping[str, Tensor]) -> bool:
@@ -296,14 +297,9 @@ class _Answer:
         return Judgement(self.doubts, self.dropped, self.disagreeing).tell(found, modalities)
 
 
-def _moved(images: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    return {m: to_device(x, device) for m, x in images.items()}
-
-
 def _backend(asked: str, on_cuda: bool) -> str:
-    known = ("auto", "graph", "compile", "eager")
-    if asked not in known:
-        raise UserError(f"backend: {unknown_name(asked, known, 'backend')}")
+    if asked not in get_args(Backend):
+        raise UserError(f"backend: {unknown_name(asked, get_args(Backend), 'backend')}")
     if asked != "eager" and on_cuda and not kernels_run():
         if asked != "auto":
             raise UserError(f"backend: {asked} needs Triton and a C compiler, which don't run here; use eager")

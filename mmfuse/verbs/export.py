@@ -33,7 +33,6 @@ from mmfuse.exporting.standard import StandardSelection
 from mmfuse.exporting.torch_files import check_compiler, compiled, opened, to_pt2
 from mmfuse.files import named_like, write_whole
 from mmfuse.images.scenes import mounted, prepare_scene
-from mmfuse.images.sight import Sight
 from mmfuse.model.checkpoint import load, located
 from mmfuse.model.detector import Detector
 from mmfuse.model.doubt import Doubting
@@ -139,7 +138,7 @@ def export(
     detector, run, digest = _opened(model)
     if size is not None:
         _check_size(size, detector.stride)
-        detector.sight = Sight(detector.sensors, size, detector.stride)
+        detector.sight = detector.sight.at(size)
     for m in detector.modalities:
         if m in (CONTENT, *OUTPUTS) or m.startswith(PRESENT):
             raise UserError(f"export: the sensor {m!r} has the name of another input or output; rename it in the card")

@@ -19,14 +19,14 @@ def collect(
     without: Collection[str] = (),
     selection: Selection = DEFAULT,
     doubt: Doubting = "drop",
-    repeated: Mapping[str, Collection[int]] | None = None,
+    frozen: Mapping[str, Collection[int]] | None = None,
     progress: str | None = None,
 ) -> dict[int, Detections]:
     """Returns the detections of every image, by its id, in original pixels, on the CPU.
 
     `without` names modalities to leave out; an image that has no other is left without detections. `selection` says how
-    they are chosen, `doubt` is as for `detect`. `repeated` maps a modality to the ids of the images in which its frame
-    has the bits of its frame before. `progress` is the title of a progress bar, None for none.
+    they are chosen, `doubt` is as for `detect`. `frozen` maps a modality to the ids of the images that show an old
+    frame of it, whose bits say so. `progress` is the title of a progress bar, None for none.
 
     Raises:
         UserError: `without` leaves the detector nothing to read.
@@ -46,7 +46,7 @@ def collect(
             batch.contents[seen],
             selection,
             doubt,
-            {m: torch.tensor([i in ids for i in batch.image_ids])[seen] for m, ids in (repeated or {}).items()},
+            {m: torch.tensor([i in ids for i in batch.image_ids])[seen] for m, ids in (frozen or {}).items()},
         )
         scales = batch.scale[seen].tolist()
         for row, detections, scale in zip(seen.nonzero()[:, 0].tolist(), results, scales, strict=True):

@@ -91,9 +91,9 @@ class ExportedDetector(Finder):
         contents: Tensor | None = None,
         selection: Selection = DEFAULT,
         doubt: Doubting = "drop",
-        repeated: Mapping[str, Tensor] | None = None,
+        frozen: Mapping[str, Tensor] | None = None,
     ) -> list[Detections]:
-        """Does what `Detector.find` does, but that it takes no notice of frames that are `repeated`.
+        """Does what `Detector.find` does, but that it takes no notice of frames that are `frozen`.
 
         Raises:
             UserError: it is asked for what was decided otherwise at export.

@@ -141,11 +141,11 @@ class Finder(ABC):
         contents: Tensor | None = None,
         selection: Selection = DEFAULT,
         doubt: Doubting = "drop",
-        repeated: Mapping[str, Tensor] | None = None,
+        frozen: Mapping[str, Tensor] | None = None,
     ) -> list[Detections]:
         """Does what `detect` does once images are prepared, fitted and stacked: (B, C, H, W), of any type.
 
-        `present` and `repeated` are as for `Detector.forward`; `contents` (B, 2) is the height and width of what isn't
+        `present` and `frozen` are as for `Detector.forward`; `contents` (B, 2) is the height and width of what isn't
         padding, to which boxes are clipped, all if None.
         """
 
@@ -216,7 +216,7 @@ class Detector(Exact, OnHub, Finder):
         present: Mapping[str, Tensor] | None = None,
         *,
         doubt: Doubting = "drop",
-        repeated: Mapping[str, Tensor] | None = None,
+        frozen: Mapping[str, Tensor] | None = None,
     ) -> Any:
         """Runs the network on encoded, normalised images (see `normalise`) and returns what `loss` and `decode` take.
 
@@ -226,15 +226,15 @@ class Detector(Exact, OnHub, Finder):
         In eval mode, and where the detector was calibrated for it (`mmfuse.calibrate`), each sensor of each image is
         judged by its features and by what the others show, and `doubt` says what comes of it: see `doubt.Doubting`. On
         a CPU the rest of the network doesn't run for what was dropped; elsewhere, and compiled, its weights are zero
-        and the host doesn't wait. `repeated` maps a modality to (B,) bool, True where its frame has the very bits of
-        its frame before: unless it clearly shows what the others show, it is an old one.
+        and the host doesn't wait. `frozen` maps a modality to (B,) bool, True where its frame has been the very same
+        for longer than is usual of it: unless it clearly shows what another believed one shows, it is an old one.
 
         Raises:
             UserError: an unknown modality, a shape that doesn't fit, an image without any sensor.
         """
         size, presence = self.checked(images, present or {})
         doubt = "off" if self.training else doubt
-        return self._run_judged(images, size, presence, doubt, repeated or {})
+        return self._run_judged(images, size, presence, doubt, frozen or {})
 
     def _run_judged(
         self,
@@ -242,12 +242,12 @@ class Detector(Exact, OnHub, Finder):
         size: tuple[int, int],
         presence: Presence,
         doubt: Doubting,
-        repeated: Mapping[str, Tensor],
+        frozen: Mapping[str, Tensor],
     ) -> Any:
         """Sets the sensors beside one another, unless nobody looks, and runs the network in its own type."""
         witness = None
         if self.agreement is not None and doubt != "off":
-            witness = self.agreement.witness(images, repeated)
+            witness = self.agreement.witness(images, frozen)
         return self.run({m: x.to(self.dtype) for m, x in images.items()}, size, presence, doubt, witness)
 
     @abstractmethod
@@ -319,7 +319,7 @@ class Detector(Exact, OnHub, Finder):
         contents: Tensor | None = None,
         selection: Selection = DEFAULT,
         doubt: Doubting = "drop",
-        repeated: Mapping[str, Tensor] | None = None,
+        frozen: Mapping[str, Tensor] | None = None,
     ) -> list[Detections]:
         """Does what `detect` does once images are prepared, fitted and stacked; see `Finder.find`."""
         check_doubting(doubt)
@@ -332,7 +332,7 @@ class Detector(Exact, OnHub, Finder):
                 broken = None if doubt == "off" else broken_sensors(images, encoded, present)
                 if broken is not None and doubt in LEAVING_OUT:
                     present = {m: ~gone & present.get(m, ~gone) for m, gone in broken.items()}
-                outputs = self(encoded, present, doubt=doubt, repeated=repeated)
+                outputs = self(encoded, present, doubt=doubt, frozen=frozen)
                 found = [replace(one, classes=self.classes) for one in self.decode(outputs, contents, selection)]
                 judgement = outputs.judgement
                 if broken is not None:
@@ -349,7 +349,7 @@ class Detector(Exact, OnHub, Finder):
         contents: Tensor | None = None,
         selection: Selection = DEFAULT,
         doubt: Doubting = "drop",
-        repeated: Mapping[str, Tensor] | None = None,
+        frozen: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, ...]:
         """Does what `find` does, of a detector in eval mode, in shapes and steps that depend on no value: for graphs.
 
@@ -366,7 +366,7 @@ class Detector(Exact, OnHub, Finder):
         if doubt in LEAVING_OUT:
             masks |= {m: ~gone & masks[m] if m in masks else ~gone for m, gone in broken.items()}
         presence = presence.doubted({m: ~mask for m, mask in masks.items()})
-        outputs = self._run_judged(encoded, size, presence, doubt, repeated or {})
+        outputs = self._run_judged(encoded, size, presence, doubt, frozen or {})
         boxes, scores, labels = self.decode_padded(outputs, contents, selection)
         none = labels.new_zeros(labels.shape[0], dtype=torch.bool)
         seen = torch.stack([masks.get(m, ~none) for m in images], 1).any(1, keepdim=True)

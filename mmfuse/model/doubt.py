@@ -128,29 +128,32 @@ class Judgement:
         """Drops, if so asked, all sensors that are `there` (B, M) and doubted, from 1 on; where no other is left, all
         but the one that is doubted least.
 
-        Of the believed ones those are dropped too that disagree while others agree with one another, and those whose
-        frame is that of before, to the bit, unless they clearly agree with another or no other is fresh. Which of two
-        sensors shows the wrong scene nothing else tells.
+        Of the believed ones those are dropped too that disagree while others agree with one another, and those that are
+        frozen, unless they clearly agree with another believed one or no other is fresh: a doubted one is better than
+        old news. Which of two sensors shows the wrong scene nothing else tells.
 
         To "weigh", only what is doubted beyond all measure is dropped so; of all others the belief is 1 / (1 + d^4) of
         a doubt d: a half where else belief ends.
         """
         doubted = there & (doubts >= 1)
-        disagreeing = stale = torch.zeros_like(there)
+        disagreeing = torch.zeros_like(there)
+        left = there
         if witness is not None:
             believed = there & ~doubted
             itself = torch.eye(there.shape[1], dtype=torch.bool, device=there.device)
             others = believed[:, :, None] & believed[:, None] & ~itself
             disagreeing = strangers(witness.agrees, others)
             others_agree = (others & witness.agrees).flatten(1).any(1, keepdim=True)
-            stale = (disagreeing & others_agree) | (witness.repeated & strangers(witness.clearly, others))
-            stale = stale & (believed & ~stale).any(1, keepdim=True)
+            unconfirmed = strangers(witness.clearly, others) | ~others.any(2)
+            stale = (disagreeing & others_agree) | (witness.frozen & unconfirmed)
+            fresh = there & ~stale & ~doubts.isinf()
+            left = there & ~(stale & fresh.any(1, keepdim=True))
         if doubting not in LEAVING_OUT:
             return Judgement(doubts, torch.zeros_like(there), disagreeing)
-        lost = doubted if doubting == "drop" else there & doubts.isinf()
-        least = torch.where(there, doubts.clamp(max=1e30), torch.inf).argmin(1, keepdim=True)  # one that is there
-        alone = (there == lost).all(1, keepdim=True)
-        dropped = (lost & ~torch.zeros_like(lost).scatter(1, least, alone)) | stale
+        lost = left & (doubted if doubting == "drop" else doubts.isinf())
+        least = torch.where(left, doubts.clamp(max=1e30), torch.inf).argmin(1, keepdim=True)  # one that is left
+        alone = (left == lost).all(1, keepdim=True)
+        dropped = (there & ~left) | (lost & ~torch.zeros_like(lost).scatter(1, least, alone))
         if doubting == "drop":
             return Judgement(doubts, dropped, disagreeing)
         log_belief = -torch.log1p(doubts.clamp(max=1e6) ** 4).masked_fill(dropped | ~there, torch.inf)

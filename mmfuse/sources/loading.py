@@ -1,9 +1,11 @@
 """Makes views of many scenes, in worker processes where these are a list, and goes on past what can't be read."""
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import islice
+from statistics import median_high
 from typing import TypeVar
 
 import numpy as np
@@ -34,24 +36,43 @@ class Loaded:
     digests: Sequence[Mapping[str, bytes]]
 
 
+_RUNS_REMEMBERED = 15
+
+_TOO_LONG = 2
+"""A frame that is shown so many times as often as is usual of its sensor is one too old."""
+
+
 class LastFrames:
     """What each sensor showed last, of scenes that follow one another."""
 
     def __init__(self) -> None:
         self._digests: dict[str, bytes] = {}
+        self._shown: dict[str, int] = {}
+        self._runs: dict[str, deque[int]] = {}
 
-    def repeated(self, loaded: Loaded) -> dict[str, Tensor]:
-        """Returns which of the scenes that are shown (B,) bool have a frame of a sensor with the very bits of the one
-        before, by modality, and goes on past them.
+    def frozen(self, loaded: Loaded) -> dict[str, Tensor]:
+        """Returns in which of the scenes that are shown (B,) bool a sensor is frozen, by modality, and goes on past
+        them.
 
-        A sensor that works never gives the same bits twice, but where its scene is drawn or its frames are coded.
+        It is where its frame has the very bits of the one before, which a sensor that works never gives twice. A slower
+        one does, beside a faster: there it is frozen where the frame is shown twice as often as the median of its last
+        frames, until then once.
         """
         rows = []
         for digests in loaded.digests:
-            rows.append({m: self._digests.get(m) == digest for m, digest in digests.items()})
-            self._digests.update(digests)
+            rows.append({m: self._is_frozen(m, digest) for m, digest in digests.items()})
         shown = [rows[row] for row in loaded.rows]
         return {m: torch.tensor([row.get(m, False) for row in shown]) for m in {m: None for row in shown for m in row}}
+
+    def _is_frozen(self, modality: str, digest: bytes) -> bool:
+        runs = self._runs.setdefault(modality, deque(maxlen=_RUNS_REMEMBERED))
+        if self._digests.get(modality) == digest:
+            self._shown[modality] += 1
+        else:
+            if modality in self._digests:
+                runs.append(self._shown[modality])
+            self._digests[modality], self._shown[modality] = digest, 1
+        return self._shown[modality] >= _TOO_LONG * (median_high(runs) if runs else 1)
 
 
 def groups(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

@@ -133,10 +133,10 @@ class _Finder:
 
     def each(self, loaded: Loaded, last: LastFrames) -> list[Prediction]:
         found: dict[int, Detections] = {}
-        repeated = last.repeated(loaded)
+        frozen = last.frozen(loaded)
         if loaded.views is not None:
             views = loaded.views
-            rows = self.detector.find(views.images, views.present, views.contents, self.selection, self.doubt, repeated)
+            rows = self.detector.find(views.images, views.present, views.contents, self.selection, self.doubt, frozen)
             self.detector.sight.check_units(views)
             found = dict(zip(loaded.rows, views.restore(rows), strict=True))
         told = []

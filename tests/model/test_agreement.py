@@ -121,13 +121,13 @@ def test_a_sensor_that_is_not_given_is_not_compared():
     witness = fitted().witness({"a": torch.randn(2, 1, 64, 64)}, {})
     assert witness.agrees.all()
     assert witness.clearly.all()
-    assert not witness.repeated.any()
+    assert not witness.frozen.any()
 
 
 # ---- what comes of it
 
 
-def witness(agrees, clearly=None, repeated=()):
+def witness(agrees, clearly=None, frozen=()):
     """Of one image of three sensors, the pairs (0, 1), (0, 2), (1, 2)."""
 
     def square(pairs):
@@ -136,12 +136,12 @@ def witness(agrees, clearly=None, repeated=()):
             full[0, i, j] = full[0, j, i] = bool(value)
         return full
 
-    again = torch.tensor([[k in repeated for k in range(3)]])
+    again = torch.tensor([[k in frozen for k in range(3)]])
     return Witness(square(agrees), square(agrees if clearly is None else clearly), again)
 
 
 @pytest.mark.parametrize(
-    ("agrees", "clearly", "repeated", "there", "doubted", "dropped", "disagreeing"),
+    ("agrees", "clearly", "frozen", "there", "doubted", "dropped", "disagreeing"),
     [
         ((1, 1, 1), None, (), "abc", "", "", ""),
         ((0, 0, 1), None, (), "abc", "", "a", "a"),  # two against one
@@ -150,24 +150,36 @@ def witness(agrees, clearly=None, repeated=()):
         ((0, 1, 1), None, (), "ab", "", "", "ab"),  # of two nobody knows which
         ((0, 1, 1), None, (0,), "ab", "", "a", "ab"),  # but the one that repeats itself
         ((0, 1, 1), None, (0, 1), "ab", "", "", "ab"),  # a stream that stands still
-        ((1, 1, 1), (0, 1, 1), (1,), "ab", "", "b", ""),  # a repeated frame must clearly agree
+        ((1, 1, 1), (0, 1, 1), (1,), "ab", "", "b", ""),  # a frozen frame must clearly agree
         ((1, 1, 1), None, (0, 1, 2), "abc", "", "", ""),
         ((0, 0, 1), None, (), "abc", "b", "b", "ac"),  # a doubted witness doesn't count
-        ((0, 1, 1), None, (0,), "ab", "b", "b", ""),  # with no other to compare, what repeats stays
+        ((0, 1, 1), None, (0,), "ab", "b", "a", ""),  # a doubted one is better than old news
+        ((1, 1, 1), None, (0,), "ab", "b", "a", ""),  # and vouches for nobody
+        ((1, 1, 1), None, (0,), "ab", "ab", "a", ""),
+        ((1, 1, 1), None, (0, 1), "ab", "b", "b", ""),
+        ((1, 1, 1), None, (0,), "a", "", "", ""),  # never the last
+        ((1, 1, 1), None, (1,), "abc", "bc", "bc", ""),
         ((0, 0, 0), None, (0, 1), "abc", "", "ab", "abc"),
     ],
 )
-def test_who_is_dropped(agrees, clearly, repeated, there, doubted, dropped, disagreeing):
+def test_who_is_dropped(agrees, clearly, frozen, there, doubted, dropped, disagreeing):
     names = "abc"
     doubts = torch.tensor([[2.0 if m in doubted else 0.5 for m in names]])
     present = torch.tensor([[m in there for m in names]])
     for doubting in ("drop", "report"):
-        judged = Judgement.of(doubts, present, doubting, witness(agrees, clearly, repeated))
+        judged = Judgement.of(doubts, present, doubting, witness(agrees, clearly, frozen))
         told = [
             "".join(m for m, one in zip(names, row[0].tolist(), strict=True) if one)
             for row in (judged.dropped, judged.disagreeing)
         ]
         assert told == [dropped if doubting == "drop" else "", disagreeing]
+
+
+def test_old_news_is_better_than_an_image_that_says_nothing():
+    doubts, there = torch.tensor([[torch.inf, 0.5, torch.nan]]), torch.tensor([[True, True, False]])
+    for doubting in ("drop", "weigh"):
+        judged = Judgement.of(doubts, there, doubting, witness((1, 1, 1), None, (1,)))
+        assert judged.dropped.tolist() == [[True, False, False]]
 
 
 @torch.no_grad()
@@ -194,7 +206,7 @@ def test_of_two_sensors_a_frozen_one_is_dropped_and_nobody_knows_else(placement)
     found = detector(struck)
     assert not found.judgement.dropped.any()
     assert found.judgement.disagreeing.tolist() == [[False, False], [True, True], [False, False]]
-    frozen = detector(struck, repeated={"b": torch.tensor([True, True, False])})
+    frozen = detector(struck, frozen={"b": torch.tensor([True, True, False])})
     assert frozen.judgement.dropped.tolist() == [[False, False], [False, True], [False, False]]
     same(detector.decode(frozen), detector.decode(detector(struck, {"b": torch.tensor([True, False, True])})))
 

@@ -133,10 +133,10 @@ def test_frames_that_repeat_are_told_to_the_graph(recorded):
     detector.begin_doubt()
     detector.agreement.clear.fill_(2.0)
     images, contents = raw("ab", 2), torch.tensor([[128.0, 128.0]] * 2)
-    repeated = {"b": torch.tensor([False, True])}
-    expected = detector.find(images, {}, contents, repeated=repeated)
+    frozen = {"b": torch.tensor([False, True])}
+    expected = detector.find(images, {}, contents, frozen=frozen)
     assert [one.dropped for one in expected] == [(), ("b",)]
-    same(detector.fast(batch=2).find(images, {}, contents, repeated=repeated), expected)
+    same(detector.fast(batch=2).find(images, {}, contents, frozen=frozen), expected)
 
 
 def test_what_is_not_finite_is_refused_or_left_out_as_by_the_detector(recorded):

@@ -87,9 +87,10 @@ class TrainRecipe:
 
     Four keys keep a detector strong on each sensor alone, 0 for off and without effect where there is one modality.
     `branch_losses` weighs the loss of each sensor alone, None for 1 where several meet in a pyramid; `faults` is the
-    share of images in which a fault strikes one sensor, never the last (see `training.faults`); `modality_dropout` is
-    the probability that a sensor is taken from an image, whose last one always stays; `distillation` weighs how far the
-    outputs of each sensor alone are from those of all (see `training.branches`).
+    share of images in which a fault strikes one sensor, never the last, and of those in which objects are hidden from
+    one (see `training.faults`); `modality_dropout` is the probability that a sensor is taken from an image, whose last
+    one always stays; `distillation` weighs how far the outputs of each sensor alone are from those of all (see
+    `training.branches`).
     """
 
     epochs: int = 30

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmfuse.data.annotations.records import Record, own_objects
 from mmfuse.data.transforms import STATED_WIDTH
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.sensor import Sensor
@@ -32,14 +33,14 @@ _ObjectChange = Callable[[Tensor, Sensor, float, Tensor], Tensor]
 UNSEEN = (
     *("frozen", "another_scene", "shift", "rotation"),
     *("blank_white", "constant"),
-    *("fog", "lens_dirt", "crossover"),
+    *("fog", "lens_dirt"),
     *("agc", "range_cut"),
 )
 """Corruptions that stay out of training, so that what a detector makes of faults that it never met can be measured.
 
 They are kinds of their own, of which training sees no relative: images that are sound but of another time or place
 (the first four), all of an image gone to one value (blank_white, constant; blank_black alone may be learnt), what lies
-before a sensor (fog, lens_dirt), objects that don't stand out (crossover), and processing (the last two).
+before a sensor (fog, lens_dirt), and processing (the last two).
 """
 
 
@@ -134,9 +135,17 @@ def _one_channel(sensor: Sensor) -> bool:
     return not sensor.is_depth and sensor.channels == 1
 
 
-def _one_channel_in_place(sensor: Sensor) -> bool:
+def _in_place(sensor: Sensor) -> bool:
     """Tells whether boxes of the reference lie in the raw image as they do in the reference's."""
-    return _one_channel(sensor) and sensor.register in ("none", "resize")
+    return sensor.register in ("none", "resize")
+
+
+def _colour_in_place(sensor: Sensor) -> bool:
+    return _colour(sensor) and _in_place(sensor)
+
+
+def _one_channel_in_place(sensor: Sensor) -> bool:
+    return _one_channel(sensor) and _in_place(sensor)
 
 
 def _shift(image: Tensor, sensor: Sensor, level: float, generator: torch.Generator) -> Tensor:
@@ -260,11 +269,11 @@ def _soil(image: Tensor, sensor: Sensor, level: float, generator: torch.Generato
     return values + hidden * (dirt - values)
 
 
-def _cross_over(image: Tensor, sensor: Sensor, level: float, boxes: Tensor) -> Tensor:
+def _hide(image: Tensor, sensor: Sensor, level: float, boxes: Tensor) -> Tensor:
     """Takes `level` of what sets each object apart from what is behind it, which is drawn through from its box's rim.
 
-    So objects become as warm as their surroundings, as at dawn and dusk. The largest go first, in whatever order the
-    boxes come; where they overlap, rims show what is left of the other.
+    So objects become as warm as their surroundings, as at dawn and dusk, or take their colours. The largest go first,
+    in whatever order the boxes come; where they overlap, rims show what is left of the other.
     """
     values = image.to(torch.float32, copy=True)
     _, height, width = image.shape
@@ -391,6 +400,7 @@ FROZEN = Corruption("frozen", _SHARES, "of the images show the sensor's previous
 ANOTHER_SCENE = Corruption("another_scene", _SHARES, "of the images show the sensor's frame of another scene", _any)
 
 _WAYS = (0.5, 0.7, 0.85, 0.95, 1.0)
+_APART = "of what sets objects apart from what is behind them"
 
 CORRUPTIONS: tuple[Corruption, ...] = (
     MISSING,
@@ -407,13 +417,8 @@ CORRUPTIONS: tuple[Corruption, ...] = (
     ImageCorruption("blur", (1, 2, 3, 4, 6), "px of sigma (ImageNet-C), at 640 px width", _intensity, _blur),
     ImageCorruption("fog", (0.7, 0.5, 0.35, 0.2, 0.1), "of the contrast left (Koschmieder)", _intensity, _fog),
     ImageCorruption("lens_dirt", (0.05, 0.1, 0.2, 0.35, 0.5), "of the image", _intensity, _soil),
-    ObjectCorruption(
-        "crossover",
-        (0.5, 0.7, 0.85, 0.95, 1.0),
-        "of what sets objects apart from what is behind them",
-        _one_channel_in_place,
-        _cross_over,
-    ),
+    ObjectCorruption("camouflage", _WAYS, _APART, _colour_in_place, _hide),
+    ObjectCorruption("crossover", _WAYS, _APART, _one_channel_in_place, _hide),
     ImageCorruption("gain", (0.1, 0.2, 0.3, 0.4, 0.5), "change of gain, half of it of offset", _one_channel, _gain),
     ImageCorruption("agc", _SHARES, "of the way to 8 bits over the image's own range", _one_channel, _agc),
     ImageCorruption(
@@ -457,8 +462,16 @@ def corrupt(image: Tensor, sensor: Sensor, name: str, severity: int, seed: int =
 
 
 def trainable(sensor: Sensor) -> tuple[Corruption, ...]:
-    """Returns the corruptions that suit a sensor and may be used in training, "missing" first.
+    """Returns the corruptions that suit a sensor and may be used in training, "missing" first, those of objects last.
 
-    All others are functions of raw images.
+    All but "missing" are functions of raw images.
     """
-    return tuple(c for c in CORRUPTIONS if c.trainable and c.suits(sensor))
+    suiting = [c for c in CORRUPTIONS if c.trainable and c.suits(sensor)]
+    return tuple(sorted(suiting, key=lambda c: isinstance(c, ObjectCorruption)))
+
+
+def objects_in(record: Record, modality: str, sensor: Sensor) -> Tensor:
+    """Returns the objects (N, 4) in the image of a modality, xyxy as shares of its width and height."""
+    objects = own_objects(record, modality, sensor) or record
+    size = np.array([record.width, record.height, record.width, record.height], np.float32)
+    return torch.from_numpy(objects.boxes / size)

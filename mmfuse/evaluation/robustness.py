@@ -5,10 +5,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from mmfuse.data.annotations.records import Record, own_objects
+from mmfuse.data.annotations.records import Record
 from mmfuse.data.loader import EvalLoader, eval_loader
 from mmfuse.data.samples import Read, read_record
 from mmfuse.errors import UserError, unknown_name
@@ -23,6 +22,7 @@ from mmfuse.evaluation.corruptions import (
     ImageCorruption,
     ObjectCorruption,
     faulty,
+    objects_in,
 )
 from mmfuse.evaluation.inference import collect
 from mmfuse.evaluation.results import Fault
@@ -139,7 +139,7 @@ class Trial:
     ) -> Found:
         sensor = self.detector.sensors[modality]
         told = self.scored if isinstance(corruption, ObjectCorruption) else ()
-        boxes = {record.image_id: _boxes(record, modality, sensor) for record in told}
+        boxes = {record.image_id: objects_in(record, modality, sensor) for record in told}
         change = Corrupted(corruption, modality, sensor, severity, self.seed, boxes)
         return self._found(self.scored, progress, partial(read_record, change=change))
 
@@ -277,13 +277,6 @@ def _with_frame_of(other: Record, record: Record, modality: str) -> Record:
     theirs = {m: c for m, c in other.calibration.items() if m == modality}
     files = {**record.files, modality: other.files[modality]}
     return replace(record, files=files, calibration={**own, **theirs})
-
-
-def _boxes(record: Record, modality: str, sensor: Sensor) -> Tensor:
-    """Returns the objects (N, 4) in the image of a modality, xyxy as shares of its width and height."""
-    objects = own_objects(record, modality, sensor) or record
-    size = np.array([record.width, record.height, record.width, record.height], np.float32)
-    return torch.from_numpy(objects.boxes / size)
 
 
 @dataclass(frozen=True)

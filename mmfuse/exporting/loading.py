@@ -84,7 +84,12 @@ class ExportedDetector(Finder):
         """The number of parameters of the detector that it was made from."""
         return self.header.parameters
 
-    def find(
+    @property
+    def lowest(self) -> float:
+        """The threshold that it was exported for."""
+        return self.header.selection.threshold
+
+    def look(
         self,
         images: Mapping[str, Tensor],
         present: Mapping[str, Tensor],
@@ -93,7 +98,7 @@ class ExportedDetector(Finder):
         doubt: Doubting = "drop",
         frozen: Mapping[str, Tensor] | None = None,
     ) -> list[Detections]:
-        """Does what `Detector.find` does, but that it takes no notice of frames that are `frozen`.
+        """Does what `Detector.look` does, but that it takes no notice of frames that are `frozen`.
 
         Raises:
             UserError: it is asked for what was decided otherwise at export.

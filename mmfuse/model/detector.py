@@ -13,7 +13,16 @@ from torch.export import register_dataclass
 
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.model.agreement import Agreement, Witness
-from mmfuse.model.doubt import LEAVING_OUT, Doubt, Doubting, Judgement, blank, broken_sensors, check_doubting
+from mmfuse.model.doubt import (
+    LEAVING_OUT,
+    Doubt,
+    Doubting,
+    Judgement,
+    blank,
+    broken_sensors,
+    check_doubting,
+    second_look,
+)
 from mmfuse.model.heads import Head, Heads, anchors, grids
 from mmfuse.model.hub import OnHub
 from mmfuse.model.layers import Exact, Foldable
@@ -133,7 +142,6 @@ class Finder(ABC):
         self.sight.check_units(views)
         return views.restore(found)
 
-    @abstractmethod
     def find(
         self,
         images: Mapping[str, Tensor],
@@ -146,8 +154,32 @@ class Finder(ABC):
         """Does what `detect` does once images are prepared, fitted and stacked: (B, C, H, W), of any type.
 
         `present` and `frozen` are as for `Detector.forward`; `contents` (B, 2) is the height and width of what isn't
-        padding, to which boxes are clipped, all if None.
+        padding, to which boxes are clipped, all if None. Where sensors show different scenes, and nothing says which is
+        right, there is a second look: see `doubt.second_look`.
         """
+        found = self.look(images, present, contents, selection, doubt, frozen)
+        return second_look(self.look_again, found, images, contents, selection, doubt, self.lowest)
+
+    @abstractmethod
+    def look(
+        self,
+        images: Mapping[str, Tensor],
+        present: Mapping[str, Tensor],
+        contents: Tensor | None = None,
+        selection: Selection = DEFAULT,
+        doubt: Doubting = "drop",
+        frozen: Mapping[str, Tensor] | None = None,
+    ) -> list[Detections]:
+        """Does what `find` does, once."""
+
+    @property
+    def lowest(self) -> float:
+        """The lowest threshold of scores that can be asked for."""
+        return 0.0
+
+    def look_again(self, *asked: Any) -> list[Detections]:
+        """Does what `look` does, of few images and seldom."""
+        return self.look(*asked)
 
 
 class Detector(Exact, OnHub, Finder):
@@ -312,7 +344,7 @@ class Detector(Exact, OnHub, Finder):
             for m, x in images.items()
         }
 
-    def find(
+    def look(
         self,
         images: Mapping[str, Tensor],
         present: Mapping[str, Tensor],
@@ -321,7 +353,7 @@ class Detector(Exact, OnHub, Finder):
         doubt: Doubting = "drop",
         frozen: Mapping[str, Tensor] | None = None,
     ) -> list[Detections]:
-        """Does what `detect` does once images are prepared, fitted and stacked; see `Finder.find`."""
+        """Runs the network and turns its outputs into detections; see `Finder.find`."""
         check_doubting(doubt)
         training = [module for module in self.modules() if module.training]
         self.eval()
@@ -351,7 +383,7 @@ class Detector(Exact, OnHub, Finder):
         doubt: Doubting = "drop",
         frozen: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, ...]:
-        """Does what `find` does, of a detector in eval mode, in shapes and steps that depend on no value: for graphs.
+        """Does what `look` does, of a detector in eval mode, in shapes and steps that depend on no value: for graphs.
 
         A sensor is in those of `images` (B, C, H, W) where its mask in `present` (B,) bool says so, on the device, or
         in all if it has none, whatever the image of one that isn't there holds. All run. Returns what `decode_padded`

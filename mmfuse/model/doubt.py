@@ -1,7 +1,9 @@
-"""Doubt: how far a sensor's features are from what training saw, and which sensors aren't believed for it."""
+"""Doubt: how far a sensor's features are from what training saw, which sensors aren't believed for it, and what is
+found where nobody knows whom to believe.
+"""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -12,6 +14,7 @@ from torch.export import register_dataclass
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.model.agreement import Witness, strangers
 from mmfuse.model.layers import Exact
+from mmfuse.model.postprocess import Selection, suppress
 from mmfuse.sample import Detections
 
 Doubting = Literal["drop", "weigh", "report", "off"]
@@ -204,6 +207,55 @@ def check_doubting(doubt: str) -> None:
     """
     if doubt not in get_args(Doubting):
         raise UserError(f"doubt: {unknown_name(doubt, get_args(Doubting), 'way to doubt')}")
+
+
+def second_look(
+    look: Callable[..., list[Detections]],
+    found: list[Detections],
+    images: Mapping[str, Tensor],
+    contents: Tensor | None,
+    selection: Selection,
+    doubt: Doubting,
+    lowest: float,
+) -> list[Detections]:
+    """Returns what is `found` in images, but for those in which several sensors that weren't dropped all show another
+    scene: there it is what each of them finds alone, as `shared` has it.
+
+    Features of different scenes merge into objects that are in neither. One of the scenes is the true one, and nothing
+    tells which. Only these images are looked at again, by `look` (see `Finder.look`) above the threshold `lowest`,
+    unless `doubt` leaves nothing out.
+    """
+    if doubt not in LEAVING_OUT:
+        return found
+    odd = {row: [m for m in one.disagreeing if m not in one.dropped] for row, one in enumerate(found)}
+    odd = {row: names for row, names in odd.items() if len(names) > 1}
+    alone: dict[int, list[Detections]] = {row: [] for row in odd}
+    for m in dict.fromkeys(m for names in odd.values() for m in names):
+        rows = [row for row, names in odd.items() if m in names]
+        seen = None if contents is None else contents[rows]
+        each = look({m: images[m][rows]}, {}, seen, replace(selection, threshold=lowest), doubt)
+        for row, one in zip(rows, each, strict=True):
+            alone[row].append(one)
+    together = {row: shared(each, selection) for row, each in alone.items()}
+    return [
+        replace(one, **{name: getattr(together[row], name) for name in ("boxes", "scores", "labels")})
+        if row in together
+        else one
+        for row, one in enumerate(found)
+    ]
+
+
+def shared(found: Sequence[Detections], selection: Selection) -> Detections:
+    """Returns all that M sensors found alone in an image of which one of them is right, each as likely as another.
+
+    So what a sensor finds is there with 1 / M of the probability that it gives. Boxes of one class that overlap are
+    one, as in an image that sensors agree on: the best of them.
+    """
+    boxes, scores, labels = (torch.cat([getattr(one, name) for one in found]) for name in ("boxes", "scores", "labels"))
+    best = scores.argsort(descending=True, stable=True)
+    boxes, scores, labels = boxes[best], scores[best] / len(found), labels[best]
+    kept = suppress(boxes[None], scores[None], labels[None], selection)[: selection.max_detections]
+    return Detections(boxes[kept], scores[kept], labels[kept])
 
 
 def broken_sensors(

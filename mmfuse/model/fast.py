@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -96,7 +96,11 @@ class FastDetector(Finder):
         """A hash of all that it is made of, norms folded."""
         return self.network.digest
 
-    def find(
+    def look_again(self, *asked: Any) -> list[Detections]:
+        """Does what `Detector.look` does, for which nothing has to be captured."""
+        return [one.to(self.device) for one in self.network.look(*asked)]
+
+    def look(
         self,
         images: Mapping[str, Tensor],
         present: Mapping[str, Tensor],
@@ -105,9 +109,9 @@ class FastDetector(Finder):
         doubt: Doubting = "drop",
         frozen: Mapping[str, Tensor] | None = None,
     ) -> list[Detections]:
-        """Does what `Detector.find` does."""
+        """Does what `Detector.look` does."""
         if self.backend == "eager" or not self._fit(images):
-            found = self.network.find(images, present, contents, selection, doubt, frozen)
+            found = self.network.look(images, present, contents, selection, doubt, frozen)
             return [one.to(self.device) for one in found]
         check_doubting(doubt)
         presence = Presence.given(self.modalities, images, present)
@@ -167,7 +171,7 @@ class FastDetector(Finder):
             drawn = low + (high - low) * torch.rand(shape, generator=generator)
             images[m] = drawn.to(kind).to(self.network.device)
         with torch.inference_mode():
-            answers = self.find(images, {}), self.network.find(images, {})
+            answers = self.look(images, {}), self.network.look(images, {})
         for got, expected in zip(*answers, strict=True):
             scores = pad_sequence([got.scores, expected.scores.cpu()], batch_first=True)
             apart = (scores[0] - scores[1]).abs()

@@ -105,7 +105,8 @@ def test_the_sensor_decides_what_suits():
     anywhere = {"missing", "frozen", "another_scene", "shift", "rotation"}
     anywhere |= {"blank_white", "blank_black", "constant", "dead_pixels"}
     light = {*anywhere, "blur", "fog", "noise", "lens_dirt"}
-    assert suiting(Sensor(3)) == light | {"under_exposure", "over_exposure"}
+    assert suiting(Sensor(3)) == light | {"under_exposure", "over_exposure", "camouflage"}
+    assert suiting(Sensor(3, register="rig")) == light | {"under_exposure", "over_exposure"}
     warmth = light | {"gain", "agc", "nonuniformity"}
     assert suiting(Sensor(1)) == suiting(replace(COUNTS, register="resize")) == warmth | {"crossover"}
     assert suiting(replace(COUNTS, register="rig")) == warmth  # boxes can't be brought to its raw image
@@ -115,12 +116,12 @@ def test_the_sensor_decides_what_suits():
 
 def test_training_may_use_what_is_not_kept_for_measuring():
     assert set(UNSEEN) <= BY_NAME.keys()
-    kept_out = {"blank_white", "constant", "frozen", "another_scene", "crossover", "lens_dirt", "fog"}
+    kept_out = {"blank_white", "constant", "frozen", "another_scene", "lens_dirt", "fog"}
     assert kept_out <= {c.name for c in CORRUPTIONS if not c.trainable} == set(UNSEEN)
     names = {m: [c.name for c in trainable(s)] for m, s in (("c", COLOUR), ("t", COUNTS), ("d", DEPTH))}
     shared = ["missing", "blank_black", "dead_pixels"]
-    assert names["c"] == [*shared, "under_exposure", "over_exposure", "blur", "noise"]
-    assert names["t"] == [*shared, "blur", "gain", "nonuniformity", "noise"]
+    assert names["c"] == [*shared, "under_exposure", "over_exposure", "blur", "noise", "camouflage"]
+    assert names["t"] == [*shared, "blur", "gain", "nonuniformity", "noise", "crossover"]
     assert names["d"] == [*shared, "depth_noise", "depth_holes"]
 
 
@@ -316,6 +317,17 @@ def test_crossover_makes_objects_as_warm_as_what_is_behind_them():
         apart[:, 8:30, 10:26] = apart[:, 30:, 52:] = 0
         assert (apart == 0).all()
     assert same(BY_NAME["crossover"](warm, COUNTS, 5), warm)  # without objects nothing changes
+
+
+def test_camouflage_gives_objects_the_colours_behind_them():
+    _, warm, boxes = street()
+    grey = (warm.float() - 7000) / 4
+    colours = torch.cat((grey, 255 - grey, 0.5 * grey)).round().to(torch.uint8)
+    hidden = BY_NAME["camouflage"](colours, COLOUR, 5, 0, boxes)
+    for channel in range(3):
+        one = BY_NAME["crossover"](colours[channel : channel + 1], Sensor(1), 5, 0, boxes)
+        assert same(hidden[channel : channel + 1], one)
+    assert same(BY_NAME["camouflage"](colours, COLOUR, 5), colours)
 
 
 def test_crossover_bears_any_boxes():

@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import torch
 
 from mmfuse.data.annotations.cards import load_card
 from mmfuse.data.annotations.readers import read_split
 from mmfuse.data.loader import train_loader
-from mmfuse.evaluation.corruptions import UNSEEN
+from mmfuse.evaluation.corruptions import UNSEEN, ObjectCorruption, objects_in
+from mmfuse.images.decode import read_image
 from mmfuse.recipes import DataRecipe
 from mmfuse.training.faults import Strikes, Struck
 
@@ -14,20 +17,50 @@ def drawn(share, record, sensors, count=400):
     return [Strikes(share)(record, sensors, torch.Generator().manual_seed(seed)) for seed in range(count)]
 
 
+def hides(one):
+    return one[1] is not None and isinstance(one[1].fault, ObjectCorruption)
+
+
 def test_one_sensor_of_the_share_is_struck_by_what_training_may_know(paired_set):
     card = load_card(paired_set)
     record, sensors = read_split(card, "train")[0], {m: card.modalities[m] for m in ("rgb", "thermal")}
     assert drawn(0.0, record, sensors) == [None] * 400
-    struck = [one for one in drawn(0.5, record, sensors) if one is not None]
-    assert 160 < len(struck) < 240
+    hidden, struck = ([one for one in drawn(0.4, record, sensors) if one and hides(one) == h] for h in (True, False))
+    assert 120 < len(struck) < 200
     assert {m for m, _ in struck} == {"rgb", "thermal"}
     changes = [change for _, change in struck if change is not None]
     assert 0 < len(struck) - len(changes) < 80
     assert {change.severity for change in changes} == {1, 2, 3, 4, 5}
+    assert all(len(change.boxes) == 0 for change in changes)
     names = {change.fault.name for change in changes}
     assert {"noise", "blur", "gain", "over_exposure"} <= names
     assert not names & set(UNSEEN)
     assert all(change.fault.suits(sensors[change.modality]) for change in changes)
+
+    assert 120 < len(hidden) < 200
+    assert {(m, change.fault.name) for m, change in hidden} == {("rgb", "camouflage"), ("thermal", "crossover")}
+
+
+def test_some_objects_are_hidden_from_one_sensor(paired_set):
+    card = load_card(paired_set)
+    record, sensors = read_split(card, "train")[0], {m: card.modalities[m] for m in ("rgb", "thermal")}
+    every = {tuple(box) for box in objects_in(record, "rgb", sensors["rgb"]).tolist()}
+    hidden = [change for _, change in filter(None, drawn(0.5, record, sensors)) if change and hides((None, change))]
+    chosen = [{tuple(box) for box in change.boxes.tolist()} for change in hidden]
+    assert all(some <= every for some in chosen)
+    assert 0.4 < sum(map(len, chosen)) / len(chosen) / len(every) < 0.6
+    change = next(c for c in hidden if c.modality == "thermal" and len(c.boxes) and c.severity == 5)
+    raw = read_image(record.files["thermal"], sensors["thermal"])
+    struck = change(record.image_id, "thermal", raw)
+    assert torch.equal(struck, change.fault(raw, sensors["thermal"], 5, 0, change.boxes))
+    assert not torch.equal(struck, raw)
+
+
+def test_a_sensor_without_boxes_in_its_image_hides_nothing(paired_set):
+    card = load_card(paired_set)
+    record = read_split(card, "train")[0]
+    warped = {m: replace(card.modalities[m], register="rig") for m in ("rgb", "thermal")}
+    assert not any(hides(one) for one in drawn(0.5, record, warped) if one)
 
 
 def test_the_last_sensor_is_never_struck(paired_set):

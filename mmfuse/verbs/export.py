@@ -275,7 +275,7 @@ def _compare(
     for number, scene in enumerate(scenes):
         for mask in masks_of(detector.modalities):
             views = detector.sight.views([scene], mask)
-            (expected,) = detector.find(views.images, views.present, views.contents, header.selection, header.doubt)
+            (expected,) = detector.look(views.images, views.present, views.contents, header.selection, header.doubt)
             fitted = {
                 m: _numpy(views.images[m], sensor)
                 if m in views.images

@@ -78,11 +78,14 @@ def test_three_sensors_of_other_pixels_are_exported(tmp_path, options):
     sound, doubted = (detector.detect(images)[0].doubt["warm"] for images in (scene, blind))
     assert doubted > 2 * sound
     detector.doubts["warm"].threshold.mul_((sound * doubted) ** 0.5)
+    detector.agreement.least[:2, :2] = 2  # where warm and far are alone, they show two scenes
     mmfuse.export(detector, tmp_path / "d.onnx")
     exported = mmfuse.load(tmp_path / "d.onnx")
-    for images in (scene, {m: scene[m] for m in ("far", "own")}, {"own": scene["own"]}, blind):
+    apart = {m: scene[m] for m in ("warm", "far")}
+    for images in (scene, {m: scene[m] for m in ("far", "own")}, {"own": scene["own"]}, apart, blind):
         (found,), (expected,) = exported.detect(images), detector.detect(images)
         torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-3)
+        assert found.disagreeing == expected.disagreeing == (("warm", "far") if images is apart else ())
         assert found.dropped == expected.dropped == (("warm",) if images is blind else ())
         assert found.doubt == pytest.approx(expected.doubt, rel=1e-2)
     (alone,) = detector.detect({m: scene[m] for m in ("far", "own")})

@@ -19,13 +19,13 @@ def collect(
     without: Collection[str] = (),
     selection: Selection = DEFAULT,
     doubt: Doubting = "drop",
-    frozen: Mapping[str, Collection[int]] | None = None,
+    stuck: Mapping[str, Collection[int]] | None = None,
     progress: str | None = None,
 ) -> dict[int, Detections]:
     """Returns the detections of every image, by its id, in original pixels, on the CPU.
 
     `without` names modalities to leave out; an image that has no other is left without detections. `selection` says how
-    they are chosen, `doubt` is as for `detect`. `frozen` maps a modality to the ids of the images that show an old
+    they are chosen, `doubt` is as for `detect`. `stuck` maps a modality to the ids of the images that show an old
     frame of it, whose bits say so. `progress` is the title of a progress bar, None for none.
 
     Raises:
@@ -46,7 +46,7 @@ def collect(
             batch.contents[seen],
             selection,
             doubt,
-            {m: torch.tensor([i in ids for i in batch.image_ids])[seen] for m, ids in (frozen or {}).items()},
+            {m: torch.tensor([i in ids for i in batch.image_ids])[seen] for m, ids in (stuck or {}).items()},
         )
         scales = batch.scale[seen].tolist()
         for row, detections, scale in zip(seen.nonzero()[:, 0].tolist(), results, scales, strict=True):

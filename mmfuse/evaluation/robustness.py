@@ -153,7 +153,7 @@ class Trial:
         loader = eval_loader(
             records, self.detector.sensors, self.detector.input_size, self.batch_size, self.workers, read
         )
-        return collect(self.detector, _told(loader, progress), frozen=stopped)
+        return collect(self.detector, _told(loader, progress), stuck=stopped)
 
 
 class Trials:

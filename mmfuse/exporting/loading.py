@@ -96,9 +96,9 @@ class ExportedDetector(Finder):
         contents: Tensor | None = None,
         selection: Selection = DEFAULT,
         doubt: Doubting = "drop",
-        frozen: Mapping[str, Tensor] | None = None,
+        stuck: Mapping[str, Tensor] | None = None,
     ) -> list[Detections]:
-        """Does what `Detector.look` does, but that it takes no notice of frames that are `frozen`.
+        """Does what `Detector.look` does, but that it takes no notice of frames that are `stuck`.
 
         Raises:
             UserError: it is asked for what was decided otherwise at export.

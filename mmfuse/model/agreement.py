@@ -59,14 +59,14 @@ class Agreement(Exact):
                     pairs[i * count + j] = pairs[j * count + i] = (one * other).sum((1, 2, 3))
         return torch.stack(pairs, 1).view(-1, count, count)
 
-    def witness(self, images: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> "Witness":
-        """Returns what is known of encoded images; `frozen` (B,) bool by modality is on any device, none if absent.
+    def witness(self, images: Mapping[str, Tensor], stuck: Mapping[str, Tensor]) -> "Witness":
+        """Returns what is known of encoded images; `stuck` (B,) bool by modality is on any device, none if absent.
 
         What can't be compared counts as one scene.
         """
         values = self(images)
         fresh = torch.zeros(values.shape[0], dtype=torch.bool)
-        again = torch.stack([frozen.get(m, fresh) for m in self.modalities], 1)
+        again = torch.stack([stuck.get(m, fresh) for m in self.modalities], 1)
         return Witness(~(values < self.least), ~(values < self.clear), to_device(again, values.device))
 
     def _unusual(self, image: Tensor, number: int) -> Tensor:
@@ -111,9 +111,9 @@ def strangers(agrees: Tensor, compared: Tensor) -> Tensor:
 class Witness:
     """What is known of the sensors of a batch beside their features: which of them show the same scene, `agrees`
     (B, M, M) bool, and which do so `clearly`; and whose frame has been the very same for longer than is usual of it,
-    `frozen` (B, M).
+    `stuck` (B, M).
     """
 
     agrees: Tensor
     clearly: Tensor
-    frozen: Tensor
+    stuck: Tensor

@@ -149,15 +149,15 @@ class Finder(ABC):
         contents: Tensor | None = None,
         selection: Selection = DEFAULT,
         doubt: Doubting = "drop",
-        frozen: Mapping[str, Tensor] | None = None,
+        stuck: Mapping[str, Tensor] | None = None,
     ) -> list[Detections]:
         """Does what `detect` does once images are prepared, fitted and stacked: (B, C, H, W), of any type.
 
-        `present` and `frozen` are as for `Detector.forward`; `contents` (B, 2) is the height and width of what isn't
+        `present` and `stuck` are as for `Detector.forward`; `contents` (B, 2) is the height and width of what isn't
         padding, to which boxes are clipped, all if None. Where sensors show different scenes, and nothing says which is
         right, there is a second look: see `doubt.second_look`.
         """
-        found = self.look(images, present, contents, selection, doubt, frozen)
+        found = self.look(images, present, contents, selection, doubt, stuck)
         return second_look(self.look_again, found, images, contents, selection, doubt, self.lowest)
 
     @abstractmethod
@@ -168,7 +168,7 @@ class Finder(ABC):
         contents: Tensor | None = None,
         selection: Selection = DEFAULT,
         doubt: Doubting = "drop",
-        frozen: Mapping[str, Tensor] | None = None,
+        stuck: Mapping[str, Tensor] | None = None,
     ) -> list[Detections]:
         """Does what `find` does, once."""
 
@@ -248,7 +248,7 @@ class Detector(Exact, OnHub, Finder):
         present: Mapping[str, Tensor] | None = None,
         *,
         doubt: Doubting = "drop",
-        frozen: Mapping[str, Tensor] | None = None,
+        stuck: Mapping[str, Tensor] | None = None,
     ) -> Any:
         """Runs the network on encoded, normalised images (see `normalise`) and returns what `loss` and `decode` take.
 
@@ -258,7 +258,7 @@ class Detector(Exact, OnHub, Finder):
         In eval mode, and where the detector was calibrated for it (`mmfuse.calibrate`), each sensor of each image is
         judged by its features and by what the others show, and `doubt` says what comes of it: see `doubt.Doubting`. On
         a CPU the rest of the network doesn't run for what was dropped; elsewhere, and compiled, its weights are zero
-        and the host doesn't wait. `frozen` maps a modality to (B,) bool, True where its frame has been the very same
+        and the host doesn't wait. `stuck` maps a modality to (B,) bool, True where its frame has been the very same
         for longer than is usual of it: unless it clearly shows what another believed one shows, it is an old one.
 
         Raises:
@@ -266,7 +266,7 @@ class Detector(Exact, OnHub, Finder):
         """
         size, presence = self.checked(images, present or {})
         doubt = "off" if self.training else doubt
-        return self._run_judged(images, size, presence, doubt, frozen or {})
+        return self._run_judged(images, size, presence, doubt, stuck or {})
 
     def _run_judged(
         self,
@@ -274,12 +274,12 @@ class Detector(Exact, OnHub, Finder):
         size: tuple[int, int],
         presence: Presence,
         doubt: Doubting,
-        frozen: Mapping[str, Tensor],
+        stuck: Mapping[str, Tensor],
     ) -> Any:
         """Sets the sensors beside one another, unless nobody looks, and runs the network in its own type."""
         witness = None
         if self.agreement is not None and doubt != "off":
-            witness = self.agreement.witness(images, frozen)
+            witness = self.agreement.witness(images, stuck)
         return self.run({m: x.to(self.dtype) for m, x in images.items()}, size, presence, doubt, witness)
 
     @abstractmethod
@@ -351,7 +351,7 @@ class Detector(Exact, OnHub, Finder):
         contents: Tensor | None = None,
         selection: Selection = DEFAULT,
         doubt: Doubting = "drop",
-        frozen: Mapping[str, Tensor] | None = None,
+        stuck: Mapping[str, Tensor] | None = None,
     ) -> list[Detections]:
         """Runs the network and turns its outputs into detections; see `Finder.find`."""
         check_doubting(doubt)
@@ -364,7 +364,7 @@ class Detector(Exact, OnHub, Finder):
                 broken = None if doubt == "off" else broken_sensors(images, encoded, present)
                 if broken is not None and doubt in LEAVING_OUT:
                     present = {m: ~gone & present.get(m, ~gone) for m, gone in broken.items()}
-                outputs = self(encoded, present, doubt=doubt, frozen=frozen)
+                outputs = self(encoded, present, doubt=doubt, stuck=stuck)
                 found = [replace(one, classes=self.classes) for one in self.decode(outputs, contents, selection)]
                 judgement = outputs.judgement
                 if broken is not None:
@@ -381,7 +381,7 @@ class Detector(Exact, OnHub, Finder):
         contents: Tensor | None = None,
         selection: Selection = DEFAULT,
         doubt: Doubting = "drop",
-        frozen: Mapping[str, Tensor] | None = None,
+        stuck: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, ...]:
         """Does what `look` does, of a detector in eval mode, in shapes and steps that depend on no value: for graphs.
 
@@ -398,7 +398,7 @@ class Detector(Exact, OnHub, Finder):
         if doubt in LEAVING_OUT:
             masks |= {m: ~gone & masks[m] if m in masks else ~gone for m, gone in broken.items()}
         presence = presence.doubted({m: ~mask for m, mask in masks.items()})
-        outputs = self._run_judged(encoded, size, presence, doubt, frozen or {})
+        outputs = self._run_judged(encoded, size, presence, doubt, stuck or {})
         boxes, scores, labels = self.decode_padded(outputs, contents, selection)
         none = labels.new_zeros(labels.shape[0], dtype=torch.bool)
         seen = torch.stack([masks.get(m, ~none) for m in images], 1).any(1, keepdim=True)

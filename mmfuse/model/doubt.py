@@ -148,7 +148,7 @@ class Judgement:
             disagreeing = strangers(witness.agrees, others)
             others_agree = (others & witness.agrees).flatten(1).any(1, keepdim=True)
             unconfirmed = strangers(witness.clearly, others) | ~others.any(2)
-            stale = (disagreeing & others_agree) | (witness.frozen & unconfirmed)
+            stale = (disagreeing & others_agree) | (witness.stuck & unconfirmed)
             fresh = there & ~stale & ~doubts.isinf()
             left = there & ~(stale & fresh.any(1, keepdim=True))
         if doubting not in LEAVING_OUT:

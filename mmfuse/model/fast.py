@@ -107,17 +107,17 @@ class FastDetector(Finder):
         contents: Tensor | None = None,
         selection: Selection = DEFAULT,
         doubt: Doubting = "drop",
-        frozen: Mapping[str, Tensor] | None = None,
+        stuck: Mapping[str, Tensor] | None = None,
     ) -> list[Detections]:
         """Does what `Detector.look` does."""
         if self.backend == "eager" or not self._fit(images):
-            found = self.network.look(images, present, contents, selection, doubt, frozen)
+            found = self.network.look(images, present, contents, selection, doubt, stuck)
             return [one.to(self.device) for one in found]
         check_doubting(doubt)
         presence = Presence.given(self.modalities, images, present)
         there = [m for m in self.modalities if not presence.rows[m].nothing]
         kind = _Kind(tuple((m, images[m].dtype) for m in there), presence.plain, selection, doubt)
-        told = self._told(presence, contents, frozen or {})
+        told = self._told(presence, contents, stuck or {})
         found = []
         with torch.inference_mode():
             graph = self._graph(kind)
@@ -140,14 +140,14 @@ class FastDetector(Finder):
             for m, x in images.items()
         )
 
-    def _told(self, presence: Presence, contents: Tensor | None, frozen: Mapping[str, Tensor]) -> Tensor:
+    def _told(self, presence: Presence, contents: Tensor | None, stuck: Mapping[str, Tensor]) -> Tensor:
         """Returns what a graph is told of each image besides its pixels: (B, 2 + 2 M) on the host."""
         told = torch.zeros(presence.batch, 2 + 2 * len(self.modalities))
         told[:, :2] = torch.tensor(self.input_size) if contents is None else contents
         for k, (m, rows) in enumerate(presence.rows.items(), 2):
             told[:, k] = rows.host if isinstance(rows.mask, Tensor) else float(rows.mask)
-            if m in frozen:
-                told[:, k + len(self.modalities)] = frozen[m]
+            if m in stuck:
+                told[:, k + len(self.modalities)] = stuck[m]
         return told
 
     def _graph(self, kind: "_Kind") -> "_Graph":
@@ -270,8 +270,8 @@ class _Graph:
         contents, masks, again = self.told.split((2, *[len(self.network.modalities)] * 2), 1)
         names = self.network.modalities
         seen = {} if self.kind.whole else {m: masks[:, k] > 0 for k, m in enumerate(names) if m in self.images}
-        frozen = {m: again[:, k] > 0 for k, m in enumerate(names)}
-        told = self.network.find_padded(self.images, seen, contents, self.kind.selection, self.kind.doubt, frozen)
+        stuck = {m: again[:, k] > 0 for k, m in enumerate(names)}
+        told = self.network.find_padded(self.images, seen, contents, self.kind.selection, self.kind.doubt, stuck)
         return torch.cat([x.flatten(1).float() for x in told], 1)
 
 

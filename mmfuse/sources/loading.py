@@ -50,21 +50,20 @@ class LastFrames:
         self._shown: dict[str, int] = {}
         self._runs: dict[str, deque[int]] = {}
 
-    def frozen(self, loaded: Loaded) -> dict[str, Tensor]:
-        """Returns in which of the scenes that are shown (B,) bool a sensor is frozen, by modality, and goes on past
-        them.
+    def stuck(self, loaded: Loaded) -> dict[str, Tensor]:
+        """Returns in which of the scenes that are shown (B,) bool a sensor is stuck, by modality; goes on past them.
 
-        It is where its frame has the very bits of the one before, which a sensor that works never gives twice. A slower
-        one does, beside a faster: there it is frozen where the frame is shown twice as often as the median of its last
-        frames, until then once.
+        Its frame has the very bits of the one before there, which a sensor that works never gives twice. A slower one
+        does, beside a faster: it is stuck where the frame is shown twice as often as the median of its last frames, of
+        which the first counts as shown once.
         """
         rows = []
         for digests in loaded.digests:
-            rows.append({m: self._is_frozen(m, digest) for m, digest in digests.items()})
+            rows.append({m: self._is_stuck(m, digest) for m, digest in digests.items()})
         shown = [rows[row] for row in loaded.rows]
         return {m: torch.tensor([row.get(m, False) for row in shown]) for m in {m: None for row in shown for m in row}}
 
-    def _is_frozen(self, modality: str, digest: bytes) -> bool:
+    def _is_stuck(self, modality: str, digest: bytes) -> bool:
         runs = self._runs.setdefault(modality, deque(maxlen=_RUNS_REMEMBERED))
         if self._digests.get(modality) == digest:
             self._shown[modality] += 1

@@ -133,10 +133,10 @@ class _Finder:
 
     def each(self, loaded: Loaded, last: LastFrames) -> list[Prediction]:
         found: dict[int, Detections] = {}
-        frozen = last.frozen(loaded)
+        stuck = last.stuck(loaded)
         if loaded.views is not None:
             views = loaded.views
-            rows = self.detector.find(views.images, views.present, views.contents, self.selection, self.doubt, frozen)
+            rows = self.detector.find(views.images, views.present, views.contents, self.selection, self.doubt, stuck)
             self.detector.sight.check_units(views)
             found = dict(zip(loaded.rows, views.restore(rows), strict=True))
         told = []

@@ -46,14 +46,14 @@ class Watching(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.finds = finds
         self.seen = []
-        self.frozen = []
+        self.stuck = []
 
-    def find(self, images, present, contents, selection, doubt, frozen):
+    def find(self, images, present, contents, selection, doubt, stuck):
         found = []
         for row in range(len(images["rgb"])):
             there = {m: bool(mask[row]) for m, mask in present.items()}
             self.seen.append({m: images[m][row] for m in images if there[m]})
-            self.frozen.append([m for m, mask in frozen.items() if mask[row]])
+            self.stuck.append([m for m, mask in stuck.items() if mask[row]])
             box = torch.tensor([[4.0, 4, 30, 20]])
             found.append(
                 Detections(box, torch.tensor([0.9]), torch.tensor([0])) if there[self.finds] else Detections.empty()
@@ -186,7 +186,7 @@ def test_a_fault_is_judged_against_the_sensor_missing_with_a_paired_interval(rec
     for finds, left in (("thermal", ids[:0]), ("rgb", ids[:2])):
         lacking = {"thermal": boxes_of(records, left)}
         trials.append(trial(Watching(finds), records, lacking=lacking))
-    trials[1].detector.find = lambda images, present, contents, selection, doubt, frozen: (
+    trials[1].detector.find = lambda images, present, contents, selection, doubt, stuck: (
         [Detections(torch.tensor([[4.0, 4, 30, 20], [40, 4, 60, 20]]), torch.tensor([0.9, 0.4]), torch.tensor([0, 0]))]
         * len(images["rgb"])
     )
@@ -217,10 +217,10 @@ def test_a_frozen_sensor_shows_the_previous_frame(records):
         late = max(i - 1, 0)
         assert same(saw["thermal"], clean[late]["thermal"])
         assert same(saw["rgb"], clean[i]["rgb"])
-    assert detector.frozen == [[], *[["thermal"]] * 9]
-    detector.frozen.clear()
+    assert detector.stuck == [[], *[["thermal"]] * 9]
+    detector.stuck.clear()
     run(trial(detector, records), "another_scene", "thermal", 3)
-    assert not any(detector.frozen)
+    assert not any(detector.stuck)
 
 
 def test_frames_come_from_the_images_that_are_not_scored_too(records):

@@ -121,13 +121,13 @@ def test_a_sensor_that_is_not_given_is_not_compared():
     witness = fitted().witness({"a": torch.randn(2, 1, 64, 64)}, {})
     assert witness.agrees.all()
     assert witness.clearly.all()
-    assert not witness.frozen.any()
+    assert not witness.stuck.any()
 
 
 # ---- what comes of it
 
 
-def witness(agrees, clearly=None, frozen=()):
+def witness(agrees, clearly=None, stuck=()):
     """Of one image of three sensors, the pairs (0, 1), (0, 2), (1, 2)."""
 
     def square(pairs):
@@ -136,12 +136,12 @@ def witness(agrees, clearly=None, frozen=()):
             full[0, i, j] = full[0, j, i] = bool(value)
         return full
 
-    again = torch.tensor([[k in frozen for k in range(3)]])
+    again = torch.tensor([[k in stuck for k in range(3)]])
     return Witness(square(agrees), square(agrees if clearly is None else clearly), again)
 
 
 @pytest.mark.parametrize(
-    ("agrees", "clearly", "frozen", "there", "doubted", "dropped", "disagreeing"),
+    ("agrees", "clearly", "stuck", "there", "doubted", "dropped", "disagreeing"),
     [
         ((1, 1, 1), None, (), "abc", "", "", ""),
         ((0, 0, 1), None, (), "abc", "", "a", "a"),  # two against one
@@ -162,12 +162,12 @@ def witness(agrees, clearly=None, frozen=()):
         ((0, 0, 0), None, (0, 1), "abc", "", "ab", "abc"),
     ],
 )
-def test_who_is_dropped(agrees, clearly, frozen, there, doubted, dropped, disagreeing):
+def test_who_is_dropped(agrees, clearly, stuck, there, doubted, dropped, disagreeing):
     names = "abc"
     doubts = torch.tensor([[2.0 if m in doubted else 0.5 for m in names]])
     present = torch.tensor([[m in there for m in names]])
     for doubting in ("drop", "report"):
-        judged = Judgement.of(doubts, present, doubting, witness(agrees, clearly, frozen))
+        judged = Judgement.of(doubts, present, doubting, witness(agrees, clearly, stuck))
         told = [
             "".join(m for m, one in zip(names, row[0].tolist(), strict=True) if one)
             for row in (judged.dropped, judged.disagreeing)
@@ -206,7 +206,7 @@ def test_of_two_sensors_a_frozen_one_is_dropped_and_nobody_knows_else(placement)
     found = detector(struck)
     assert not found.judgement.dropped.any()
     assert found.judgement.disagreeing.tolist() == [[False, False], [True, True], [False, False]]
-    frozen = detector(struck, frozen={"b": torch.tensor([True, True, False])})
+    frozen = detector(struck, stuck={"b": torch.tensor([True, True, False])})
     assert frozen.judgement.dropped.tolist() == [[False, False], [False, True], [False, False]]
     same(detector.decode(frozen), detector.decode(detector(struck, {"b": torch.tensor([True, False, True])})))
 

@@ -52,7 +52,7 @@ def test_on_a_cpu_it_is_folded_channels_last_and_eager():
     assert weights
     assert all(x.is_contiguous(memory_format=torch.channels_last) for x in weights)
     same(made.detect(raw("ab", 2)), detector.detect(raw("ab", 2)))
-    assert not detector.frozen
+    assert not detector.stuck
 
 
 def test_it_is_a_snapshot():
@@ -133,10 +133,10 @@ def test_frames_that_repeat_are_told_to_the_graph(recorded):
     detector.begin_doubt()
     detector.agreement.clear.fill_(2.0)
     images, contents = raw("ab", 2), torch.tensor([[128.0, 128.0]] * 2)
-    frozen = {"b": torch.tensor([False, True])}
-    expected = detector.find(images, {}, contents, frozen=frozen)
+    stuck = {"b": torch.tensor([False, True])}
+    expected = detector.find(images, {}, contents, stuck=stuck)
     assert [one.dropped for one in expected] == [(), ("b",)]
-    same(detector.fast(batch=2).find(images, {}, contents, frozen=frozen), expected)
+    same(detector.fast(batch=2).find(images, {}, contents, stuck=stuck), expected)
 
 
 def test_what_is_not_finite_is_refused_or_left_out_as_by_the_detector(recorded):

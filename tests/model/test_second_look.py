@@ -70,7 +70,7 @@ def test_nobody_looks_again_where_it_is_known_who_is_right_or_nothing_is_to_be_l
     for detector, given, options in (
         (two, pair, {"doubt": "report"}),
         (two, pair, {"doubt": "off"}),
-        (two, pair, {"frozen": {"b": torch.tensor([False, True])}}),
+        (two, pair, {"stuck": {"b": torch.tensor([False, True])}}),
         (three, odd, {}),
     ):
         same(detector.find(given, {}, **options), detector.look(given, {}, **options))

@@ -64,18 +64,18 @@ def test_a_frame_repeats_that_has_the_bits_of_its_sensors_last(detector):
         {"rgb": rgb(2), "thermal": grey},
         {"rgb": rgb(1), "thermal": grey + 1},
     ]
-    assert frozen_in(views, detector) == {
+    assert stuck_in(views, detector) == {
         "rgb": [False, False, True, False, False],
         "thermal": [False, True, False, True, False],
     }
-    assert not LastFrames().frozen(load([Scene(views[0])], detector.sight))["rgb"].any()
+    assert not LastFrames().stuck(load([Scene(views[0])], detector.sight))["rgb"].any()
 
 
 def test_a_slower_sensor_is_frozen_where_it_repeats_for_longer_than_it_does(detector):
     """Thermal at a third of the rate of RGB: its first frame isn't known to be one of a slow sensor."""
     shown = [0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 3, 3, *[4] * 8, 5, 5, 5, 6]
     views = [{"rgb": rgb(k), "thermal": rgb(100 + value)[..., 0]} for k, value in enumerate(shown)]
-    found = frozen_in(views, detector)
+    found = stuck_in(views, detector)
     assert not any(found["rgb"])
     first, stuck = [1, 2], [12 + k for k in range(5, 8)]
     assert [k for k, told in enumerate(found["thermal"]) if told] == first + stuck
@@ -83,14 +83,14 @@ def test_a_slower_sensor_is_frozen_where_it_repeats_for_longer_than_it_does(dete
 
 def test_one_long_stop_does_not_make_a_sensor_a_slow_one(detector):
     views = [{"rgb": rgb(k), "thermal": rgb(v)[..., 0]} for k, v in enumerate([0, 1, 2, *[3] * 9, 4, 5, 6, 6])]
-    assert [k for k, told in enumerate(frozen_in(views, detector)["thermal"]) if told] == [*range(4, 12), 15]
+    assert [k for k, told in enumerate(stuck_in(views, detector)["thermal"]) if told] == [*range(4, 12), 15]
 
 
-def frozen_in(views, detector):
+def stuck_in(views, detector):
     last, found = LastFrames(), {"rgb": [], "thermal": []}
     for group in groups([Scene(images) for images in views], 2):
         loaded = load(group, detector.sight)
-        frozen = last.frozen(loaded)
+        stuck = last.stuck(loaded)
         for m, told in found.items():
-            told += frozen.get(m, torch.zeros(len(loaded.rows), dtype=torch.bool)).tolist()
+            told += stuck.get(m, torch.zeros(len(loaded.rows), dtype=torch.bool)).tolist()
     return found

@@ -52,7 +52,7 @@ def test_on_a_cpu_it_is_folded_channels_last_and_eager():
     assert weights
     assert all(x.is_contiguous(memory_format=torch.channels_last) for x in weights)
     same(made.detect(raw("ab", 2)), detector.detect(raw("ab", 2)))
-    assert not detector.stuck
+    assert not detector.frozen
 
 
 def test_it_is_a_snapshot():

@@ -48,13 +48,9 @@ OTHERS = (
 )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "options",
-    [{"placement": "boxes", "doubting": False}, *(pytest.param(options, marks=pytest.mark.long) for options in OTHERS)],
-    ids=str,
-)
-@pytest.mark.parametrize("precision", ["fp32", pytest.param("fp16", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("options", OTHERS, ids=str)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_two_sensors_are_exported(tmp_path, options, precision):
     """`export` compares it with the detector itself, also without each sensor."""
     made = mmfuse.export(make("rgb", "warm", **options), tmp_path / "d.onnx", precision=precision)

@@ -166,8 +166,8 @@ class Detections:
     All are tensors on the detector's device, float32 but for int64 labels. `classes` are the names of all labels.
     `doubt` says of each sensor that was judged how far its image is from what training saw, 1 where belief ends;
     `dropped` names those that were left out for it, `disagreeing` those of which no other shows the same scene: a good
-    image of another moment, or of another place. Where several are named that weren't left out, each was looked at
-    alone, and scores are shared; see `doubt.second_look`.
+    image of another moment, or of another place. Where these are all that are left, each was looked at alone,
+    unless nothing was to be left out, and scores are shared; see `doubt.second_look`.
     """
 
     boxes: Tensor

@@ -121,8 +121,8 @@ class Trial:
             return
         ids = [r.image_id for r in self.scored]
         records, changed = frames(corruption, self.records, modality, set(ids), self.seed)
-        stopped = {modality: changed} if corruption is FROZEN else {}
-        everywhere = lacking if corruption is MISSING else self._found(records, progress, stopped=stopped)
+        stuck = {modality: changed} if corruption is FROZEN else {}
+        everywhere = lacking if corruption is MISSING else self._found(records, progress, stuck=stuck)
         for severity in severities:
             struck = faulty(ids, severity, self.seed) & changed
             found, without = ({**self.clean, **{i: of[i] for i in struck}} for of in (everywhere, lacking))
@@ -148,12 +148,12 @@ class Trial:
         records: Sequence[Record],
         progress: Callable[[int], object],
         read: Read | None = None,
-        stopped: Mapping[str, Collection[int]] | None = None,
+        stuck: Mapping[str, Collection[int]] | None = None,
     ) -> Found:
         loader = eval_loader(
             records, self.detector.sensors, self.detector.input_size, self.batch_size, self.workers, read
         )
-        return collect(self.detector, _told(loader, progress), stuck=stopped)
+        return collect(self.detector, _told(loader, progress), stuck=stuck)
 
 
 class Trials:

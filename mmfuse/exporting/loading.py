@@ -84,11 +84,6 @@ class ExportedDetector(Finder):
         """The number of parameters of the detector that it was made from."""
         return self.header.parameters
 
-    @property
-    def lowest(self) -> float:
-        """The threshold that it was exported for."""
-        return self.header.selection.threshold
-
     def look(
         self,
         images: Mapping[str, Tensor],

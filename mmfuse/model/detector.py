@@ -127,7 +127,8 @@ class Finder(ABC):
         `resize` at their own scale. Runs in inference mode. See `Selection` for `threshold` to `soft`.
 
         A sensor that isn't believed counts as missing in its scene, which the result tells, and also whether sensors
-        show different scenes; see `Doubting` for `doubt`, and `predict` for scenes that follow one another. One whose
+        show different scenes, of which each then counts for its share (see `doubt.second_look`); see `Doubting` for
+        `doubt`, and `predict` for scenes that follow one another. One whose
         values aren't finite never is, unless `doubt` is "off"; NaN is a gap only where a sensor had gaps in training,
         or is registered.
 
@@ -158,7 +159,7 @@ class Finder(ABC):
         right, there is a second look: see `doubt.second_look`.
         """
         found = self.look(images, present, contents, selection, doubt, stuck)
-        return second_look(self.look_again, found, images, contents, selection, doubt, self.lowest)
+        return second_look(self.look_again, found, images, contents, selection, doubt)
 
     @abstractmethod
     def look(
@@ -172,18 +173,20 @@ class Finder(ABC):
     ) -> list[Detections]:
         """Does what `find` does, once."""
 
-    @property
-    def lowest(self) -> float:
-        """The lowest threshold of scores that can be asked for."""
-        return 0.0
-
-    def look_again(self, *asked: Any) -> list[Detections]:
+    def look_again(
+        self,
+        images: Mapping[str, Tensor],
+        present: Mapping[str, Tensor],
+        contents: Tensor | None,
+        selection: Selection,
+        doubt: Doubting,
+    ) -> list[Detections]:
         """Does what `look` does, of few images and seldom."""
-        return self.look(*asked)
+        return self.look(images, present, contents, selection, doubt)
 
 
 class Detector(Exact, OnHub, Finder):
-    """What every network has: its sensors, classes and sight, the checks of what it is given, and `find`.
+    """What every network has: its sensors, classes and sight, the checks of what it is given, and `look`.
 
     Images of modality m are (B, C_m, H, W), of one height and width in all modalities, multiples of
     `stride`. `present` maps a modality to (B,) bool, False where that image has no such sensor; a

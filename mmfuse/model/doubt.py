@@ -14,7 +14,7 @@ from torch.export import register_dataclass
 from mmfuse.errors import UserError, unknown_name
 from mmfuse.model.agreement import Witness, strangers
 from mmfuse.model.layers import Exact
-from mmfuse.model.postprocess import Selection, suppress
+from mmfuse.model.postprocess import Selection, select
 from mmfuse.sample import Detections
 
 Doubting = Literal["drop", "weigh", "report", "off"]
@@ -131,26 +131,26 @@ class Judgement:
         """Drops, if so asked, all sensors that are `there` (B, M) and doubted, from 1 on; where no other is left, all
         but the one that is doubted least.
 
-        Of the believed ones those are dropped too that disagree while others agree with one another, and those that are
-        frozen, unless they clearly agree with another believed one or no other is fresh: a doubted one is better than
-        old news. Which of two sensors shows the wrong scene nothing else tells.
+        Of the believed ones those are dropped too that disagree while others agree with one another; and those that are
+        stuck, unless they clearly agree with a believed one that isn't, or nothing else is left: a doubted one is
+        better than old news. Which of two sensors shows the wrong scene nothing else tells.
 
-        To "weigh", only what is doubted beyond all measure is dropped so; of all others the belief is 1 / (1 + d^4) of
+        To "weigh", only what is doubted beyond all measure is dropped so, and can't vouch for a stuck one; of all
+        others the belief is 1 / (1 + d^4) of
         a doubt d: a half where else belief ends.
         """
         doubted = there & (doubts >= 1)
         disagreeing = torch.zeros_like(there)
         left = there
         if witness is not None:
-            believed = there & ~doubted
-            itself = torch.eye(there.shape[1], dtype=torch.bool, device=there.device)
-            others = believed[:, :, None] & believed[:, None] & ~itself
+            others = _pairs(there & ~doubted)
+            fresh = ~witness.stuck[:, None]
             disagreeing = strangers(witness.agrees, others)
-            others_agree = (others & witness.agrees).flatten(1).any(1, keepdim=True)
-            unconfirmed = strangers(witness.clearly, others) | ~others.any(2)
-            stale = (disagreeing & others_agree) | (witness.stuck & unconfirmed)
-            fresh = there & ~stale & ~doubts.isinf()
-            left = there & ~(stale & fresh.any(1, keepdim=True))
+            others_agree = (others & fresh & witness.agrees).flatten(1).any(1, keepdim=True)
+            vouching = _pairs(there & ~(doubts.isinf() if doubting == "weigh" else doubted)) & fresh
+            stale = (disagreeing & others_agree) | (witness.stuck & ~(vouching & witness.clearly).any(2))
+            some_left = (there & ~stale & ~doubts.isinf()).any(1, keepdim=True)
+            left = there & ~(stale & some_left)
         if doubting not in LEAVING_OUT:
             return Judgement(doubts, torch.zeros_like(there), disagreeing)
         lost = left & (doubted if doubting == "drop" else doubts.isinf())
@@ -199,6 +199,12 @@ class Judgement:
 register_dataclass(Judgement)
 
 
+def _pairs(those: Tensor) -> Tensor:
+    """Returns which two different ones (B, M, M) both are of `those` (B, M)."""
+    itself = torch.eye(those.shape[1], dtype=torch.bool, device=those.device)
+    return those[:, :, None] & those[:, None] & ~itself
+
+
 def check_doubting(doubt: str) -> None:
     """Refuses a word that isn't a `Doubting`.
 
@@ -216,24 +222,24 @@ def second_look(
     contents: Tensor | None,
     selection: Selection,
     doubt: Doubting,
-    lowest: float,
 ) -> list[Detections]:
-    """Returns what is `found` in images, but for those in which several sensors that weren't dropped all show another
-    scene: there it is what each of them finds alone, as `shared` has it.
+    """Returns what is `found` in images, but for those in which each of several sensors shows another scene, and no
+    sensor that was judged and not dropped shows the same as another: there it is what each finds alone, `shared`.
 
     Features of different scenes merge into objects that are in neither. One of the scenes is the true one, and nothing
-    tells which. Only these images are looked at again, by `look` (see `Finder.look`) above the threshold `lowest`,
-    unless `doubt` leaves nothing out.
+    tells which. Only these images are looked at again, by `look` (see `Finder.look`), unless `doubt` leaves nothing
+    out.
     """
     if doubt not in LEAVING_OUT:
         return found
-    odd = {row: [m for m in one.disagreeing if m not in one.dropped] for row, one in enumerate(found)}
-    odd = {row: names for row, names in odd.items() if len(names) > 1}
+    odd = {row: names for row, one in enumerate(found) if len(names := _left(one)) > 1 and names <= {*one.disagreeing}}
     alone: dict[int, list[Detections]] = {row: [] for row in odd}
-    for m in dict.fromkeys(m for names in odd.values() for m in names):
+    for m in images:
         rows = [row for row, names in odd.items() if m in names]
+        if not rows:
+            continue
         seen = None if contents is None else contents[rows]
-        each = look({m: images[m][rows]}, {}, seen, replace(selection, threshold=lowest), doubt)
+        each = look({m: images[m][rows]}, {}, seen, selection, doubt)
         for row, one in zip(rows, each, strict=True):
             alone[row].append(one)
     together = {row: shared(each, selection) for row, each in alone.items()}
@@ -245,17 +251,21 @@ def second_look(
     ]
 
 
+def _left(found: Detections) -> set[str]:
+    """Returns the sensors that were judged and not dropped."""
+    return {m for m in found.doubt if m not in found.dropped}
+
+
 def shared(found: Sequence[Detections], selection: Selection) -> Detections:
     """Returns all that M sensors found alone in an image of which one of them is right, each as likely as another.
 
-    So what a sensor finds is there with 1 / M of the probability that it gives. Boxes of one class that overlap are
-    one, as in an image that sensors agree on: the best of them.
+    So what a sensor finds is there with 1 / M of the probability that it gives. Boxes that overlap are chosen from as
+    in an image that sensors agree on.
     """
     boxes, scores, labels = (torch.cat([getattr(one, name) for one in found]) for name in ("boxes", "scores", "labels"))
     best = scores.argsort(descending=True, stable=True)
-    boxes, scores, labels = boxes[best], scores[best] / len(found), labels[best]
-    kept = suppress(boxes[None], scores[None], labels[None], selection)[: selection.max_detections]
-    return Detections(boxes[kept], scores[kept], labels[kept])
+    (chosen,) = select(boxes[best][None], scores[best][None] / len(found), labels[best][None], selection)
+    return chosen
 
 
 def broken_sensors(

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -96,9 +96,16 @@ class FastDetector(Finder):
         """A hash of all that it is made of, norms folded."""
         return self.network.digest
 
-    def look_again(self, *asked: Any) -> list[Detections]:
+    def look_again(
+        self,
+        images: Mapping[str, Tensor],
+        present: Mapping[str, Tensor],
+        contents: Tensor | None,
+        selection: Selection,
+        doubt: Doubting,
+    ) -> list[Detections]:
         """Does what `Detector.look` does, for which nothing has to be captured."""
-        return [one.to(self.device) for one in self.network.look(*asked)]
+        return [one.to(self.device) for one in self.network.look(images, present, contents, selection, doubt)]
 
     def look(
         self,

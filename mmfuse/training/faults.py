@@ -27,9 +27,9 @@ class Strikes:
     """Draws, for a `share` of the images that have several sensors, one of them and a fault of it.
 
     All sensors of the image, all faults of images that may be trained on and suit the sensor, and all severities are as
-    likely; a sensor may also be missing. In as many other images a fault of objects hides some of them from one sensor,
-    if it has such a fault, so that a detector learns to find what one sensor alone shows. What an image suffers follows
-    from the generator alone.
+    likely; a sensor may also be missing. In as many others, as far as there are any (none at a share of 1), a fault of
+    objects hides some of them from one sensor, if it has such a fault, so that a detector learns to find what one
+    sensor alone shows. What an image suffers follows from the generator alone.
     """
 
     share: float

@@ -69,8 +69,9 @@ def predict(  # type: ignore[misc]
       one process writes.
 
     A scene that lacks a sensor, or an image that can't be read, is gone on with and told; see `Prediction`. Scenes are
-    taken to follow one another: a sensor whose frame has the bits of its frame before, while the sensors show different
-    scenes, is frozen and isn't believed.
+    taken to follow one another: a sensor whose frame has the very same bits for longer than is usual of it is stuck,
+    and isn't believed unless it clearly shows what another sensor shows; see `sources.loading.LastFrames`. What is
+    written is judged in parts of 64 scenes, which know nothing of one another.
 
     Raises:
         UserError: the model or source can't be opened, an option isn't allowed, the only scene can't be read, images
@@ -213,7 +214,7 @@ def _each(
             if output and last is not None and part != last:
                 output.write(last, current)
                 current = []
-            if part != last:
+            if part != last and (output or world.size > 1):  # parts are written alike, whoever writes them
                 frames = LastFrames()
             last = part
             for prediction in finder.each(loaded, frames):

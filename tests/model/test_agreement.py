@@ -159,6 +159,8 @@ def witness(agrees, clearly=None, stuck=()):
         ((1, 1, 1), None, (0, 1), "ab", "b", "b", ""),
         ((1, 1, 1), None, (0,), "a", "", "", ""),  # never the last
         ((1, 1, 1), None, (1,), "abc", "bc", "bc", ""),
+        ((1, 1, 1), None, (0, 1), "abc", "", "", ""),  # both clearly show what c shows
+        ((1, 0, 0), None, (0, 1), "abc", "", "ab", "c"),  # old news doesn't vouch for old news, nor outvote c
         ((0, 0, 0), None, (0, 1), "abc", "", "ab", "abc"),
     ],
 )
@@ -173,6 +175,21 @@ def test_who_is_dropped(agrees, clearly, stuck, there, doubted, dropped, disagre
             for row in (judged.dropped, judged.disagreeing)
         ]
         assert told == [dropped if doubting == "drop" else "", disagreeing]
+
+
+@pytest.mark.parametrize(
+    ("clearly", "doubts", "dropped"),
+    [
+        ((1, 1, 1), (1.05, 0.5), ""),  # what is doubted a little counts a little less, and vouches
+        ((1, 1, 1), (0.5, 1.05), ""),
+        ((0, 1, 1), (0.5, 1.05), "a"),
+        ((1, 1, 1), (0.5, torch.inf), "b"),
+    ],
+)
+def test_weighing_hears_what_is_doubted_a_little(clearly, doubts, dropped):
+    there = torch.tensor([[True, True, False]])
+    judged = Judgement.of(torch.tensor([[*doubts, torch.nan]]), there, "weigh", witness((1, 1, 1), clearly, (0,)))
+    assert "".join(m for m, one in zip("abc", judged.dropped[0].tolist(), strict=True) if one) == dropped
 
 
 def test_old_news_is_better_than_an_image_that_says_nothing():

@@ -76,6 +76,39 @@ def test_nobody_looks_again_where_it_is_known_who_is_right_or_nothing_is_to_be_l
         same(detector.find(given, {}, **options), detector.look(given, {}, **options))
 
 
+def test_what_overlaps_is_chosen_as_ever():
+    found = shared([ONE, OTHER], Selection(soft=True)).scores.tolist()
+    assert len(found) == 5
+    assert found[:3] == pytest.approx([0.45, 0.35, 0.1])
+    assert 0.4 * 0.13 < found[3] < 0.4 * 0.3  # lowered by the better one, not dropped
+
+
+def test_who_is_left_and_shows_what_another_shows_keeps_the_image_whole():
+    """A sensor that is doubted a little counts where sensors are weighed; it is in no scene of its own."""
+    detector, images = watching(), swapped(rig(scenes(2)), "b", 1)
+    doubts = {m: torch.tensor([0.2, 0.2]) for m in "abc"} | {"c": torch.tensor([0.2, 1.1])}
+    for m, own in detector.doubts.items():
+        own.forward = lambda finest, told=doubts[m]: told[: len(finest)]
+    once = detector.look(images, {}, doubt="weigh")
+    assert (once[1].disagreeing, once[1].dropped) == (("a", "b"), ())
+    same(detector.find(images, {}, doubt="weigh"), once)
+    both = detector.look(images, {}, doubt="drop")
+    assert (both[1].disagreeing, both[1].dropped) == (("a", "b"), ("c",))
+    assert len(detector.find(images, {})[1]) > 0
+    assert not torch.equal(detector.find(images, {})[1].scores[:5], both[1].scores[:5])
+
+
+def test_a_sensor_that_is_missing_or_broken_is_of_no_scene():
+    detector, images = watching("ab"), swapped({m: x for m, x in rig(scenes(3)).items() if m in "ab"}, "b", 0, 1, 2)
+    present = {"b": torch.tensor([True, False, True])}
+    images["b"][2, :, 5, 5] = torch.nan
+    found, once = detector.find(images, present), detector.look(images, present)
+    assert [one.disagreeing for one in found] == [("a", "b"), (), ()]
+    assert found[2].dropped == ("b",)
+    same(found[1:], once[1:])
+    assert not detector.training
+
+
 def test_of_three_scenes_each_is_a_third():
     detector = watching()
     images = swapped(rig(scenes(2)), "c", 0)

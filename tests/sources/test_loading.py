@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 
 from mmfuse.sample import Scene
@@ -71,19 +72,29 @@ def test_a_frame_repeats_that_has_the_bits_of_its_sensors_last(detector):
     assert not LastFrames().stuck(load([Scene(views[0])], detector.sight))["rgb"].any()
 
 
-def test_a_slower_sensor_is_frozen_where_it_repeats_for_longer_than_it_does(detector):
-    """Thermal at a third of the rate of RGB: its first frame isn't known to be one of a slow sensor."""
-    shown = [0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 3, 3, *[4] * 8, 5, 5, 5, 6]
-    views = [{"rgb": rgb(k), "thermal": rgb(100 + value)[..., 0]} for k, value in enumerate(shown)]
+def stuck(shown, detector):
+    """Where thermal is stuck that shows so many different frames beside RGB, whose frames are all new."""
+    views = [{"rgb": rgb(k % 256), "thermal": rgb(value % 256)[..., 0]} for k, value in enumerate(shown)]
     found = stuck_in(views, detector)
     assert not any(found["rgb"])
-    first, stuck = [1, 2], [12 + k for k in range(5, 8)]
-    assert [k for k, told in enumerate(found["thermal"]) if told] == first + stuck
+    return [k for k, told in enumerate(found["thermal"]) if told]
+
+
+def test_a_slower_sensor_is_stuck_where_it_repeats_for_longer_than_it_does(detector):
+    """Thermal at a third of the rate of RGB: of its first frame it isn't known that it is one of a slow sensor."""
+    shown = [0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 3, 3, *[4] * 8, 5, 5, 5, 6]
+    assert stuck(shown, detector) == [1, 2, *range(12 + 4, 12 + 8)]
+
+
+@pytest.mark.parametrize(("rate", "until"), [(20, 10), (25, 30), (9, 10), (1, 30)])
+def test_any_slower_rate_is_learnt(detector, rate, until):
+    frozen = stuck([k * rate // 30 for k in range(100)], detector)
+    assert [k for k in frozen if k > until] == []
 
 
 def test_one_long_stop_does_not_make_a_sensor_a_slow_one(detector):
-    views = [{"rgb": rgb(k), "thermal": rgb(v)[..., 0]} for k, v in enumerate([0, 1, 2, *[3] * 9, 4, 5, 6, 6])]
-    assert [k for k, told in enumerate(stuck_in(views, detector)["thermal"]) if told] == [*range(4, 12), 15]
+    assert stuck([0, 1, 2, *[3] * 9, 4, 5, 6, 6], detector) == [*range(4, 12), 15]
+    assert stuck([*[0] * 9, 1, *[2] * 4], detector) == [*range(1, 9), *range(11, 14)]  # from the start
 
 
 def stuck_in(views, detector):

@@ -56,6 +56,15 @@ def test_some_objects_are_hidden_from_one_sensor(paired_set):
     assert not torch.equal(struck, raw)
 
 
+def test_a_share_above_a_half_leaves_fewer_images_to_hide_objects_in(paired_set):
+    card = load_card(paired_set)
+    record, sensors = read_split(card, "train")[0], {m: card.modalities[m] for m in ("rgb", "thermal")}
+    of = {share: [hides(one) for one in drawn(share, record, sensors)] for share in (0.8, 1.0)}
+    assert 40 < sum(of[0.8]) < 120
+    assert len(of[0.8]) == len(of[1.0]) == 400
+    assert not any(of[1.0])
+
+
 def test_a_sensor_without_boxes_in_its_image_hides_nothing(paired_set):
     card = load_card(paired_set)
     record = read_split(card, "train")[0]

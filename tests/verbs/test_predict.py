@@ -185,6 +185,23 @@ def test_the_file_is_the_same_whether_a_run_was_stopped_or_not(trained, folders,
     assert sorted(p.name for p in tmp_path.glob("*.parts")) == []
 
 
+def test_what_sensors_usually_show_is_known_beyond_a_part_unless_it_is_written(trained, folders, tmp_path, monkeypatch):
+    made = []
+
+    class Told(module.LastFrames):
+        def __init__(self):
+            super().__init__()
+            made.append(self)
+
+    monkeypatch.setattr(module, "PART", 2)
+    monkeypatch.setattr(module, "LastFrames", Told)
+    detector = load(trained(**SENSORS).best)
+    assert len(list(predict(detector, folders))) == 9
+    assert len(made) == 1
+    list(predict(detector, folders, out=tmp_path / "x.jsonl"))
+    assert len(made) > 5
+
+
 def test_parts_of_something_else_are_not_gone_on_with(trained, folders, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "PART", 2)
     detector = load(trained(**SENSORS).best)

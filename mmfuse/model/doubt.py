@@ -153,10 +153,12 @@ class Judgement:
             left = there & ~(stale & some_left)
         if doubting not in LEAVING_OUT:
             return Judgement(doubts, torch.zeros_like(there), disagreeing)
-        lost = left & (doubted if doubting == "drop" else doubts.isinf())
+        lost = doubted if doubting == "drop" else there & doubts.isinf()
+        lost = lost if left is there else lost & left
         least = torch.where(left, doubts.clamp(max=1e30), torch.inf).argmin(1, keepdim=True)  # one that is left
         alone = (left == lost).all(1, keepdim=True)
-        dropped = (there & ~left) | (lost & ~torch.zeros_like(lost).scatter(1, least, alone))
+        dropped = lost & ~torch.zeros_like(lost).scatter(1, least, alone)
+        dropped = dropped if left is there else dropped | (there & ~left)
         if doubting == "drop":
             return Judgement(doubts, dropped, disagreeing)
         log_belief = -torch.log1p(doubts.clamp(max=1e6) ** 4).masked_fill(dropped | ~there, torch.inf)

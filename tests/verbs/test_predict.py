@@ -455,14 +455,14 @@ def test_positions_are_told_where_depth_knows_them(trained, tmp_path, monkeypatc
     image = {"rgb": write(tmp_path / "rgb.png", channels=3), "depth": plates(tmp_path / "depth.png")}
     boxes = torch.tensor([[38.0, 28, 82, 62], [104, 2, 124, 16]])
     found = Detections(boxes, torch.tensor([0.9, 0.8]), torch.tensor([0, 1]), classes=("thing", "other"))
-    monkeypatch.setattr("mmfuse.model.detector.Detector.find", lambda *a: [found])
+    monkeypatch.setattr("mmfuse.model.detector.Detector.look", lambda *a: [found])
     for encoding in ("inverse_depth", "depth_colours", "normals"):
         run = trained(rgb=Sensor(3), depth=dataclasses.replace(depth, encoding=encoding))
         views = load(run.best).sight.views(image)
         restored = views.restore([found])[0]
         scale = views.scales.item()
         monkeypatch.setattr(
-            "mmfuse.model.detector.Detector.find", lambda *a, s=scale: [dataclasses.replace(found, boxes=boxes * s)]
+            "mmfuse.model.detector.Detector.look", lambda *a, s=scale: [dataclasses.replace(found, boxes=boxes * s)]
         )
         (one,) = predict(load(run.best), [Scene(image)], positions=True)
         assert len(restored) == 2

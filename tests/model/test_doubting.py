@@ -237,8 +237,8 @@ def test_judging_costs_little():
     detector, images = doubtful(), usual(batch=1)
     detector.agreement = None
     on, off = (count(lambda doubt=doubt: detector(images, doubt=doubt)) for doubt in ("drop", "off"))
-    assert on.calls.total() - off.calls.total() <= 66 * len(images)
-    assert on.bytes.total() - off.bytes.total() < 0.01 * off.bytes.total()
+    assert on.calls.total() - off.calls.total() <= 70 * len(images)
+    assert on.bytes.total() - off.bytes.total() < 0.015 * off.bytes.total()
 
 
 @torch.no_grad()

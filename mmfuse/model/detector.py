@@ -128,9 +128,8 @@ class Finder(ABC):
 
         A sensor that isn't believed counts as missing in its scene, which the result tells, and also whether sensors
         show different scenes, of which each then counts for its share (see `doubt.second_look`); see `Doubting` for
-        `doubt`, and `predict` for scenes that follow one another. One whose
-        values aren't finite never is, unless `doubt` is "off"; NaN is a gap only where a sensor had gaps in training,
-        or is registered.
+        `doubt`, and `predict` for scenes that follow one another. One whose values aren't finite never is, unless
+        `doubt` is "off"; NaN is a gap only where a sensor had gaps in training, or is registered.
 
         Raises:
             UserError: an unknown modality, an image that its sensor can't have given (channels, type, unit), a scene
@@ -159,7 +158,7 @@ class Finder(ABC):
         right, there is a second look: see `doubt.second_look`.
         """
         found = self.look(images, present, contents, selection, doubt, stuck)
-        return second_look(self.look_again, found, images, contents, selection, doubt)
+        return second_look(self.again.look, found, images, contents, selection, doubt)
 
     @abstractmethod
     def look(
@@ -173,16 +172,10 @@ class Finder(ABC):
     ) -> list[Detections]:
         """Does what `find` does, once."""
 
-    def look_again(
-        self,
-        images: Mapping[str, Tensor],
-        present: Mapping[str, Tensor],
-        contents: Tensor | None,
-        selection: Selection,
-        doubt: Doubting,
-    ) -> list[Detections]:
-        """Does what `look` does, of few images and seldom."""
-        return self.look(images, present, contents, selection, doubt)
+    @property
+    def again(self) -> "Finder":
+        """What looks a second time, at few images and seldom."""
+        return self
 
 
 class Detector(Exact, OnHub, Finder):

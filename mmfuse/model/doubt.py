@@ -138,11 +138,10 @@ class Judgement:
         better than old news. Which of two sensors shows the wrong scene nothing else tells.
 
         To "weigh", only what is doubted beyond all measure is dropped so, and can't vouch for a stuck one; of all
-        others the belief is 1 / (1 + d^4) of
-        a doubt d: a half where else belief ends.
+        others the belief is 1 / (1 + d^4) of a doubt d: a half where else belief ends.
         """
         doubted = there & (doubts >= 1)
-        disagreeing = torch.zeros_like(there)
+        disagreeing = gone = torch.zeros_like(there)
         left = there
         if witness is not None:
             others = _pairs(there & ~doubted)
@@ -152,15 +151,14 @@ class Judgement:
             vouching = _pairs(there & ~(doubts.isinf() if doubting == "weigh" else doubted)) & fresh
             stale = (disagreeing & others_agree) | (witness.stuck & ~(vouching & witness.clearly).any(2))
             some_left = (there & ~stale & ~doubts.isinf()).any(1, keepdim=True)
-            left = there & ~(stale & some_left)
+            gone = there & stale & some_left
+            left = there & ~gone
         if doubting not in LEAVING_OUT:
             return Judgement(doubts, torch.zeros_like(there), disagreeing)
-        lost = doubted if doubting == "drop" else there & doubts.isinf()
-        lost = lost if left is there else lost & left
+        lost = gone | (doubted if doubting == "drop" else there & doubts.isinf())
         least = torch.where(left, doubts.clamp(max=1e30), torch.inf).argmin(1, keepdim=True)  # one that is left
-        alone = (left == lost).all(1, keepdim=True)
+        alone = (there == lost).all(1, keepdim=True)
         dropped = lost & ~torch.zeros_like(lost).scatter(1, least, alone)
-        dropped = dropped if left is there else dropped | (there & ~left)
         if doubting == "drop":
             return Judgement(doubts, dropped, disagreeing)
         log_belief = -torch.log1p(doubts.clamp(max=1e6) ** 4).masked_fill(dropped | ~there, torch.inf)
@@ -246,7 +244,7 @@ def second_look(
         each = look({m: images[m][rows]}, {}, seen, selection, doubt)
         for row, one in zip(rows, each, strict=True):
             alone[row].append(one)
-    together = {row: shared(each, selection) for row, each in alone.items()}
+    together = {row: shared(each, selection).to(found[row].boxes.device) for row, each in alone.items()}
     return [
         replace(one, **{name: getattr(together[row], name) for name in ("boxes", "scores", "labels")})
         if row in together

@@ -96,16 +96,10 @@ class FastDetector(Finder):
         """A hash of all that it is made of, norms folded."""
         return self.network.digest
 
-    def look_again(
-        self,
-        images: Mapping[str, Tensor],
-        present: Mapping[str, Tensor],
-        contents: Tensor | None,
-        selection: Selection,
-        doubt: Doubting,
-    ) -> list[Detections]:
-        """Does what `Detector.look` does, for which nothing has to be captured."""
-        return [one.to(self.device) for one in self.network.look(images, present, contents, selection, doubt)]
+    @property
+    def again(self) -> Finder:
+        """The network, for which nothing has to be captured."""
+        return self.network
 
     def look(
         self,
